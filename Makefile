@@ -1,0 +1,47 @@
+# Two commands for everyone: `make lab` opens the live trainer, `make test` proves that all works.
+# The rest is for those who change things: notebooks, bench, lint, clean.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+
+.PHONY: lab test lint notebooks bench clean
+.DEFAULT_GOAL := lab
+
+lab: .venv/core
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(LAB_OPTIONS) notebooks/00_lab.ipynb
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser"
+	$(BIN)/python -m qllk.lab.notebooks check notebooks/*.ipynb
+	QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile \
+		--nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Run every notebook afresh and store what it prints.
+notebooks: .venv/dev
+	QLLK_FAST=1 $(BIN)/python -m qllk.lab.notebooks refresh notebooks/*.ipynb
+
+bench: .venv/core
+	$(BIN)/python -m qllk bench $(BENCH_OPTIONS)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'qllk needs Python 3.11 or newer, this is ' + sys.version)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+.venv/core: .venv/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

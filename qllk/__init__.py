@@ -1,0 +1,35 @@
+"""A linear-time byte language model, built step by step: the library of the course.
+
+    model = qllk.build("qllk-2")                     logits = model(ids)
+    trainer = qllk.Trainer("qllk-2", qllk.corpus("stdlib"))
+    for record in trainer: print(record.step, record.bits_per_byte)
+
+Axes     B batch, T time, D model width, H heads, K key width, V value width, F MLP width,
+         P patches, R bytes per patch, W window, C chunk, S state.
+"""
+
+__version__ = "0.1.0"
+
+from . import devices, probes, published
+from .data import corpus
+from .models import build
+from .presets import PRESETS
+from .recipe import Recipe
+from .sample import generate, stream
+from .spec import Patch, Spec
+from .train import Trainer
+
+__all__ = [
+    "PRESETS",
+    "Patch",
+    "Recipe",
+    "Spec",
+    "Trainer",
+    "build",
+    "corpus",
+    "devices",
+    "generate",
+    "probes",
+    "published",
+    "stream",
+]

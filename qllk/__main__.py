@@ -1,0 +1,327 @@
+"""python -m qllk: doctor, presets, train, sample, bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import __version__, bench, checkpoint, devices, evaluate, sample
+from .data import corpus_names, write_whole
+from .models import build, parameters
+from .presets import PRESETS
+from .recipe import Recipe
+from .train import Diverged, Trainer
+
+
+def main(arguments=None) -> int:
+    """Run one command. Returns 0, or 1 after an error that the message explains."""
+    args = parser().parse_args(arguments)
+    try:
+        args.command(args)
+    except (ValueError, OSError, Diverged) as error:
+        print(f"qllk: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("qllk: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    add_doctor(commands)
+    add_presets(commands)
+    add_train(commands)
+    add_sample(commands)
+    add_bench(commands)
+    return top
+
+
+def command(commands, function, **options):
+    """A subcommand named after its function `do_…`, with the function's first line as help."""
+    help_line = function.__doc__.splitlines()[0]
+    made = commands.add_parser(
+        function.__name__.removeprefix("do_"),
+        help=help_line,
+        description=function.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        **options,
+    )
+    made.set_defaults(command=function)
+    return made
+
+
+def show(args, facts: dict, text: str) -> None:
+    """The facts as JSON when a script asks for them, else the text."""
+    print(json.dumps(facts, indent=2) if args.json else text)
+
+
+# ---------------------------------------------------------------- doctor, presets
+
+
+def add_doctor(commands):
+    made = command(commands, do_doctor)
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+
+def do_doctor(args):
+    """What this machine is, what it can train on, and how fast."""
+    found = devices.available()
+    facts = bench.machine() | {
+        "qllk": __version__,
+        "threads": torch.get_num_threads(),
+        "corpora": corpus_names(),
+        "devices": [
+            device._asdict() | {"fastest": devices.fastest_precision(device.name)}
+            for device in found
+        ],
+    }
+    lines = [f"qllk {__version__}, torch {facts['torch']}, Python {facts['python']}"]
+    for device in facts["devices"]:
+        offers = ", ".join(device["precisions"])
+        lines.append(f"{device['name']}: {device['label']}")
+        lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
+    lines.append(f"corpora: {', '.join(facts['corpora'])}, any file or folder by path")
+    show(args, facts, "\n".join(lines))
+
+
+def add_presets(commands):
+    made = command(commands, do_presets)
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+
+def do_presets(args):
+    """The models that have names, with their parameters."""
+    facts = {}
+    for name, spec in PRESETS.items():
+        with torch.device("meta"):
+            count = parameters(build(spec))
+        facts[name] = {"parameters": count, "spec": json.loads(spec.to_json())}
+    width = max(map(len, facts))
+    lines = [f"{name:{width}}  {row['parameters']:>12,} parameters" for name, row in facts.items()]
+    show(args, facts, "\n".join(lines))
+
+
+# ---------------------------------------------------------------- train
+
+
+def add_train(commands):
+    made = command(commands, do_train)
+    made.add_argument("--model", default="qllk-2", help=f"one of {', '.join(PRESETS)}")
+    made.add_argument("--corpus", default="stdlib", help="a name, a file, a folder, or task:NAME")
+    made.add_argument("--minutes", type=float, help="train so long, instead of --steps")
+    made.add_argument("--dropout", type=float, help="instead of the preset's")
+    made.add_argument("--save", type=Path, help="keep a checkpoint here")
+    made.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
+    made.add_argument("--resume", type=Path, help="go on from this checkpoint; ignores the rest")
+    made.add_argument("--sample-at", type=float, nargs="*", default=[], help="minutes")
+    made.add_argument("--prompt", default="\n", help="what samples start with")
+    made.add_argument("--report", type=Path, help="write curve, samples and result as JSON here")
+    made.add_argument("--plot", type=Path, help="draw the learning curve here")
+    made.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_recipe(made)
+
+
+def add_recipe(made):
+    """One option for each field of a Recipe, with the Recipe's own default."""
+    group = made.add_argument_group("recipe")
+    for field in fields(Recipe):
+        option = f"--{field.name.replace('_', '-')}"
+        if field.name == "precision":
+            group.add_argument(option, default="auto", help="auto: the fastest in a short test")
+        elif field.type == "bool":
+            group.add_argument(option, action="store_true", help=" ")
+        elif field.name != "seconds":
+            kind = {"int": int, "float": float}.get(field.type, str)
+            group.add_argument(option, type=kind, default=field.default, help=" ")
+
+
+def recipe_of(args, **changes) -> Recipe:
+    names = [field.name for field in fields(Recipe) if field.name != "seconds"]
+    given = {name: getattr(args, name) for name in names}
+    if given["precision"] == "auto":
+        given["precision"] = devices.fastest_precision(given["device"])
+    return Recipe(**given | changes)
+
+
+def do_train(args):
+    """Train a model on a corpus and judge it on the whole held-out split."""
+    if args.resume:
+        trainer = checkpoint.load(args.resume)
+    else:
+        spec = build_spec(args.model, args.dropout)
+        seconds = args.minutes and args.minutes * 60
+        trainer = Trainer(spec, find(args.corpus), recipe_of(args, seconds=seconds))
+    report = {
+        "model": args.model,
+        "parameters": parameters(trainer.model),
+        "corpus": trainer.corpus.name,
+        "device": trainer.device,
+        "precision": trainer.precision,
+        "machine": bench.machine(),
+        "floors": evaluate.floors(trainer.corpus),
+        "curve": [],
+        "samples": [],
+    }
+    run(trainer, args, report)
+    with devices.autocast(trainer.device, trainer.precision):
+        nats = evaluate.nats_per_byte(trainer.model, trainer.corpus.valid, trainer.recipe.window)
+    report |= {
+        "steps": trainer.step,
+        "bytes_seen": trainer.bytes_seen,
+        "seconds": trainer.seconds,
+        "held_out_bytes": len(trainer.corpus.valid) - 1,
+        "nats_per_byte": nats,
+        "bits_per_byte": nats / evaluate.LN2,
+    }
+    if args.report:
+        write_whole(args.report, json.dumps(report, indent=1).encode())
+    if args.plot:
+        bench.plot_run(args.model, report["curve"], args.plot, floors=report["floors"])
+    show(args, report, summary(report))
+
+
+def build_spec(name, dropout):
+    spec = build(name).spec
+    return spec if dropout is None else spec.but(dropout=dropout)
+
+
+def find(name):
+    """A corpus by name or path, or a synthetic task as `task:NAME`."""
+    if name.startswith("task:") and name.count(":") == 1:
+        name = f"{name}:{1 << 18}:0"
+    return checkpoint.find_corpus(name)
+
+
+def run(trainer, args, report):
+    """Every step, with a progress bar, samples at their time, and checkpoints."""
+    due = sorted(60.0 * minutes for minutes in args.sample_at)
+    saved = time.monotonic()
+    bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+    try:
+        for record in trainer:
+            bar.update(100 * trainer.progress - bar.n)
+            bar.set_postfix_str(
+                f"step {record.step} {record.bits_per_byte:.3f} bits/byte "
+                f"{record.bytes_per_second:,.0f} bytes/s",
+                refresh=False,
+            )
+            if record.valid_nats is not None:
+                report["curve"].append([round(trainer.seconds, 2), record.valid_nats])
+            while due and trainer.seconds >= due[0]:
+                report["samples"].append([due.pop(0), write(trainer.model, args.prompt)])
+            if args.save and time.monotonic() - saved > args.save_every:
+                checkpoint.save(trainer, args.save)
+                saved = time.monotonic()
+    finally:
+        bar.close()
+        if args.save:
+            checkpoint.save(trainer, args.save)
+    report["samples"] += [[seconds, write(trainer.model, args.prompt)] for seconds in due]
+
+
+def write(model, prompt, length=400):
+    text = sample.generate(model, prompt, length, sample.sampler(temperature=0.8, seed=0))
+    return text.decode(errors="replace")
+
+
+def summary(report) -> str:
+    floors = ", ".join(f"{name} {bits:.3f}" for name, bits in report["floors"].items())
+    lines = [
+        f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
+        f"{report['steps']:,} steps, {report['bytes_seen'] / 1e6:.1f} MB read in "
+        f"{report['seconds']:.0f} s on {report['device']} in {report['precision']}",
+        f"held out, all {report['held_out_bytes']:,} bytes: {report['nats_per_byte']:.4f} nats, "
+        f"{report['bits_per_byte']:.4f} bits per byte",
+        f"floors in bits per byte: {floors}",
+    ]
+    for seconds, text in report["samples"]:
+        lines += [f"--- after {seconds / 60:g} minutes ---", text]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- sample
+
+
+def add_sample(commands):
+    made = command(commands, do_sample)
+    made.add_argument("checkpoint", type=Path)
+    made.add_argument("--prompt", default="\n")
+    made.add_argument("--length", type=int, default=500, help="bytes to write")
+    made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    made.add_argument("--top-k", type=int)
+    made.add_argument("--top-p", type=float)
+    made.add_argument("--seed", type=int)
+
+
+def do_sample(args):
+    """Write on from a prompt with a trained model, one byte at a time."""
+    model = checkpoint.load_model(args.checkpoint).eval()
+    pick = sample.greedy
+    if args.temperature != 0:
+        pick = sample.sampler(args.temperature, args.top_k, args.top_p, args.seed)
+    prompt = args.prompt.encode()
+    ids = torch.tensor([list(prompt)])
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one byte, for example a line end")
+    sys.stdout.buffer.write(prompt)
+    for number, chosen in enumerate(sample.stream(model, ids, pick), 1):
+        sys.stdout.buffer.write(bytes(chosen.tolist()))
+        sys.stdout.buffer.flush()
+        if number >= args.length:
+            break
+    print()
+
+
+# ---------------------------------------------------------------- bench
+
+
+def add_bench(commands):
+    made = command(commands, do_bench)
+    made.add_argument("--corpus", default="stdlib", help="a name, a file or a folder")
+    made.add_argument("--seconds", type=float, nargs="+", default=[100.0], help="of one core")
+    made.add_argument("--entries", nargs="+", default=list(bench.RACE), metavar="NAME")
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    made.add_argument("--folder", type=Path, default=Path("runs/race"), help="where runs are kept")
+    made.add_argument("--report", type=Path, default=Path("runs/race.json"), help="rows as JSON")
+    made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="loss as a picture")
+    made.add_argument("--json", action="store_true", help="print the rows as JSON")
+    add_recipe(made)
+    made.set_defaults(validate_every=1 << 30)  # the race looks at its own times
+
+
+def do_bench(args):
+    """Race models against their controls: equal computing time, text and search."""
+    if unknown := sorted(set(args.entries) - set(bench.ENTRIES)):
+        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(bench.ENTRIES)}")
+    recipe = recipe_of(args)
+    source = find(args.corpus).source
+    rows = bench.race(
+        source,
+        args.seconds,
+        entries=args.entries,
+        seeds=args.seeds,
+        recipe=recipe,
+        folder=args.folder,
+        jobs=args.jobs,
+    )
+    facts = {"machine": bench.machine(), "precision": recipe.precision, "rows": rows}
+    write_whole(args.report, json.dumps(facts, indent=1).encode())
+    longest = [row for row in rows if row["seconds"] == max(args.seconds)]
+    bench.plot_race(longest, args.plot, floors=evaluate.floors(find(args.corpus)))
+    show(args, facts, bench.table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

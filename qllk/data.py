@@ -1,0 +1,294 @@
+"""Text as bytes: corpora, their splits and floors, and windows drawn from them.
+
+A corpus is two memory-mapped uint8 arrays, one to train on and one held out. Splits are by file or
+by contiguous tail, never interleaved, so that no held-out byte has a neighbour in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ROOT / "data" / "corpora.json"
+HELD_OUT = 0.1  # of a text that has no files to split by: its tail
+TEXT_SUFFIXES = (
+    ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
+    ".txt .xml .yaml .yml"
+)
+# Of the standard library: its tests, and what was installed beside it.
+LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Bytes to learn from and bytes to be judged on.
+
+    Shapes   train, valid (n,) uint8
+    `source` is what `corpus` was asked for, so that a checkpoint can ask again.
+    """
+
+    name: str
+    train: np.ndarray
+    valid: np.ndarray
+    source: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of every byte of both splits: equal only for equal text, equally split."""
+        digest = hashlib.sha256(len(self.train).to_bytes(8))
+        digest.update(self.train)
+        digest.update(self.valid)
+        return digest.hexdigest()
+
+    def require(self, window: int) -> Corpus:
+        """This corpus, if both splits hold at least one window and its target.
+
+        Raises   ValueError naming the split that is too short
+        """
+        for split in ("train", "valid"):
+            if (size := len(getattr(self, split))) <= window:
+                raise ValueError(
+                    f"corpus {self.name!r}: the {split} split has {size} bytes, but a window of "
+                    f"{window} needs at least {window + 1}; take a longer text or a shorter window"
+                )
+        return self
+
+
+def cache_folder() -> Path:
+    """Where prepared corpora are kept: $QLLK_CACHE, or data/cache beside the package."""
+    return Path(os.environ.get("QLLK_CACHE") or ROOT / "data" / "cache")
+
+
+def corpus(name: str | Path = "stdlib") -> Corpus:
+    """A corpus by name, or any file or folder of text by path.
+
+    "stdlib" is the source of the running Python's standard library: real text, on every machine,
+    no download. The others that have names are listed in data/corpora.json and are downloaded once,
+    their checksum verified.
+
+    Raises   FileNotFoundError when it is neither a known name nor a path
+             ValueError when it holds no text
+             ConnectionError when it must be downloaded and cannot be
+    """
+    manifest = json.loads(MANIFEST.read_text())
+    path = Path(name).expanduser()
+    if name == "stdlib":
+        found = _stdlib()
+    elif name in manifest:
+        found = _downloaded(str(name), manifest[name])
+    elif path.is_file():
+        found, name = _from_file(path), path.resolve()
+    elif path.is_dir() and str(name):  # Path("") would be the folder one happens to stand in
+        found, name = _from_folder(path), path.resolve()
+    else:
+        known = ", ".join(corpus_names())
+        raise FileNotFoundError(f"no corpus {str(name)!r}: give a file, a folder or one of {known}")
+    return replace(found, source=str(name))
+
+
+def corpus_names() -> list[str]:
+    """The names that `corpus` knows."""
+    return ["stdlib", *json.loads(MANIFEST.read_text())]
+
+
+# ---------------------------------------------------------------- where text comes from
+
+
+def _stdlib() -> Corpus:
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = _files(folder, {".py"}, leave_out=LEFT_OUT)
+    facts = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+    version = ".".join(map(str, sys.version_info[:3]))
+    return _cached("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
+
+
+def _from_folder(folder: Path) -> Corpus:
+    files = _files(folder, TEXT_SUFFIXES.split())
+    if not files:
+        raise ValueError(
+            f"no text under {str(folder)!r}: looked for files ending in "
+            f"{TEXT_SUFFIXES}; give one file by its path instead"
+        )
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return _cached(folder.resolve().name, f"folder-{_stamp(facts)}", folder, files)
+
+
+def _files(folder: Path, suffixes, leave_out=()) -> list[Path]:
+    """All files below with such a suffix, sorted; nothing hidden, and no folder of `leave_out`."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if f not in leave_out and not f.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _from_file(path: Path, name: str | None = None) -> Corpus:
+    """A file is mapped where it lies; its last tenth is held out."""
+    size = path.stat().st_size
+    if size < 2:
+        raise ValueError(f"{str(path)!r} has {size} bytes; there is nothing to learn from")
+    data = np.memmap(path, np.uint8, mode="r")
+    return Corpus(name or path.stem, *_split_tail(data))
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def _downloaded(name: str, row: dict) -> Corpus:
+    """Fetch once, into the cache, where only what passed its checksum gets its final name."""
+    import pooch
+    import requests
+
+    folder, url = cache_folder(), row["url"]
+    part = folder / f"{row['file']}.{row['sha256'][:8]}.part"
+    try:
+        path = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{row['sha256']}",
+            fname=row["file"],
+            path=folder,
+            downloader=lambda url, target, _: _fetch(url, part, target),
+        )
+    except requests.RequestException as error:
+        raise ConnectionError(
+            f"corpus {name!r} could not be downloaded from {url} ({type(error).__name__}); try "
+            "again when online, where it goes on from what it has; or use 'stdlib', which needs "
+            "no network, or give a file by its path"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"corpus {name!r}: what {url} sent is not the expected text, its SHA-256 differs from "
+            f"the one in {MANIFEST.name}; it was thrown away. Try again, or give a file by its path"
+        ) from error
+    path = Path(path)
+    return _from_file(_unzipped(path, row["unzip"]) if "unzip" in row else path, name)
+
+
+def _fetch(url: str, part: Path, target: str) -> None:
+    """Download to the file `part`, going on where an earlier try was cut off; then move it."""
+    import requests
+    from tqdm import tqdm
+
+    have = part.stat().st_size if part.exists() else 0
+    # Plain bytes, not a compressed stream of them, or "from byte n" would mean something else.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
+        if answer.status_code == 416:  # the part is longer than the text: no part of it
+            part.unlink()
+        answer.raise_for_status()
+        have = have if answer.status_code == 206 else 0
+        total = have + int(answer.headers.get("Content-Length", 0)) or None
+        with (
+            open(part, "ab" if have else "wb") as file,
+            tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True) as bar,
+        ):
+            for piece in answer.iter_content(1 << 16):
+                file.write(piece)
+                bar.update(len(piece))
+    os.replace(part, target)
+
+
+def _unzipped(archive: Path, member: str) -> Path:
+    path = archive.with_name(member)
+    if not path.exists():
+        with zipfile.ZipFile(archive) as file:
+            write_whole(path, file.read(member))
+    return path
+
+
+# ---------------------------------------------------------------- splits and cache
+
+
+def _split_tail(data):
+    cut = int(len(data) * (1 - HELD_OUT))
+    return data[:cut], data[cut:]
+
+
+def _split_by_file(folder: Path, files: list[Path]) -> tuple[bytes, bytes]:
+    """One file in twenty is held out, picked by a hash of its name so that the pick is stable."""
+    texts = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    texts = {name: text for name, text in texts.items() if text}
+    if len(texts) < 2:
+        return _split_tail(b"".join(texts.values()))
+    held_out = {n for n in texts if hashlib.sha256(n.encode()).digest()[0] % 20 == 0}
+    if not held_out or len(held_out) == len(texts):  # too few files for chance: the last one is
+        held_out = {max(texts)}
+    train = b"".join(text for name, text in texts.items() if name not in held_out)
+    return train, b"".join(texts[name] for name in texts if name in held_out)
+
+
+def _cached(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
+    """Both splits as files, made once; a file appears whole or not at all."""
+    paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
+    if not all(path.exists() for path in paths):
+        texts = _split_by_file(folder, files)
+        if not all(texts):
+            raise ValueError(
+                f"corpus {name!r}: the {len(files)} files under {str(folder)!r} hold "
+                f"{sum(map(len, texts))} bytes, and two at least are needed"
+            )
+        for path, text in zip(paths, texts, strict=True):
+            write_whole(path, text)
+    return Corpus(name, *(np.memmap(path, np.uint8, mode="r") for path in paths))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part of it.
+
+    Raises   OSError when the place cannot be written; what lay there stays
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _stamp(facts) -> str:
+    """A short name for these facts about files: it changes when one of them does."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- windows
+
+
+def draw_windows(data: np.ndarray, rows: int, window: int, generator: torch.Generator):
+    """Random windows, each with the byte that follows.
+
+    Shapes   data (n,) uint8  ->  (rows, window + 1) uint8
+    """
+    starts = torch.randint(len(data) - window, (rows,), generator=generator)
+    return torch.from_numpy(np.stack([data[s : s + window + 1] for s in starts.tolist()]))
+
+
+def all_windows(data: np.ndarray, rows: int, window: int):
+    """Every byte but the first once as a target, in order: neighbours share one byte.
+
+    Shapes   data (n,) uint8  ->  yields (up to rows, window + 1), at the end (1, what is left)
+    """
+    full = (len(data) - 1) // window
+    for first in range(0, full, rows):
+        count = min(rows, full - first)
+        starts = range(first * window, (first + count) * window, window)
+        yield torch.from_numpy(np.stack([data[s : s + window + 1] for s in starts]))
+    if len(rest := data[full * window :]) > 1:
+        yield torch.from_numpy(np.array(rest))[None]

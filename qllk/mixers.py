@@ -1,0 +1,262 @@
+"""Modules around the kernels, one signature for all: `y, state = mixer(x, state)`.
+
+x and y are (B,T,D) for any T >= 1. `state=None` means that nothing came before. The returned state
+is a new value; the old one stays valid. Training passes a long x and drops the state, prefill keeps
+it, decoding is T = 1: there is no `step`, no cache object and no mode.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels
+from .layers import choose
+from .positions import NoPositions
+
+
+class Sum(NamedTuple):
+    """State of the cumulative sum: D numbers, and how many steps they add up."""
+
+    S: Tensor  # (B,D)
+    t: int
+
+
+class Memory(NamedTuple):
+    """State of linear attention: one K x V matrix per head."""
+
+    S: Tensor  # (B,H,K,V)
+
+
+class KV(NamedTuple):
+    """State of softmax attention: the keys and values still in sight, and the steps so far."""
+
+    k: Tensor  # (B,H,N,K)
+    v: Tensor  # (B,H,N,K)
+    t: int
+
+
+class Past(NamedTuple):
+    """State of a convolution: its last W - 1 inputs."""
+
+    x: Tensor  # (B,W-1,D)
+
+
+def log_decays(d_model, shortest, longest) -> Tensor:
+    """Log decays, spread evenly on a log scale from one half-life in steps to another: (D,)."""
+    steps = torch.logspace(math.log2(shortest), math.log2(longest), d_model, base=2.0)
+    return -math.log(2.0) / steps
+
+
+class CumsumMixer(nn.Module):
+    """The cumulative sum with fused projections, a norm on the sum and a sigmoid gate.
+
+        y = W_o ( sigmoid(W_g x) * W_q x * normaliser(S) )        S = running sum of W_k x * W_v x
+
+    Options  normaliser   what keeps a growing sum readable (see NORMALISERS)
+             half_lives   none, the plain sum; or (shortest, longest) in steps: every channel
+                          forgets at its own fixed speed
+    State    Sum: D numbers
+    Cost     time O(T D^2), all of it in the projections; the sum itself is O(T D)
+    Paper    QLLK 1.1 for the fused kernel; the output projection and the norm are ours
+    """
+
+    def __init__(self, d_model, positions=None, *, normaliser="rms", half_lives=None):
+        super().__init__()
+        self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.normalise = choose(NORMALISERS, normaliser, "normaliser")
+        decay = None if half_lives is None else log_decays(d_model, *half_lives)
+        # A sum that forgets in a few steps stays small, one that hardly forgets grows: the gain
+        # gives all channels the same size on input of mean zero.
+        gain = torch.ones(d_model) if decay is None else (1 - (2 * decay).exp()).sqrt()
+        self.register_buffer("log_decay", decay, persistent=False)
+        self.register_buffer("gain", gain, persistent=False)
+
+    def forward(self, x, state=None):
+        S, t = state or (None, 0)
+        q, k, v, g = self.qkvg(x).chunk(4, dim=-1)
+        sums, S = kernels.running_sum(k * v * self.gain, S, self.log_decay)
+        counts = torch.arange(t + 1, t + 1 + x.shape[1], device=x.device)[:, None]  # (T,1)
+        y = q * self.normalise(sums, counts) * g.sigmoid()
+        return self.out(y.to(q.dtype)), Sum(S, t + x.shape[1])
+
+
+def plain(sums, counts):
+    """The sum as it is, growing with length."""
+    return sums
+
+
+def by_count(sums, counts):
+    """The mean so far. Shapes  sums (B,T,D), counts (T,1) -> (B,T,D)"""
+    return sums / counts
+
+
+def by_root(sums, counts):
+    """Steady for input of mean zero, whose sum grows as sqrt(t)."""
+    return sums * counts.rsqrt()
+
+
+def by_rms(sums, counts):
+    """Scaled to root mean square 1 over the channels: the size is lost, the direction kept."""
+    return nn.functional.rms_norm(sums, sums.shape[-1:])
+
+
+NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
+
+
+class SoftmaxAttention(nn.Module):
+    """Every query looks at every key before it, or at the last `window` of them.
+
+    Options  heads, which divide d_model; window in steps, none means all
+    State    KV: 2 D numbers per step still in sight, so it grows with length unless windowed
+    Cost     time O(T N D) for N keys; adding to the cache copies it, the same order as reading it
+    Paper    Vaswani 2017, 1706.03762
+    """
+
+    def __init__(self, d_model, positions=None, *, heads, window=None):
+        super().__init__()
+        self.heads, self.window = divides(heads, d_model), window
+        self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x, state=None):
+        t = state.t if state else 0
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k = self.turn(q, t), self.turn(k, t)
+        if state:
+            k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+        o = kernels.causal_attention(q, k, v, self.window)
+        if self.window:
+            first = max(0, k.shape[2] - self.window + 1)  # the next query brings its own key
+            k, v = k[:, :, first:].clone(), v[:, :, first:].clone()
+        return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
+
+
+class LinearAttention(nn.Module):
+    """A matrix of key-value products per head, with no, fixed or learned forgetting.
+
+    Options  heads, which divide d_model
+             decay   "none"; "fixed", one speed per head (RetNet); "head" or "channel", computed
+                     from the input, one per head (Mamba-2) or per key channel (GLA)
+    State    Memory: D^2 / heads numbers
+    Cost     time O(T D (C + D / heads)) in chunks of C
+    Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
+    """
+
+    def __init__(self, d_model, positions=None, *, heads, decay="none"):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.norm = nn.RMSNorm(d_model // heads)
+        self.decay = choose(DECAYS, decay, "decay")(d_model, heads)
+
+    def forward(self, x, state=None):
+        q, k, v, g = split_heads(self.qkvg(x), 4, self.heads)
+        S = state.S if state else None
+        o, S = kernels.linear_attention(q, k, v, self.decay(x), S)
+        return self.out(join_heads(self.norm(o) * g.sigmoid())), Memory(S)
+
+
+class NoDecay(nn.Module):
+    """Never forget. Each decay maps x (B,T,D) to log decays (B,H,T,1 or K), or to none."""
+
+    def __init__(self, d_model, heads):
+        super().__init__()
+
+    def forward(self, x):
+        return None
+
+
+class FixedDecay(nn.Module):
+    """One fixed speed per head, 1 - 2^-(5+h).  RetNet, 2307.08621, equation 8."""
+
+    def __init__(self, d_model, heads):
+        super().__init__()
+        speeds = 2.0 ** -(5.0 + torch.arange(heads))
+        self.register_buffer("log_decay", torch.log1p(-speeds), persistent=False)
+
+    def forward(self, x):
+        return self.log_decay[:, None, None].to(x.dtype).expand(x.shape[0], -1, x.shape[1], 1)
+
+
+class HeadDecay(nn.Module):
+    """One speed per head, computed from the input."""
+
+    def __init__(self, d_model, heads):
+        super().__init__()
+        self.heads = heads
+        self.speed = nn.Linear(d_model, self.speeds(d_model, heads))
+
+    @staticmethod
+    def speeds(d_model, heads):
+        return heads
+
+    def forward(self, x):
+        # logsigmoid/16 starts near exp(-0.04) a step: a half-life of 16.  GLA, 2312.06635, 4.4.
+        log_decay = nn.functional.logsigmoid(self.speed(x)) / 16.0
+        return log_decay.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ChannelDecay(HeadDecay):
+    """One speed per key channel, computed from the input."""
+
+    @staticmethod
+    def speeds(d_model, heads):
+        return d_model
+
+
+DECAYS = {"none": NoDecay, "fixed": FixedDecay, "head": HeadDecay, "channel": ChannelDecay}
+
+
+class GatedConv(nn.Module):
+    """The local mixer: a causal depthwise convolution with a gate.
+
+        y = W_o ( silu(W_g x) * conv(W_x x) )
+
+    Options  width W, in steps
+    State    Past: (W-1) D numbers
+    Cost     time O(T D^2), all but O(T W D) of it in the projections
+    """
+
+    def __init__(self, d_model, positions=None, *, width):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        self.xg = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.taps = nn.Parameter(torch.randn(width, d_model) * width**-0.5)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x, state=None):
+        x, g = self.xg(x).chunk(2, dim=-1)
+        y, past = kernels.causal_conv(x, self.taps, state.x if state else None)
+        return self.out(nn.functional.silu(g) * y), Past(past)
+
+
+def divides(heads, d_model):
+    if heads < 1 or d_model % heads:
+        raise ValueError(f"heads={heads} must divide d_model={d_model}")
+    return heads
+
+
+def split_heads(x, n, heads):
+    """(B,T,n D) -> n tensors (B,H,T,D/H)."""
+    return x.unflatten(-1, (n, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def join_heads(x):
+    """(B,H,T,K) -> (B,T,H K)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+MIXERS = {
+    "cumsum": CumsumMixer,
+    "softmax": SoftmaxAttention,
+    "linear": LinearAttention,
+    "conv": GatedConv,
+}

@@ -1,0 +1,101 @@
+"""What goes into a run and what comes out, as plain data: its recipe, its commands, its records.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .spec import known_fields, positive
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, as plain data. A run ends after `steps`; given `seconds`, after these instead.
+
+    Raises   ValueError naming the field that makes no sense
+    """
+
+    steps: int = 2000
+    seconds: float | None = None
+    batch: int = 4  # rows per step
+    window: int = 1024  # bytes per row
+    accumulate: int = 1  # a step's rows are worked through in this many parts
+    lr: float = 6e-3  # the peak
+    final_lr: float = 0.02  # share of the peak at the end
+    warmup: float = 0.15  # share of the run, so that a slow model is not warmed up for longer
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest norm of the gradient
+    precision: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
+    seed: int = 0
+    validate_every: int = 200  # steps
+    validate_bytes: int = 1 << 16  # of the held-out split, for the curve; reports use all of it
+
+    def __post_init__(self):
+        whole = ("steps", "batch", "window", "accumulate", "validate_every", "validate_bytes")
+        positive("Recipe", **{name: getattr(self, name) for name in whole})
+        for name in ("lr", "clip"):
+            check_rate(f"Recipe: {name}", getattr(self, name))
+        if self.seconds is not None:
+            check_rate("Recipe: seconds", self.seconds)
+        for name, most in {"weight_decay": math.inf, "final_lr": 1.0, "warmup": 1.0}.items():
+            check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
+        check_range("Recipe: seed", self.seed, int, 2**63 - 1)
+        for name, kind in {"device": str, "precision": str, "compile": bool}.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"Recipe: accumulate={self.accumulate} must divide batch={self.batch}")
+
+    @classmethod
+    def from_dict(cls, values) -> Recipe:
+        return cls(**known_fields(cls, values))
+
+
+def check_rate(what, value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{what} must be a number above 0, got {value!r}")
+
+
+def check_range(what, value, kind, most):
+    if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value <= most:
+        limit = "" if most > 1 else " and at most 1"
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{what} must be {whole} of at least 0{limit}, got {value!r}")
+
+
+def check_name(value):
+    if not isinstance(value, str):
+        raise ValueError(f"a device or precision is named by a string, got {value!r}")
+
+
+class Record(NamedTuple):
+    """What one step did. `device` and `precision` are what really ran, read off the logits."""
+
+    step: int  # how many steps are done, this one included
+    bytes_seen: int
+    nats: float  # mean loss of the step's bytes, before the update
+    bits_per_byte: float
+    valid_nats: float | None  # on the head of the held-out split, at the steps that measure it
+    lr: float
+    grad_norm: float  # before clipping
+    step_seconds: float
+    bytes_per_second: float
+    state_rms: dict[str, float]  # of each layer's state at the end of a window, newest look
+    device: str
+    precision: str
+
+
+COMMANDS = {
+    "lr": lambda value: check_rate("learning rate", value),
+    "batch": lambda value: positive("command", batch=value),
+    "precision": check_name,  # whether the machine has it is asked when its turn comes
+    "device": check_name,
+}

@@ -1,0 +1,119 @@
+"""What a model is, as plain frozen data. Imports no torch.
+
+    Spec(d_model=128, layers=2, mixers=(("conv", {"width": 8}),))
+
+A part is a pair `(name, options)`. `mixers` is cycled over the layers: two mixers and six layers
+give three of each. Names are looked up, and options checked, when the model is built.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+Part = tuple[str, dict]
+
+
+def positive(owner, **numbers: int) -> None:
+    """Refuse a size below one, by name."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
+
+
+def as_part(value, what: str) -> Part:
+    """A pair of name and options, from a tuple or from JSON's list."""
+    match value:
+        case (str() as name, dict() as options):
+            return name, dict(options)
+    raise ValueError(f"{what} must be a pair (name, options), got {value!r}")
+
+
+def as_parts(values, what: str) -> tuple[Part, ...]:
+    if not isinstance(values, tuple | list) or not values:
+        raise ValueError(f"{what} must be one or more pairs (name, options), got {values!r}")
+    return tuple(as_part(value, what) for value in values)
+
+
+def known_fields(cls, values) -> dict:
+    """The JSON object `values` as arguments of `cls`; an unknown name is an error, not noise."""
+    known = [f.name for f in fields(cls)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} must be a JSON object, got {type(values).__name__}")
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+    return values
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The slow path of a patched model: a stack that runs once every `size` bytes.
+
+    `after` of the outer model's layers come after the two paths join, the rest come before.
+    """
+
+    size: int  # R, bytes per patch
+    d_model: int
+    layers: int
+    mixers: tuple[Part, ...]
+    after: int = 1
+
+    def __post_init__(self):
+        positive("Patch", size=self.size, d_model=self.d_model, layers=self.layers)
+        object.__setattr__(self, "mixers", as_parts(self.mixers, "Patch.mixers"))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model. Change one thing at a time with `spec.but(layers=4)`.
+
+    Raises   ValueError naming the field, when a size is below one or a part is not a pair
+    """
+
+    d_model: int  # D
+    layers: int
+    mixers: tuple[Part, ...]
+    mlp: Part = ("gelu", {"ratio": 4})
+    norm: str = "rms"
+    positions: str = "none"
+    context: int | None = None  # longest input; only learned positions need it
+    vocab_size: int = 256
+    patch: Patch | None = None
+    tied: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
+        object.__setattr__(self, "mixers", as_parts(self.mixers, "Spec.mixers"))
+        object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
+        if isinstance(self.patch, dict):
+            object.__setattr__(self, "patch", Patch(**known_fields(Patch, self.patch)))
+        if self.patch and not 0 <= self.patch.after < self.layers:
+            raise ValueError(
+                f"Patch.after={self.patch.after} must leave at least one of the {self.layers} "
+                "layers before the patches are made"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"Spec: dropout must lie in [0, 1), got {self.dropout!r}")
+
+    def but(self, **changes) -> Spec:
+        """This spec with some fields changed."""
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """The inverse of `to_json`.
+
+        Raises   ValueError when the text is no JSON or names a field that a Spec has not
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a Spec must be JSON: {error}") from None
+        try:
+            return cls(**known_fields(cls, values))
+        except TypeError as error:
+            raise ValueError(f"not a Spec: {error}") from None

@@ -1,0 +1,444 @@
+"""Training is an iterator: one `next(trainer)` is one step and returns one record.
+
+There is no thread, no widget and no printing in here. Commands (learning rate, batch, precision,
+device) may be posted from any thread; they wait, act between two steps only, and are logged with
+their step. The batch of step n and its dropout masks are drawn from (seed, n) alone, so position
+in the data is nothing but the step number, and a run replayed from its log is the same run, on CPU
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict
+
+import torch
+
+from . import devices, evaluate, optim, probes
+from .data import Corpus, draw_windows
+from .layers import Dropout
+from .models import build
+from .recipe import COMMANDS, Recipe, Record, check_range
+from .spec import Spec
+
+PROBE_EVERY = 10  # steps between two looks at the states
+KEEP_EVERY = 100  # steps between two copies that a diverged run can go back to
+
+
+class Diverged(FloatingPointError):
+    """The loss or the gradient stopped being a number."""
+
+
+class Trainer:
+    """An iterator over training steps.
+
+        for record in Trainer("qllk-2-nano", corpus("stdlib"), Recipe(steps=500)): ...
+
+    Attributes  model, spec, recipe, corpus; step (done so far); seconds (spent in steps);
+                log: [step, name, value] of every command that acted
+    Raises      ValueError for a window longer than the corpus, or a device this machine lacks
+    """
+
+    def __init__(
+        self,
+        what: str | Spec,
+        corpus: Corpus,
+        recipe: Recipe = Recipe(),
+        *,
+        clock=time.perf_counter,
+    ):
+        devices.keep_freed_memory()
+        self.corpus = corpus.require(recipe.window)
+        self.recipe = recipe
+        self.device = devices.require(recipe.device, recipe.precision)
+        self.precision = recipe.precision
+        self.model = build(what, seed=recipe.seed).to(self.device)
+        self.spec = self.model.spec
+        self.optimizer = optim.adamw(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.lr, self.batch = recipe.lr, recipe.batch
+        self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
+        self.log: list[list] = []
+        self.refused: str | None = None  # why the newest command did not act
+        self._clock = clock
+        self._pending: deque = deque()
+        self._state_rms: dict[str, float] = {}
+        self._settle()
+        self._keep()
+
+    # ------------------------------------------------------------ commands
+
+    def post(self, name: str, value, at: int | None = None) -> None:
+        """Ask for a change: "lr", "batch", "precision" or "device". Any thread may.
+
+        It acts before the next step, or before the step that follows `at` steps: that is how a log
+        is replayed.
+
+        Raises   ValueError when there is no such command or the value makes no sense
+        """
+        if name not in COMMANDS:
+            raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
+        COMMANDS[name](value)
+        self._pending.append((at, name, value))
+
+    def replay(self, log) -> None:
+        """Post every command of another run's log at its own step."""
+        for step, name, value in log:
+            self.post(name, value, at=step)
+
+    def _act(self):
+        for _ in range(len(self._pending)):
+            at, name, value = self._pending.popleft()
+            if at is not None and at > self.step:
+                self._pending.append((at, name, value))
+                continue
+            try:
+                getattr(self, f"_set_{name}")(value)
+            except (ValueError, RuntimeError) as error:
+                self.refused = f"{name} {value!r} was refused: {error}"
+            else:
+                self.refused = None
+                self.log.append([self.step, name, value])
+
+    def _set_lr(self, value):
+        self.lr = float(value)
+
+    def _set_batch(self, value):
+        if value % self.recipe.accumulate:
+            raise ValueError(f"accumulate={self.recipe.accumulate} must divide batch={value}")
+        self.batch = value
+
+    def _set_precision(self, value):
+        self.move(self.device, value)
+
+    def _set_device(self, value):
+        offers = {device.name: device.precisions for device in devices.available()}
+        keeps = self.precision in offers.get(devices.full_name(value), ())
+        self.move(value, self.precision if keeps else "float32")
+
+    # ------------------------------------------------------------ one step
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Record:
+        """Commands first, then one update.
+
+        Raises   StopIteration when the budget is spent
+                 Diverged when the loss is no number; weights, optimizer and step are then those of
+                 the newest kept copy, and the run can go on, best with a lower learning rate
+        """
+        self._act()
+        if self.progress >= 1.0:
+            raise StopIteration
+        start = self._clock()
+        lr = self.current_lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        ids = self._draw()
+        nats, precision = self._backward(ids)
+        grad_norm = self._clip(nats, lr)
+        with undivided():
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+            devices.synchronize(self.device)
+            spent = self._clock() - start
+            self.step += 1
+            self.bytes_seen += self.batch * self.recipe.window
+            self.seconds += spent
+        if self.step % PROBE_EVERY == 1:
+            self._state_rms = probes.state_rms(self._state_of(ids[:1, :-1]))
+        return Record(
+            step=self.step,
+            bytes_seen=self.bytes_seen,
+            nats=nats,
+            bits_per_byte=nats / evaluate.LN2,
+            valid_nats=self.validate() if self.step % self.recipe.validate_every == 0 else None,
+            lr=lr,
+            grad_norm=grad_norm,
+            step_seconds=spent,
+            bytes_per_second=self.batch * self.recipe.window / max(spent, 1e-9),
+            state_rms=self._state_rms,
+            device=str(ids.device),
+            precision=precision,
+        )
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent, 0 to 1: by steps, or by seconds if they are limited."""
+        if self.recipe.seconds is not None:
+            return min(1.0, self.seconds / self.recipe.seconds)
+        return min(1.0, self.step / self.recipe.steps)
+
+    @property
+    def current_lr(self) -> float:
+        """The learning rate of the next step."""
+        recipe = self.recipe
+        return self.lr * optim.warmup_cosine(
+            self.progress, warmup=recipe.warmup, final=recipe.final_lr
+        )
+
+    def _draw(self):
+        """The rows of this step, a function of seed and step alone."""
+        generator = torch.Generator().manual_seed(mixed(self.recipe.seed, self.step))
+        ids = draw_windows(self.corpus.train, self.batch, self.recipe.window, generator)
+        self._masks.manual_seed(mixed(self.recipe.seed, ~self.step))
+        return ids.to(self.device)
+
+    def _backward(self, ids):
+        """Gradients of the mean loss; the loss in nats, and the precision of the logits."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = ids.chunk(self.recipe.accumulate)
+        nats = 0.0
+        for part in parts:
+            with devices.autocast(self.device, self.precision):
+                logits = self._forward(part[:, :-1])
+            loss = evaluate.byte_losses(logits, part[:, 1:]).mean() / len(parts)
+            self._scaler.scale(loss).backward()
+            nats += loss.item()
+        return nats, str(logits.dtype).removeprefix("torch.")
+
+    def _clip(self, nats, lr):
+        """Bound the gradient, of which the norm is returned; go back if there is none."""
+        self._scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        # With a loss scaler an overflow is normal: it skips the update and lowers its scale.
+        if not math.isfinite(nats) or not (math.isfinite(norm) or self._scaler.is_enabled()):
+            self._go_back(nats, lr)
+        if self.step % KEEP_EVERY == 0:
+            self._keep()  # before the update: these weights have just proved that they give a loss
+        return norm
+
+    def _keep(self):
+        self._kept = self.tensors(), self.facts()
+
+    def _go_back(self, nats, lr):
+        failed = self.step
+        tensors, facts = self._kept
+        self.restore(tensors, facts)
+        raise Diverged(
+            f"at step {failed} the loss is {nats:.4g} and its gradient is not finite, with "
+            f"learning rate {lr:.2g}. The run stands again at step {self.step}, the newest good "
+            f"copy; go on with a lower learning rate, say {self.lr / 3:.1g}"
+        )
+
+    # ------------------------------------------------------------ looking
+
+    def validate(self, limit: int | None = None) -> float:
+        """Nats per byte on the head of the held-out split, `recipe.validate_bytes` unless given."""
+        held_out = self.corpus.valid[: limit or self.recipe.validate_bytes]
+        with devices.autocast(self.device, self.precision):
+            return evaluate.nats_per_byte(self.model, held_out, self.recipe.window)
+
+    def sound(self) -> bool:
+        """Whether the weights still give a loss; an update may have thrown them far away."""
+        return math.isfinite(self.validate(min(self.recipe.window, 256) + 1))
+
+    def _state_of(self, ids):
+        self.model.eval()
+        with torch.no_grad(), devices.autocast(self.device, self.precision):
+            state = self.model.run(ids)[1]
+        self.model.train()
+        return state
+
+    # ------------------------------------------------------------ devices
+
+    def move(self, device: str, precision: str) -> None:
+        """Go on training elsewhere, or in another precision, if that can be trusted.
+
+        A copy of the model takes one step there first, on bytes of the corpus, and its loss must
+        agree with float32 on the CPU. Nothing has changed when this raises.
+
+        Raises   ValueError when this machine does not offer it, or the copy's loss differs
+                 RuntimeError when the device fails, out of memory for example
+        """
+        device = devices.require(device, precision)
+        self._parity(device, precision)
+        home = self.device, self.precision
+        try:
+            self._place(device, precision)
+        except RuntimeError:
+            self._place(*home)
+            raise
+
+    def _parity(self, device, precision):
+        size = min(self.recipe.window, 256)
+        ids = torch.from_numpy(self.corpus.train[None, : size + 1].copy())
+        expected, _ = trial(self.model, ids, "cpu", "float32")
+        got, finite = trial(self.model, ids, device, precision)
+        allowed = devices.PARITY_NATS[precision] * max(1.0, abs(expected))
+        if not finite or not abs(got - expected) <= allowed:
+            raise ValueError(
+                f"a trial step on {device} in {precision} gave a loss of {got:.4f} nats where "
+                f"float32 on the CPU gives {expected:.4f} (allowed: {allowed:.4f} apart)"
+            )
+
+    def _place(self, device, precision):
+        self.model.to(device)
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                # Adam's step counter stays with the parameters too: the fused update wants it so.
+                state[name] = value.to(device)
+        self.device, self.precision = device, precision
+        self._settle()
+
+    def _settle(self):
+        """What depends on the device: dropout's generator, the loss scaler, the compiled form."""
+        kind = torch.device(self.device).type
+        self._masks = torch.Generator(self.device)
+        for module in self.model.modules():
+            if isinstance(module, Dropout):
+                module.generator = self._masks
+        self._scaler = torch.amp.GradScaler(kind, enabled=self.precision == "float16")
+        self._forward = torch.compile(self.model) if self.recipe.compile else self.model
+
+    # ------------------------------------------------------------ checkpoints
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all weights ("model.…") and optimizer moments ("optimizer.…")."""
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+
+    def facts(self) -> dict:
+        """Everything else that a run is, as plain data."""
+        return {
+            "spec": self.spec.to_json(),
+            "recipe": asdict(self.recipe),
+            "corpus": {"source": self.corpus.source, "fingerprint": self.corpus.fingerprint},
+            "step": self.step,
+            "bytes_seen": self.bytes_seen,
+            "seconds": self.seconds,
+            "lr": self.lr,
+            "batch": self.batch,
+            "device": self.device,
+            "precision": self.precision,
+            "log": copy.deepcopy(self.log),
+            "state_rms": dict(self._state_rms),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def restore(self, tensors, facts) -> None:
+        """Become the run that gave these `tensors` and `facts`, all of it or nothing.
+
+        A device or precision that this machine lacks is replaced by the CPU in float32; `refused`
+        says so, and the log has it as a command.
+
+        Raises   ValueError when they come from another model, text or recipe, or are damaged
+        """
+        self._check_facts(facts)
+        self._check_tensors(tensors)
+        names = [f"model.{name}" for name in self.model.state_dict()]
+        self.model.load_state_dict({n.removeprefix("model."): tensors[n] for n in names})
+        state: dict[int, dict] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = value.clone()
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for name in ("step", "bytes_seen", "seconds", "lr", "batch"):
+            setattr(self, name, facts[name])
+        self.log, self._state_rms = copy.deepcopy(facts["log"]), dict(facts["state_rms"])
+        try:
+            place = devices.require(facts["device"], facts["precision"]), facts["precision"]
+        except ValueError as error:
+            place = "cpu", "float32"
+            self.refused = f"{error}; the run goes on on the CPU in float32"
+            self.log += [[self.step, "device", "cpu"], [self.step, "precision", "float32"]]
+        self._place(*place)
+        if self._scaler.is_enabled() and facts["scaler"]:
+            self._scaler.load_state_dict(facts["scaler"])
+        self._keep()
+
+    def _check_facts(self, facts):
+        try:
+            if Spec.from_json(facts["spec"]) != self.spec:
+                raise ValueError("it holds another model than this one")
+            if facts["corpus"]["fingerprint"] != self.corpus.fingerprint:
+                raise ValueError(
+                    f"it was trained on another text than {self.corpus.name!r} holds now; give the "
+                    "old text, or start a new run"
+                )
+            for name, value in asdict(Recipe.from_dict(facts["recipe"])).items():
+                mine = getattr(self.recipe, name)
+                if value != mine and name not in ("device", "precision", "compile"):
+                    raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
+            for name in ("step", "bytes_seen"):
+                check_range(name, facts[name], int, 2**63 - 1)
+            check_range("seconds", facts["seconds"], int | float, sys.float_info.max)
+            COMMANDS["lr"](facts["lr"])
+            COMMANDS["batch"](facts["batch"])
+            for step, name, value in [
+                *facts["log"],
+                [0, "device", facts["device"]],
+                [0, "precision", facts["precision"]],
+            ]:
+                check_range("a step of the log", step, int, 2**63 - 1)
+                COMMANDS[name](value)
+            dict(facts["scaler"]), dict(facts["state_rms"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its facts are damaged: {type(error).__name__} {error}") from None
+
+    def _check_tensors(self, tensors):
+        expected = {f"model.{name}": p for name, p in self.model.state_dict().items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, p in enumerate(parameters):
+            moments = {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}
+            moments = {f"optimizer.{index}.{key}": like for key, like in moments.items()}
+            if not moments.keys().isdisjoint(tensors):  # none before the first gradient
+                expected |= moments
+        if missing := sorted(set(expected) - set(tensors)):
+            raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        if unknown := sorted(set(tensors) - set(expected)):
+            raise ValueError(f"tensor {unknown[0]!r} belongs to no part ({len(unknown)} in all)")
+        for name, like in expected.items():
+            got = tensors[name]
+            if got.shape != like.shape or got.dtype != like.dtype:
+                raise ValueError(
+                    f"tensor {name!r} is {tuple(got.shape)} {got.dtype}, expected "
+                    f"{tuple(like.shape)} {like.dtype}"
+                )
+
+
+def trial(model, ids, device, precision):
+    """One step's loss on a copy of the model, and whether its gradients are finite."""
+    twin = copy.deepcopy(model).to(device).eval()
+    ids = ids.to(device)
+    with devices.autocast(device, precision):
+        logits = twin(ids[:, :-1])
+    loss = evaluate.byte_losses(logits, ids[:, 1:]).mean()
+    loss.backward()
+    finite = all(p.grad.isfinite().all() for p in twin.parameters() if p.grad is not None)
+    return loss.item(), finite
+
+
+@contextlib.contextmanager
+def undivided():
+    """Let Ctrl-C wait until the end of the block: half an update is neither the old nor the new."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread
+        yield
+        return
+    pressed = []
+    usual = signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual or signal.SIG_DFL)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+def mixed(seed: int, step: int) -> int:
+    """One 63-bit seed from two numbers, far apart for neighbours (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 64)
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % (1 << 64)
+    return (z ^ (z >> 31)) >> 1

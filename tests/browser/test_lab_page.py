@@ -1,0 +1,258 @@
+"""The lab in a real browser: every control is pressed, and the screen is believed."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_lab.ipynb"
+THREADS = """import threading
+print("threads", [t.name for t in threading.enumerate() if t.name.startswith("qllk")], "end")"""
+PATIENCE = 180  # seconds
+BUSY = "import time\nfor _ in range(10_000):\n    time.sleep(0.01)"
+
+
+class Lab:
+    """The panel as a person sees it."""
+
+    def __init__(self, page, server, name, cells):
+        self.page, self.server = page, server
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        extra = [nbformat.v4.new_code_cell(source) for source in cells]
+        notebook.cells = [notebook.cells[0], first, *extra]
+        nbformat.write(notebook, server.work / name)
+        page.goto(f"{server.url}/lab/tree/{name}?reset&token={server.token}")
+        self.wait_idle()
+        self.run_cell(0)
+        self.wait_for(lambda: self.state)
+
+    # ------------------------------------------------------------ JupyterLab
+
+    def wait_idle(self):
+        self.page.wait_for_function(
+            "() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText ?? '')"
+        )
+
+    def cell(self, number):
+        return self.page.locator(".jp-CodeCell").nth(number)
+
+    def run_cell(self, number):
+        self.cell(number).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+
+    def printed(self, number):
+        self.run_cell(number)
+        self.wait_for(lambda: "end" in self.output(number))
+        return self.output(number)
+
+    def output(self, number):
+        found = self.cell(number).locator(".jp-OutputArea-output")
+        return found.last.inner_text() if found.count() else ""
+
+    def save_notebook(self):
+        self.page.keyboard.press("Control+s")
+        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
+
+    # ------------------------------------------------------------ the panel
+
+    def wait_for(self, condition):
+        """Poll, for the machine may be busy; the page's own deadline ends it."""
+        for _ in range(PATIENCE * 10):
+            if found := condition():
+                return found
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"waited in vain; the panel says: {self.text}")
+
+    @property
+    def text(self):
+        panel = self.page.locator(".q-lab")
+        return panel.first.inner_text() if panel.count() else "(no panel)"
+
+    @property
+    def state(self):
+        chip = self.page.locator(".q-chip")
+        return chip.first.inner_text() if chip.count() else ""
+
+    @property
+    def step(self):
+        found = re.search(r"step\s+([\d,]+)\s+of", self.text)
+        return int(found.group(1).replace(",", "")) if found else -1
+
+    @property
+    def loss(self):
+        return float(re.search(r"training loss\s+([\d.]+)", self.text).group(1))
+
+    @property
+    def place(self):
+        return re.search(r"running on\s+(.+)", self.text).group(1)
+
+    def press(self, name):
+        self.page.locator(f"button.q-{name}:enabled").click()
+
+    def choose(self, name, label):
+        self.page.locator(f".q-{name} select").select_option(label=label)
+
+    def fill(self, name, value):
+        field = self.page.locator(f".q-{name} input")
+        field.fill(value)
+        field.press("Enter")
+
+    def wait_state(self, *states):
+        self.wait_for(lambda: self.state in states)
+
+    def wait_steps(self, more):
+        goal = self.step + more
+        self.wait_for(lambda: self.step >= goal)
+
+    def wait_note(self, pattern):
+        notes = self.page.locator(".q-notes")
+        self.wait_for(lambda: re.search(pattern, notes.inner_text()))
+
+    def picture(self, folder, name):
+        self.page.locator(".q-lab").screenshot(path=folder / f"{name}.png")
+
+
+@pytest.fixture
+def open_lab(page, server, request):
+    return lambda *cells: Lab(page, server, f"{request.node.name}.ipynb", cells)
+
+
+def test_every_control_does_what_it_says(open_lab, pictures):
+    lab = open_lab(THREADS)
+    lab.wait_for(lambda: lab.step == 8)
+    assert lab.state == "idle"
+    lab.picture(pictures, "1-first-picture")
+
+    lab.press("start")
+    lab.wait_steps(20)
+    assert lab.state == "running"
+
+    lab.press("pause")
+    lab.wait_state("paused")
+    at_rest = lab.wait_for(lambda: settled(lab))
+    lab.fill("lr", "0.002")
+    lab.wait_note("lr 0.002: acts with the next step")
+    assert lab.step == at_rest
+    lab.press("pause")  # now called Resume
+    lab.wait_note("lr is now 0.002")
+    lab.fill("batch", "2")
+    lab.wait_note("batch is now 2")
+
+    before = lab.loss
+    lab.choose("precision", "bfloat16")
+    lab.press("switch")
+    lab.wait_for(lambda: lab.place == "cpu bfloat16")
+    lab.wait_steps(10)
+    assert lab.loss < before + 0.3  # it may have learned meanwhile; a broken curve jumps upwards
+    lab.picture(pictures, "2-switched")
+    lab.choose("precision", "float32")
+    lab.press("switch")
+    lab.wait_for(lambda: lab.place == "cpu float32")
+
+    lab.press("save")
+    lab.wait_note("saved to 'runs/lab.safetensors'")
+    lab.wait_steps(10)
+    lab.press("load")
+    lab.wait_note("loaded 'runs/lab.safetensors'")
+    lab.wait_steps(5)
+    lab.fill("path", "runs/none.safetensors")
+    lab.press("load")
+    lab.wait_note("cannot load 'runs/none.safetensors'.*no checkpoint")
+    lab.wait_steps(5)
+
+    lab.press("stop")
+    lab.wait_state("stopped")
+    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+    lab.picture(pictures, "3-stopped")
+    lab.press("reset")
+    lab.wait_state("idle")
+    assert lab.step == 0
+
+    lab.choose("model", "qllk-2-local")
+    lab.choose("corpus", "noise (task)")
+    lab.press("start")
+    lab.wait_for(lambda: "qllk-2-local on noise" in lab.text)
+    lab.wait_steps(5)
+    lab.press("reset")
+    lab.wait_state("idle")
+    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+
+
+def settled(lab):
+    """The step, once two looks agree."""
+    seen = lab.step
+    lab.page.wait_for_timeout(500)
+    return seen if lab.step == seen else 0
+
+
+def test_errors_are_shown_with_their_reason(open_lab, pictures):
+    lab = open_lab(THREADS)
+    lab.choose("corpus", "a file or folder …")
+    lab.fill("file", "<b>missing</b>.txt")
+    lab.press("start")
+    lab.wait_state("failed")
+    lab.wait_note(r"no corpus '<b>missing</b>\.txt': give a file")
+    lab.fill("lr", "-1")
+    lab.choose("corpus", "stdlib")
+    lab.press("start")
+    lab.wait_note("lr must be a number above 0")
+    lab.fill("lr", "100000")
+    lab.press("start")
+    lab.wait_state("paused")
+    lab.wait_note("lower learning rate")
+    lab.picture(pictures, "4-diverged")
+    lab.fill("lr", "0.001")
+    lab.press("pause")
+    lab.wait_steps(3)
+    lab.fill("batch", "0")
+    lab.wait_note("batch must be a whole number above 0")
+    lab.press("stop")
+    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+
+
+def test_a_saved_page_that_is_reloaded_shows_the_living_run(open_lab):
+    lab = open_lab(THREADS)
+    lab.press("start")
+    lab.wait_steps(5)
+    lab.save_notebook()
+    before = lab.step
+    lab.page.reload()
+    lab.wait_for(lambda: lab.step > before)
+    lab.press("stop")
+    lab.wait_state("stopped")
+
+
+def test_interrupt_is_not_stop_and_running_the_cell_again_replaces_the_run(open_lab):
+    lab = open_lab(THREADS, BUSY)
+    lab.press("start")
+    lab.wait_steps(5)
+    lab.run_cell(2)
+    lab.wait_steps(10)  # another cell is busy; training goes on
+    lab.page.keyboard.press("Escape")
+    lab.page.keyboard.press("i")
+    lab.page.keyboard.press("i")
+    lab.wait_for(lambda: "KeyboardInterrupt" in lab.output(2))
+    lab.wait_steps(10)
+    assert lab.state == "running"
+    lab.run_cell(0)
+    lab.wait_for(lambda: lab.state == "idle" and lab.step == 8)
+    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+
+
+def test_the_guard_notices_other_hosts_and_console_errors(page):
+    with page.expect_event("console"):
+        page.set_content("<img src='http://example.org/x.png'>")
+    assert page.faults[0] == "request to http://example.org/x.png"
+    assert any(fault.startswith("console: ") for fault in page.faults)
+    page.faults.clear()
+
+
+@pytest.mark.parametrize("path", ["/api/contents", "/api/kernels", "/api/sessions"])
+def test_nothing_is_served_without_the_token(server, path):
+    assert server.ask(path)[0] == 200
+    assert server.ask(path, token="")[0] == 403
+    assert server.ask(path, token="wrong")[0] == 403

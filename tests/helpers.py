@@ -1,0 +1,62 @@
+"""What several test files need: presets made tiny, and exact comparison."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qllk import devices
+from qllk.presets import PRESETS
+from qllk.spec import Part, Patch, Spec
+
+# The smallest model with all parts of qllk-2, and dropout.
+CONV = ("conv", {"width": 3})
+SPEC = Spec(
+    d_model=8,
+    layers=2,
+    mixers=(CONV,),
+    patch=Patch(size=4, d_model=8, layers=1, mixers=(("cumsum", {}),)),
+    dropout=0.1,
+)
+BFLOAT16 = pytest.mark.skipif(
+    devices.why_not("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
+)
+SMALL = {"heads": 2, "window": 5, "width": 3, "ratio": 2}  # the options that cost time
+
+
+def tiny_part(part: Part) -> Part:
+    name, options = part
+    return name, {k: min(v, SMALL[k]) if v and k in SMALL else v for k, v in options.items()}
+
+
+def tiny(spec: Spec) -> Spec:
+    """The same structure, small: each mixer at least once, the patches, the positions."""
+    mixers, patch = tuple(map(tiny_part, spec.mixers)), spec.patch
+    needed = max(2, len(mixers))
+    if patch:
+        slow = tuple(map(tiny_part, patch.mixers))
+        patch = replace(
+            patch,
+            size=min(patch.size, 4),
+            d_model=24,
+            layers=min(patch.layers, max(2, len(slow))),
+            mixers=slow,
+            after=min(patch.after, 1),
+        )
+    return spec.but(
+        d_model=16,
+        layers=min(spec.layers, needed),
+        mixers=mixers,
+        mlp=tiny_part(spec.mlp),
+        context=spec.context and 64,
+        vocab_size=min(spec.vocab_size, 256),
+        patch=patch,
+    )
+
+
+TINY = {name: tiny(spec) for name, spec in PRESETS.items()}
+
+
+def same(actual, expected, atol=1e-10):
+    """Equal in shape, type and value, to `atol` and no relative error."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)

@@ -1,0 +1,113 @@
+"""The race: everybody gets the same search, and the best size is found at each budget anew."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qllk import bench
+from qllk.models import build
+from qllk.recipe import Recipe
+
+
+def result(run, nats):
+    return {
+        "entry": run.entry,
+        "spec": json.loads(run.spec.to_json()),
+        "recipe": {"lr": run.recipe.lr},
+        "corpus": "text",
+        "parameters": 1,
+        "nats_per_byte": nats,
+        "bytes_per_second": 1.0,
+        "held_out_bytes": 10,
+        "curve": [[1.0, nats]],
+        "by_position": [nats] * bench.BINS,
+    }
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every run that a race asks for. Wide models win long races, and 8e-3 is the better rate."""
+    runs = {}
+
+    def pretend(wanted, folder, jobs):
+        runs.update({run.key: run for run in wanted})
+        return {run.key: result(run, nats(run)) for run in wanted}
+
+    def nats(run):
+        best_width = 96 if run.recipe.seconds < 500 else 192
+        off = abs(run.spec.d_model - best_width) / 100 + (run.recipe.lr != 8e-3)
+        return 1.0 + off + run.recipe.seed / 1000
+
+    monkeypatch.setattr(bench, "run_all", pretend)
+    return runs
+
+
+def race(budgets, seeds=3):
+    entries = ["qllk-2", bench.CONTROL]
+    return bench.race(
+        "text", budgets, entries=entries, seeds=seeds, recipe=Recipe(), folder=None, jobs=1
+    )
+
+
+def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_budget(asked):
+    race([100, 900])
+    search = [run for run in asked.values() if run.recipe.seconds == 25]
+    sizes = sum(len(bench.ENTRIES[entry]) for entry in ("qllk-2", bench.CONTROL))
+    assert len(search) == sizes * len(bench.LEARNING_RATES)
+    assert {run.recipe.seed for run in search} == {0}
+
+
+def test_the_control_races_in_the_size_that_is_best_at_each_budget(asked):
+    rows = {(row["entry"], row["seconds"]): row for row in race([100, 900])}
+    assert rows[bench.CONTROL, 100]["d_model"] == 96
+    assert rows[bench.CONTROL, 900]["d_model"] == 192
+    assert {row["lr"] for row in rows.values()} == {8e-3}
+
+
+def test_a_row_tells_every_seed_their_mean_and_their_spread(asked):
+    row = race([100])[0]
+    assert len(row["nats"]) == 3
+    assert row["spread"] == pytest.approx(0.002)
+    assert row["mean_nats"] == pytest.approx(sum(row["nats"]) / 3)
+
+
+def test_a_run_is_known_by_all_that_decides_it():
+    spec = bench.PRESETS["qllk-2"]
+    run = bench.Run("qllk-2", spec, Recipe(), "text")
+    others = [run.but(seed=1), run.but(lr=1e-4), run._replace(spec=spec.but(dropout=0.1))]
+    assert len({run.key, *(other.key for other in others)}) == 4
+    assert run.key == bench.Run("by another name", spec, Recipe(), "text").key
+
+
+def test_the_table_has_the_best_first_within_a_budget(asked):
+    lines = bench.table(race([100])).splitlines()
+    assert lines[0].startswith("| seconds | model |")
+    assert [line.split(" | ")[1] for line in lines[2:]] == [bench.CONTROL, "qllk-2"]
+
+
+def test_floors_whose_labels_would_overlap_share_one():
+    floors = {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73}
+    assert bench.merged(floors) == {"lzma, bz2": 1.73, "uniform": 8.0}
+
+
+@pytest.mark.parametrize("entry", bench.ENTRIES)
+def test_every_size_of_every_entry_can_be_built(entry):
+    with torch.device("meta"):
+        for spec in bench.ENTRIES[entry]:
+            build(spec)
+
+
+def test_a_run_ends_with_the_race_that_it_belongs_to(monkeypatch, tmp_path):
+    (tmp_path / "text").write_bytes(b"to and fro, " * 50)
+    run = bench.Run(
+        "qllk-2",
+        bench.PRESETS["qllk-2-nano"],
+        Recipe(seconds=60.0, batch=1, window=16, validate_bytes=50),
+        str(tmp_path / "text"),
+    )
+    gone = SimpleNamespace(is_alive=lambda: False)
+    monkeypatch.setattr(bench.multiprocessing, "parent_process", lambda: gone)
+    with pytest.raises(SystemExit, match="the race was ended"):
+        bench.train_one(run)

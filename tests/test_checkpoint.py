@@ -1,0 +1,454 @@
+"""A checkpoint is the whole run or an error; whatever a file holds, nothing else can happen."""
+
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import BFLOAT16, SPEC
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save as to_bytes
+
+from qllk import checkpoint
+from qllk.checkpoint import digest, load, load_model, read, save
+from qllk.data import corpus
+from qllk.recipe import Recipe
+from qllk.tasks import task
+from qllk.train import Diverged, Trainer
+
+RECIPE = Recipe(steps=60, batch=2, window=24, warmup=0.1, validate_every=7, validate_bytes=200)
+CORPUS, _ = task("markov", 4000)
+
+
+def trainer(spec=SPEC, data=CORPUS, **changes):
+    return Trainer(spec, data, replace(RECIPE, **changes))
+
+
+def trained(count=12):
+    run = trainer()
+    for _ in range(count):
+        next(run)
+    return run
+
+
+def steps(run, count):
+    """Records, less the times, which no resuming can repeat."""
+    return [next(run)._replace(step_seconds=0, bytes_per_second=0) for _ in range(count)]
+
+
+def same(a, b):
+    """Bit for bit: weights, moments and all facts, less the time they took."""
+    mine, other = a.tensors(), b.tensors()
+    facts = [run.facts() | {"seconds": 0} for run in (a, b)]
+    return (
+        mine.keys() == other.keys()
+        and facts[0] == facts[1]
+        and all(torch.equal(mine[name], other[name]) for name in mine)
+    )
+
+
+def crafted(path, tensors, facts):
+    """A file whose checksum is right, whatever it says."""
+    facts = facts if isinstance(facts, str) else json.dumps(facts)
+    header = {"format": "1", "facts": facts, "sha256": digest(tensors, facts)}
+    path.write_bytes(to_bytes(tensors, header))
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A checkpoint, its bytes, and the run that it is."""
+    run = trained()
+    path = save(run, tmp_path_factory.mktemp("good") / "run.safetensors")
+    return path, path.read_bytes(), run
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_a_loaded_run_is_the_saved_one(good):
+    path, _, run = good
+    loaded = load(path)
+    assert same(run, loaded)
+    assert loaded.seconds == run.seconds
+    assert loaded.spec == SPEC
+    assert loaded.recipe == RECIPE
+    assert loaded.step == 12
+
+
+@BFLOAT16
+def test_resuming_equals_never_having_stopped(tmp_path):
+    whole, first = trainer(), trainer()
+    for run in (whole, first):
+        run.post("precision", "bfloat16", at=5)
+        run.post("batch", 4, at=8)
+        run.post("precision", "float32", at=20)
+    expected = steps(whole, 30)
+    assert steps(first, 13) == expected[:13]
+    loaded = load(save(first, tmp_path / "run"))
+    assert (loaded.precision, loaded.batch) == ("bfloat16", 4)
+    loaded.post("precision", "float32", at=20)
+    assert steps(loaded, 17) == expected[13:]
+    assert same(whole, loaded)
+
+
+def test_saving_disturbs_nothing(tmp_path):
+    plain, saved = trainer(), trainer()
+    expected = steps(plain, 12)
+    got = []
+    for _ in range(12):
+        got += steps(saved, 1)
+        save(saved, tmp_path / "run")
+    assert got == expected
+    assert same(plain, saved)
+
+
+def test_a_run_that_was_not_yet_trained_can_be_resumed(tmp_path):
+    assert steps(load(save(trainer(), tmp_path / "run")), 5) == steps(trainer(), 5)
+
+
+def test_a_killed_process_loses_only_what_came_after_its_last_checkpoint(tmp_path):
+    path = tmp_path / "run"
+    script = f"""
+        import time
+        from qllk import checkpoint
+        import test_checkpoint as t
+        run = t.trainer()
+        for record in run:
+            if record.step % 5 == 0:
+                checkpoint.save(run, {str(path)!r})
+            print(record.step, flush=True)
+            time.sleep(0.03)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+    )
+    for line in child.stdout:
+        if int(line) >= 17:
+            child.send_signal(signal.SIGKILL)
+            break
+    assert child.wait() == -signal.SIGKILL
+    child.stdout.close()
+    whole, resumed = trainer(), load(path)
+    done = resumed.step
+    assert done in range(15, 60, 5)
+    assert steps(resumed, 60 - done) == steps(whole, 60)[done:]
+    assert same(whole, resumed)
+
+
+def test_the_model_alone_can_be_loaded(good):
+    path, _, run = good
+    model = load_model(path)
+    assert torch.equal(model.head.weight, run.model.head.weight)
+    assert model.spec == SPEC
+
+
+def test_a_corpus_is_found_again_by_its_path(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(CORPUS.train.tobytes())
+    run = trainer(data=corpus(text))
+    path = save(run, tmp_path / "run")
+    assert same(load(path), run)
+    text.rename(tmp_path / "moved.txt")
+    with pytest.raises(FileNotFoundError, match=r"no corpus '.*text\.txt'"):
+        load(path)
+    assert steps(load(path, corpus(tmp_path / "moved.txt")), 3) == steps(run, 3)
+    text.write_bytes(b"changed" * 1000)
+    with pytest.raises(ValueError, match="trained on another text than 'text' holds now"):
+        load(path)
+
+
+def test_a_checkpoint_of_a_device_that_is_not_here_goes_on_on_the_cpu(good, tmp_path):
+    _, _, run = good
+    facts = run.facts() | {"device": "cuda:77", "precision": "float16"}
+    facts["recipe"] |= {"device": "cuda:77", "precision": "float16"}
+    facts["scaler"] = {"scale": 65536.0, "growth_factor": 2.0}
+    loaded = load(crafted(tmp_path / "run", run.tensors(), facts))
+    assert (loaded.device, loaded.precision) == ("cpu", "float32")
+    assert "no device 'cuda:77'" in loaded.refused
+    assert "on the CPU in float32" in loaded.refused
+    assert loaded.log == [[12, "device", "cpu"], [12, "precision", "float32"]]
+    assert steps(loaded, 3)[0].nats == steps(load(good[0]), 1)[0].nats
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):
+    run = trained(3)
+    path = save(run, tmp_path / "run")
+    before = path.read_bytes()
+    next(run)
+    for broken in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.write_whole.__globals__["os"], broken, full)
+            with pytest.raises(OSError, match="disk full"):
+                save(run, path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    assert load(save(run, path)).step == 4
+
+
+def full(*args):
+    raise OSError("disk full")
+
+
+def test_a_ruined_run_is_not_written_over_a_good_one(tmp_path):
+    run = trained(3)
+    path = save(run, tmp_path / "run")
+    before = path.read_bytes()
+    run.model.head.weight.data.fill_(math.inf)
+    with pytest.raises(Diverged, match=r"after step 3 .*nothing was written"):
+        save(run, path)
+    assert path.read_bytes() == before
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    assert load(save(trained(1), tmp_path / "a" / "b" / "run")).step == 1
+
+
+# ---------------------------------------------------------------- files that are not this run
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path / "gone", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        trainer(spec=SPEC.but(d_model=16)),
+        trainer(spec=SPEC.but(patch=None)),
+        trainer(data=task("markov", 4000, seed=1)[0]),
+        trainer(seed=1),
+        trainer(lr=0.1),
+    ],
+    ids=["wider", "no patches", "other text", "other seed", "other rate"],
+)
+def test_the_checkpoint_of_another_run_is_refused_and_changes_nothing(good, other):
+    reason = "another model|another text|its recipe has (seed|lr)="
+    before = other.tensors()
+    with pytest.raises(ValueError, match=reason):
+        other.restore(*read(good[0]))
+    assert all(torch.equal(before[name], value) for name, value in other.tensors().items())
+    assert other.step == 0
+
+
+def test_the_tensors_of_another_model_are_refused(good, tmp_path):
+    _, _, run = good
+    wider = trainer(spec=SPEC.but(d_model=16)).tensors()
+    for tensors in (wider, {}, run.tensors() | {"model.extra": torch.zeros(1)}):
+        with pytest.raises(ValueError, match="not those of the model that it names"):
+            load(crafted(tmp_path / "run", tensors, run.facts()))
+        with pytest.raises(ValueError, match="not those of the model that it names"):
+            load_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.pop("optimizer.0.exp_avg"), r"'optimizer.0.exp_avg' is missing"),
+        (lambda t: t.update({"optimizer.99.step": torch.zeros(())}), "belongs to no part"),
+        (lambda t: t.update({"optimizer.0.step": torch.zeros(2)}), r"is \(2,\) .*expected \(\)"),
+        (lambda t: t.update({"optimizer.0.step": torch.zeros((), dtype=torch.int64)}), "int64"),
+    ],
+    ids=["missing", "unknown", "shape", "dtype"],
+)
+def test_damaged_moments_are_named(good, tmp_path, change, reason):
+    _, _, run = good
+    tensors = run.tensors()
+    change(tensors)
+    with pytest.raises(ValueError, match=reason):
+        load(crafted(tmp_path / "run", tensors, run.facts()))
+
+
+@pytest.mark.parametrize("key", sorted(trainer().facts()))
+def test_a_missing_fact_is_an_error(good, tmp_path, key):
+    _, _, run = good
+    facts = run.facts()
+    del facts[key]
+    with pytest.raises(ValueError, match=key):
+        load(crafted(tmp_path / "run", run.tensors(), facts))
+
+
+@pytest.mark.parametrize(
+    "facts", ["", "no JSON", "[]", "3", '{"spec": {}}', "[" * 100_000], ids=range(6)
+)
+def test_facts_that_are_none_are_an_error(good, tmp_path, facts):
+    with pytest.raises(ValueError, match="holds no facts of a run"):
+        load(crafted(tmp_path / "run", good[2].tensors(), facts))
+
+
+class Bomb:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        load(path)
+    torch.save({"model": Bomb()}, path)
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        load(path)
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(pickle.dumps(Bomb()))
+    assert (tmp_path / "exploded").exists()  # it would have shown
+
+
+def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for header in (None, {"format": "pt"}, {"format": "1"}, {"format": "99", "facts": "{}"}):
+        path.write_bytes(to_bytes({"x": torch.zeros(3)}, header))
+        with pytest.raises(ValueError, match="holds tensors but no run of qllk"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"{" * 5000,
+        b'{"__metadata__":{"format":"1"}}',
+        b'{"x":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,399999999996]}}',
+        b'{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
+        b'{"x":{"dtype":"PICKLE","shape":[1],"data_offsets":[0,4]}}',
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("length", [None, 2**63, 2**64 - 1, 10**9])
+def test_a_hostile_header_is_refused(tmp_path, header, length):
+    path = tmp_path / "run"
+    size = len(header) if length is None else length
+    path.write_bytes(size.to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ValueError, match=r"no readable checkpoint|no run of qllk"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_model": 1 << 40},
+        {"layers": 1 << 40},
+        {"vocab_size": 1 << 40},
+        {"patch": {"size": 1 << 30, "d_model": 8, "layers": 1, "mixers": [["cumsum", {}]]}},
+        {"mixers": [["conv", {"width": 1 << 40}]]},
+        {"mixers": [["pickle", {}]]},
+    ],
+    ids=str,
+)
+def test_a_spec_that_asks_for_too_much_is_refused_before_it_is_built(good, tmp_path, change):
+    _, _, run = good
+    spec = json.dumps(json.loads(run.facts()["spec"]) | change)
+    path = crafted(tmp_path / "run", run.tensors(), run.facts() | {"spec": spec})
+    with pytest.raises(ValueError, match="run'"):
+        load(path)
+
+
+# ---------------------------------------------------------------- any file at all
+
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def loaded_or_why(path, data=None):
+    """The run, or what the error says; any other error than a ValueError fails the test."""
+    try:
+        return load(path, data)
+    except ValueError as error:
+        return str(error)
+
+
+def says_why(message, path):
+    return str(path) in message and len(message) > len(str(path)) + 20
+
+
+def refused_or_the_same(good, tmp_path, content):
+    """Loads as the run that was saved, or says no in a sentence; and the good file stays."""
+    path, original, run = good
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(content)
+    answer = loaded_or_why(damaged)
+    assert says_why(answer, damaged) if isinstance(answer, str) else same(answer, run)
+    assert path.read_bytes() == original
+
+
+@FUZZ
+@given(keep=st.floats(0, 1), extra=st.binary(max_size=20))
+def test_fuzz_a_file_cut_off_or_longer(good, tmp_path, keep, extra):
+    original = good[1]
+    refused_or_the_same(good, tmp_path, original[: round(keep * len(original))] + extra)
+
+
+@FUZZ
+@given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_fuzz_bytes_flipped_anywhere(good, tmp_path, flips):
+    content = bytearray(good[1])
+    for place, value in flips:
+        content[min(int(place * len(content)), len(content) - 1)] = value
+    refused_or_the_same(good, tmp_path, bytes(content))
+
+
+@FUZZ
+@given(flips=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=4))
+def test_fuzz_bytes_flipped_in_the_header(good, tmp_path, flips):
+    content = bytearray(good[1])
+    for place, value in flips:
+        content[place] = value
+    refused_or_the_same(good, tmp_path, bytes(content))
+
+
+@FUZZ
+@given(content=st.binary(max_size=200), length=st.integers(0, 2**64 - 1) | st.none())
+def test_fuzz_any_bytes(good, tmp_path, content, length):
+    start = b"" if length is None else length.to_bytes(8, "little")
+    refused_or_the_same(good, tmp_path, start + content)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@FUZZ
+@given(data=st.data(), value=JSON)
+def test_fuzz_facts_that_say_anything_under_a_right_checksum(good, tmp_path, data, value):
+    """The checksum is no secret: each fact alone may be a lie."""
+    _, _, run = good
+    facts = run.facts()
+    spec = json.loads(facts["spec"])
+    where = data.draw(st.sampled_from([facts, facts["recipe"], facts["corpus"], spec]))
+    where[data.draw(st.sampled_from(sorted(where)))] = value
+    if where is spec:
+        facts["spec"] = json.dumps(spec)
+    path = crafted(tmp_path / "crafted", run.tensors(), facts)
+    answer = loaded_or_why(path, CORPUS)
+    assert isinstance(answer, Trainer) or says_why(answer, path)

@@ -1,0 +1,100 @@
+"""The command line: what a learner types, and what they see when it goes wrong."""
+
+import json
+
+import pytest
+
+from qllk.__main__ import main
+
+TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"the cat sat on the mat. " * 40)
+    return path
+
+
+def run(capsysbinary, line):
+    code = main(line.split())
+    out = capsysbinary.readouterr()
+    return code, out.out.decode(errors="replace"), out.err.decode()
+
+
+def test_doctor_names_the_cpu_and_its_precisions(capsysbinary):
+    code, out, _ = run(capsysbinary, "doctor --json")
+    cpu = json.loads(out)["devices"][-1]
+    assert code == 0
+    assert cpu["name"] == "cpu"
+    assert "float32" in cpu["precisions"]
+    assert cpu["fastest"] in cpu["precisions"]
+
+
+def test_presets_lists_parameters(capsysbinary):
+    code, out, _ = run(capsysbinary, "presets")
+    assert code == 0
+    assert "qllk-2-local" in out
+    assert "parameters" in out
+
+
+def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
+    saved, report = tmp_path / "run.safetensors", tmp_path / "report.json"
+    line = f"train --model qllk-2-nano --corpus {text} {TINY} --save {saved} --report {report}"
+    code, out, _ = run(capsysbinary, line)
+    assert code == 0
+    assert "bits per byte" in out
+    facts = json.loads(report.read_text())
+    assert facts["steps"] == 3
+    assert facts["held_out_bytes"] == len(text.read_bytes()) // 10 - 1
+
+    code, out, _ = run(capsysbinary, f"train --resume {saved} --json")
+    assert code == 0
+    assert json.loads(out)["steps"] == 3
+
+    code, out, _ = run(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
+    assert code == 0
+    assert out.startswith("the")
+
+
+def test_samples_are_taken_at_their_time(capsysbinary, text):
+    line = f"train --model qllk-2-nano --corpus {text} {TINY} --sample-at 0 1000 --json"
+    _, out, _ = run(capsysbinary, line)
+    assert [seconds for seconds, _ in json.loads(out)["samples"]] == [0, 60000]
+
+
+def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text):
+    line = (
+        f"bench --corpus {text} --seconds 0.2 --seeds 2 --jobs 2 --folder {tmp_path / 'runs'} "
+        f"--entries qllk-2 qllk-2-local --window 32 --batch 1 --precision float32 "
+        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'}"
+    )
+    code, out, _ = run(capsysbinary, line)
+    assert code == 0
+    assert "qllk-2-local" in out
+    assert (tmp_path / "race.png").stat().st_size > 1000
+    rows = json.loads((tmp_path / "race.json").read_text())["rows"]
+    assert [len(row["nats"]) for row in rows] == [2, 2]
+    assert rows[0]["held_out_bytes"] == len(text.read_bytes()) // 10 - 1
+    again = run(capsysbinary, line)
+    assert again[0] == 0
+    assert "[1/" not in again[1], "runs that are done are not trained again"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train --model nonsense", "unknown preset 'nonsense'; choose from"),
+        ("train --corpus /nowhere", "no corpus '/nowhere'"),
+        ("train --device cuda:99 --precision float32", "no device 'cuda:99' here"),
+        ("train --precision float8", "unknown precision 'float8'"),
+        ("train --lr -1", "lr must be a number above 0"),
+        ("sample /nowhere", "no checkpoint at '/nowhere'"),
+        ("bench --entries qllk-3", "no entry 'qllk-3'"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_line(capsysbinary, line, said):
+    code, _, err = run(capsysbinary, line)
+    assert code == 1
+    assert said in err
+    assert "Traceback" not in err

@@ -1,0 +1,422 @@
+"""Corpora by name and by path, their splits and cache, downloads, and windows."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from qllk import data
+from qllk.data import all_windows, corpus, draw_windows
+
+TEXT = bytes(np.random.default_rng(0).integers(32, 127, 5000, np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    return folder
+
+
+def many(folder, count=100):
+    """A folder of files whose first bytes tell them apart."""
+    return write(folder, **{f"part{n:03}_dot_py": b"<%03d>" % n * 3 for n in range(count)})
+
+
+def cached(cache):
+    return {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+# ---------------------------------------------------------------- the standard library
+
+
+def test_the_standard_library_is_python_source_and_the_default():
+    found = corpus()
+    assert found.name == found.source == "stdlib"
+    assert len(found.train) > 5_000_000
+    assert 100_000 < len(found.valid) < len(found.train) / 5
+    assert b"\ndef " in found.train.tobytes()
+    assert b"\ndef " in found.valid.tobytes()
+
+
+def test_the_standard_library_leaves_out_tests_and_what_was_installed(tmp_path, monkeypatch):
+    lib = many(tmp_path / "lib", 30)
+    write(
+        lib,
+        test__big_dot_py=b"TESTS",
+        json__tests__one_dot_py=b"TESTS",
+        **{"site-packages__torch_dot_py": b"TORCH", "notes_dot_txt": b"NOTES"},
+        json__decoder_dot_py=b"JSON",
+    )
+    monkeypatch.setattr(data.sysconfig, "get_path", lambda name: str(lib))
+    found = corpus("stdlib")
+    text = found.train.tobytes() + found.valid.tobytes()
+    assert b"JSON" in text
+    assert b"<007>" in text
+    assert not any(word in text for word in (b"TESTS", b"TORCH", b"NOTES"))
+
+
+def test_another_standard_library_gets_another_cache(tmp_path, monkeypatch, cache):
+    for name, count in (("one", 30), ("two", 31)):
+        lib = many(tmp_path / name, count)
+        monkeypatch.setattr(data.sysconfig, "get_path", lambda name, lib=lib: str(lib))
+        found = corpus("stdlib")
+        assert len(found.train) + len(found.valid) == 15 * count
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_a_folder_is_split_by_file_without_loss_or_overlap(tmp_path):
+    found = corpus(many(tmp_path / "texts"))
+    pieces = [
+        [bytes(split[i : i + 15]) for i in range(0, len(split), 15)]
+        for split in (found.train, found.valid)
+    ]
+    assert sorted(pieces[0] + pieces[1]) == [b"<%03d>" % n * 3 for n in range(100)]
+    assert pieces[0] == sorted(pieces[0])
+    assert pieces[1] == [b"<%03d>" % n * 3 for n in (41, 46, 49)]  # by SHA-256 of their names
+    assert found.name == "texts"
+
+
+def test_which_files_are_held_out_does_not_change_when_others_come(tmp_path):
+    before = corpus(many(tmp_path / "a")).valid.tobytes()
+    after = corpus(many(tmp_path / "b", 150)).valid.tobytes()
+    assert after.startswith(before)
+    assert len(after) > len(before)
+
+
+def test_of_two_files_the_last_is_held_out(tmp_path):
+    folder = write(tmp_path / "two", b_dot_txt=b"second", a_dot_txt=b"first", c_dot_txt=b"")
+    found = corpus(folder)
+    assert (found.train.tobytes(), found.valid.tobytes()) == (b"first", b"second")
+
+
+def test_a_file_holds_out_its_last_tenth(tmp_path):
+    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
+    found = corpus(path)
+    assert found.train.tobytes() + found.valid.tobytes() == TEXT
+    assert len(found.valid) == 500
+    assert found.name == "letter"
+    assert found.source == str(path.resolve())
+    assert corpus(found.source).fingerprint == found.fingerprint
+
+
+def test_a_file_is_mapped_where_it_lies(tmp_path, cache):
+    found = corpus(write(tmp_path, letter_dot_txt=TEXT) / "letter.txt")
+    assert isinstance(found.train.base, np.memmap)
+    assert not cache.exists()
+
+
+def test_a_folder_with_one_file_holds_out_its_tail(tmp_path):
+    found = corpus(write(tmp_path / "one", only_dot_md=TEXT))
+    assert len(found.train) == 4500
+    assert len(found.valid) == 500
+
+
+def test_a_folder_skips_what_is_hidden_or_no_text(tmp_path):
+    folder = many(tmp_path / "texts", 30)
+    write(folder, **{".git__x_dot_txt": b"HIDDEN", ".y_dot_txt": b"HIDDEN", "z_dot_png": b"IMAGE"})
+    found = corpus(folder)
+    text = found.train.tobytes() + found.valid.tobytes()
+    assert b"HIDDEN" not in text
+    assert b"IMAGE" not in text
+    assert len(text) == 450
+
+
+def test_a_fingerprint_tells_text_and_split_apart():
+    def of(train, valid):
+        return data.Corpus("x", *(np.frombuffer(part, np.uint8) for part in (train, valid)))
+
+    first = of(b"abc", b"de").fingerprint
+    assert first == of(b"abc", b"de").fingerprint
+    assert first not in (of(b"abcd", b"e").fingerprint, of(b"abc", b"df").fingerprint)
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_a_folder_is_prepared_once(tmp_path, cache):
+    folder = many(tmp_path / "texts")
+    first, made = corpus(folder), cached(cache)
+    second = corpus(folder)
+    assert cached(cache) == made
+    assert len(made) == 2
+    assert second.fingerprint == first.fingerprint
+    assert isinstance(second.train, np.memmap)
+
+
+def test_a_changed_folder_gets_a_new_cache_and_the_old_corpus_stays_valid(tmp_path, cache):
+    folder = many(tmp_path / "texts")
+    old, made = corpus(folder), cached(cache)
+    before = old.train.tobytes()
+    write(folder, part000_dot_py=b"changed!")
+    new = corpus(folder)
+    assert new.fingerprint != old.fingerprint
+    assert old.train.tobytes() == before
+    assert made.items() < cached(cache).items()
+    made = cached(cache)
+    os.utime(folder / "part001.py", ns=(0, 0))  # rewritten, perhaps, in the same length
+    corpus(folder)
+    assert made.items() < cached(cache).items()
+
+
+@pytest.mark.parametrize("texts", [{}, {"a_dot_txt": b""}, {"a_dot_txt": b"x"}])
+def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
+    corpus(many(tmp_path / "texts"))
+    made = cached(cache)
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(ValueError, match=r"bad'"):
+        corpus(write(tmp_path / "bad", **texts))
+    assert cached(cache) == made
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    data.write_whole(path, b"old")
+    monkeypatch.setattr(data.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        data.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_an_unknown_corpus_lists_the_known():
+    with pytest.raises(
+        FileNotFoundError, match=r"no corpus 'nonsense'.*stdlib, shakespeare, text8"
+    ):
+        corpus("nonsense")
+    with pytest.raises(FileNotFoundError, match="no corpus ''"):
+        corpus("")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
+        corpus(tmp_path / "gone.txt")
+
+
+def test_a_folder_without_text_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"no text under .*\.md .*\.txt.*one file by its path"):
+        corpus(write(tmp_path / "images", a_dot_png=b"x"))
+
+
+@pytest.mark.parametrize("text", [b"", b"x"])
+def test_an_empty_file_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=f"has {len(text)} bytes; there is nothing to learn"):
+        corpus(write(tmp_path, empty_dot_txt=text) / "empty.txt")
+
+
+def test_a_corpus_shorter_than_a_window_names_the_split(tmp_path):
+    found = corpus(write(tmp_path, letter_dot_txt=TEXT) / "letter.txt")
+    assert found.require(499) is found
+    with pytest.raises(ValueError, match=r"'letter': the valid split has 500 bytes.*at least 501"):
+        found.require(500)
+    with pytest.raises(ValueError, match="the train split has 4500 bytes"):
+        found.require(5000)
+
+
+# ---------------------------------------------------------------- downloads
+
+
+class Server:
+    """A local server of one file, which may cut off its answer, and knows ranges if told to."""
+
+    def __init__(self, content):
+        self.content, self.cut, self.ranges, self.asked = content, None, True, []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                start = self.headers.get("Range")
+                outer.asked.append(start)
+                first = int(start[6:-1]) if start and outer.ranges else 0
+                if first and first >= len(outer.content):
+                    self.send_error(416)
+                    return
+                body = outer.content[first:]
+                self.send_response(206 if first else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: outer.cut])
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/text"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A manifest whose corpus "play" is served from here."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server(TEXT * 50)  # several network packets long
+
+    def manifest(content=None, **changes):
+        digest = hashlib.sha256(server.content if content is None else content).hexdigest()
+        row = {"url": server.url, "file": "play.txt", "sha256": digest} | changes
+        path = tmp_path / "corpora.json"
+        path.write_text(json.dumps({"play": row}))
+        monkeypatch.setattr(data, "MANIFEST", path)
+
+    server.manifest = manifest
+    manifest()
+    yield server
+    server.close()
+
+
+def test_a_download_is_verified_and_kept(served, cache):
+    found = corpus("play")
+    assert found.train.tobytes() + found.valid.tobytes() == served.content
+    assert found.name == found.source == "play"
+    corpus("play")
+    assert len(served.asked) == 1
+    assert [path.name for path in cache.iterdir()] == ["play.txt"]
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_stays(served, cache):
+    served.manifest(content=b"what was expected")
+    with pytest.raises(ValueError, match=r"'play'.*not the expected text.*SHA-256.*by its path"):
+        corpus("play")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(served, cache):
+    corpus("play")
+    (cache / "play.txt").write_bytes(b"damaged")
+    assert len(corpus("play").train) == len(served.content) * 0.9
+
+
+def test_offline_the_message_names_the_cure(served, cache):
+    served.close()
+    with pytest.raises(ConnectionError, match=r"'play' could not be downloaded.*use 'stdlib'"):
+        corpus("play")
+    assert list(cache.iterdir()) == []
+
+
+def test_an_answer_that_is_an_error_is_no_corpus(served, cache):
+    served.http.RequestHandlerClass.do_GET = lambda self: self.send_error(404)
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .*HTTPError"):
+        corpus("play")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["server knows ranges", "it does not"])
+def test_a_download_cut_off_half_way_is_refused_and_then_goes_on(served, cache, ranges):
+    served.cut, served.ranges = 150_000, ranges
+    with pytest.raises(ConnectionError, match="goes on from what it has"):
+        corpus("play")
+    assert not (cache / "play.txt").exists()
+    served.cut = None
+    found = corpus("play")
+    assert found.train.tobytes() + found.valid.tobytes() == served.content
+    assert served.asked[0] is None
+    assert int(served.asked[1][6:-1]) >= 1 << 16
+    assert [path.name for path in cache.iterdir()] == ["play.txt"]
+
+
+def test_a_part_longer_than_the_text_is_thrown_away(served, cache):
+    served.cut = 150_000
+    with pytest.raises(ConnectionError):
+        corpus("play")
+    (part,) = cache.iterdir()
+    part.write_bytes(b"x" * (len(served.content) + 1))
+    served.cut = None
+    with pytest.raises(ConnectionError):
+        corpus("play")
+    assert len(corpus("play").train) == len(served.content) * 0.9
+
+
+def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("inner", TEXT)
+    served.content = packed.getvalue()
+    served.manifest(file="play.zip", unzip="inner")
+    found = corpus("play")
+    assert found.train.tobytes() + found.valid.tobytes() == TEXT
+    made = cached(cache)
+    assert sorted(made) == ["inner", "play.zip"]
+    assert corpus("play").fingerprint == found.fingerprint
+    assert cached(cache) == made
+
+
+def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
+    rows = json.loads(data.MANIFEST.read_text())
+    readme = (data.MANIFEST.parent / "README.md").read_text()
+    for name, row in rows.items():
+        assert {"url", "file", "sha256", "bytes", "licence", "source"} <= set(row)
+        assert len(bytes.fromhex(row["sha256"])) == 32
+        assert f"`{name}` | {row['bytes']:,} |" in readme
+        assert row["licence"] in readme
+
+
+# ---------------------------------------------------------------- windows
+
+
+def windows(seed, rows=64):
+    numbers = np.arange(200, dtype=np.uint8)
+    return draw_windows(numbers, rows, 9, torch.Generator().manual_seed(seed))
+
+
+def test_windows_are_pieces_of_the_text_with_the_byte_that_follows():
+    drawn = windows(0)
+    assert drawn.shape == (64, 10)
+    assert drawn.dtype == torch.uint8
+    assert (drawn.diff(dim=1) == 1).all()
+
+
+def test_windows_are_drawn_by_their_generator_alone():
+    first = windows(0)
+    torch.rand(1)
+    assert torch.equal(windows(0), first)
+    assert not torch.equal(windows(1), first)
+
+
+def test_every_start_can_be_drawn():
+    assert set(windows(0, rows=5000)[:, 0].tolist()) == set(range(191))
+
+
+def test_drawing_from_a_mapped_file_reads_only_the_windows(tmp_path):
+    path = tmp_path / "large.bin"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing: a copy of it would fit nowhere
+    large = np.memmap(path, np.uint8, mode="r")
+    drawn = draw_windows(large, 4, 100, torch.Generator().manual_seed(0))
+    assert drawn.shape == (4, 101)
+    assert drawn.sum() == 0
+    drawn[0, 0] = 1  # the batch is its own memory, not the file's
+    assert next(all_windows(large, 2, 100)).shape == (2, 101)
+
+
+@pytest.mark.parametrize("size", [2, 9, 10, 11, 12, 31, 100, 101, 102])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_all_windows_hold_every_byte_but_the_first_once_as_a_target(size, rows):
+    text = np.arange(size, dtype=np.uint8)
+    batches = list(all_windows(text, rows, 10))
+    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
+    assert targets.tolist() == list(range(1, size))
+    assert all(batch.shape[0] <= rows and batch.shape[1] <= 11 for batch in batches)
+    assert all(((batch[:, 1:] - batch[:, :-1]) == 1).all() for batch in batches)

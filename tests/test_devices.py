@@ -1,0 +1,123 @@
+"""What this machine offers is what was tried and worked; the rest is refused with its reason."""
+
+import pytest
+import torch
+
+from qllk import devices
+
+CPU = {device.name: device for device in devices.available()}["cpu"]
+
+
+@pytest.fixture
+def fresh():
+    """`available` asks anew, during this test and after it."""
+    devices.available.cache_clear()
+    yield
+    devices.available.cache_clear()
+
+
+def test_the_processor_is_always_there_last_and_in_float32():
+    assert devices.available()[-1] == CPU
+    assert CPU.precisions[0] == "float32"
+    assert CPU.label.startswith(devices.processor())
+    assert CPU.label.endswith(
+        f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
+    )
+
+
+def test_every_offer_gives_what_it_promises():
+    for device in devices.available():
+        for precision in device.precisions:
+            layer = torch.nn.Linear(4, 4).to(device.name)
+            with devices.autocast(device.name, precision):
+                y = layer(torch.ones(1, 4, device=device.name))
+            assert str(y.dtype) == f"torch.{precision}"
+            assert layer.weight.dtype == torch.float32
+
+
+def test_what_is_not_offered_has_a_reason():
+    for device in devices.available():
+        for precision in devices.PRECISIONS:
+            reason = devices.why_not(device.name, precision)
+            assert (reason is None) == (precision in device.precisions)
+
+
+def test_float16_on_the_processor_is_refused_with_its_reason():
+    assert "CUDA only" in devices.why_not("cpu", "float16")
+    with pytest.raises(
+        ValueError, match=r"cpu cannot train in float16 \(.*CUDA only\); it offers float32"
+    ):
+        devices.require("cpu", "float16")
+
+
+def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch, fresh):
+    monkeypatch.setattr(
+        devices, "autocast", lambda name, precision: torch.autocast("cpu", enabled=False)
+    )
+    assert devices.why_not("cpu", "bfloat16") == "asked for bfloat16, torch ran torch.float32"
+    assert {d.name: d.precisions for d in devices.available()}["cpu"] == ("float32",)
+
+
+def test_a_precision_whose_probe_fails_is_not_offered(monkeypatch, fresh):
+    def autocast(name, precision):
+        if precision == "bfloat16":
+            raise RuntimeError("no such instruction\nlong trace")
+        return torch.autocast("cpu", enabled=False)
+
+    monkeypatch.setattr(devices, "autocast", autocast)
+    with pytest.raises(ValueError, match=r"cannot train in bfloat16 \(no such instruction\)"):
+        devices.require("cpu", "bfloat16")
+
+
+def test_a_device_that_is_listed_but_fails_is_not_offered(monkeypatch, fresh):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 99)
+    assert "cuda:98" not in {device.name for device in devices.available()}
+
+
+def test_require_gives_the_full_name():
+    assert devices.require("cpu", "float32") == "cpu"
+    assert devices.full_name("cuda") == "cuda:0"
+    assert devices.full_name("cuda:1") == "cuda:1"
+
+
+def test_an_unknown_device_lists_what_there_is():
+    with pytest.raises(ValueError, match=r"no device 'tpu' here; this machine has .*cpu"):
+        devices.require("tpu", "float32")
+
+
+def test_an_unknown_precision_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown precision 'float8'.*float32, bfloat16, float16"):
+        devices.require("cpu", "float8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_without_cuda_the_message_says_so():
+    with pytest.raises(ValueError, match="no device 'cuda:0' here; this machine has"):
+        devices.require("cuda", "float32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_comes_before_the_processor_and_has_a_name():
+    first = devices.available()[0]
+    assert first.name == "cuda:0"
+    assert first.label == torch.cuda.get_device_name(0)
+    assert {"float32", "float16"} <= set(first.precisions)
+
+
+def test_the_fastest_precision_is_one_that_is_offered(monkeypatch):
+    times = {"float32": 2.0, "bfloat16": 1.0}
+    monkeypatch.setattr(devices, "_seconds", lambda name, precision: times[precision])
+    devices.fastest_precision.cache_clear()
+    expected = "bfloat16" if "bfloat16" in CPU.precisions else "float32"
+    assert devices.fastest_precision("cpu") == expected
+    devices.fastest_precision.cache_clear()
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        devices.fastest_precision("tpu")
+
+
+def test_keeping_freed_memory_never_fails(monkeypatch):
+    assert devices.keep_freed_memory() in (True, False)
+    devices.keep_freed_memory.cache_clear()
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    assert devices.keep_freed_memory() is False
+    devices.keep_freed_memory.cache_clear()

@@ -1,0 +1,298 @@
+"""Each kernel equals the loop that defines it, on everything it returns and every gradient.
+
+A new kernel is covered by adding a row to CASES.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import same
+
+from qllk import kernels
+from qllk.kernels import band
+
+
+class Case(NamedTuple):
+    """A kernel, the axes of its tensors, and how it is called beside its twin."""
+
+    kernel: str
+    tensors: dict[str, str]  # argument -> one letter per axis, "1" for an axis of one
+    options: dict  # the fast form's alone: how it computes, never what
+    keep: Callable | None  # (T, N) -> mask; the twin's alone if the kernel makes its own
+
+    def twin(self):
+        named = re.search(r"Twin\s+(\w+_loop)", getattr(kernels, self.kernel).__doc__)
+        return getattr(kernels, named[1])
+
+
+def case(kernel, options=None, keep=None, **tensors):
+    return Case(kernel, tensors, options or {}, keep)
+
+
+SUM = {"x": "BTD"}
+CUMSUM = {"q": "BTD", "k": "BTD", "v": "BTD"}
+LINEAR = {"q": "BHTK", "k": "BHTK", "v": "BHTV"}
+SOFTMAX = {"q": "BHTK", "k": "BHTK", "v": "BHTV"}
+RAGGED = {"q": "BHTK", "k": "BHNK", "v": "BHNV"}  # more keys than queries
+
+
+def window(T, N):
+    return band(T, N, window=3)
+
+
+CASES = {
+    "sum": case("running_sum", **SUM),
+    "sum, from a state": case("running_sum", **SUM, S="BD"),
+    "sum, decaying": case("running_sum", {"chunk": 4}, **SUM, log_decay="D"),
+    "sum, decaying, from a state": case("running_sum", {"chunk": 3}, **SUM, S="BD", log_decay="D"),
+    "cumsum": case("cumsum_kernel", **CUMSUM),
+    "cumsum, from a state": case("cumsum_kernel", **CUMSUM, S="BD"),
+    "cumsum, decaying": case("cumsum_kernel", **CUMSUM, S="BD", log_decay="D"),
+    "linear": case("linear_attention", {"chunk": 4}, **LINEAR),
+    "linear, from a state": case("linear_attention", {"chunk": 3}, **LINEAR, S="BHKV"),
+    "linear, in chunks of one": case("linear_attention", {"chunk": 1}, **LINEAR, S="BHKV"),
+    "linear, decay per head": case(
+        "linear_attention", {"chunk": 4}, **LINEAR, log_decay="BHT1", S="BHKV"
+    ),
+    "linear, decay per channel": case(
+        "linear_attention", {"chunk": 4}, **LINEAR, log_decay="BHTK", S="BHKV"
+    ),
+    "linear, default chunk": case("linear_attention", **LINEAR, log_decay="BHTK", S="BHKV"),
+    "softmax, seeing all": case("softmax_attention", **RAGGED),
+    "softmax, causal": case("softmax_attention", keep=band, **RAGGED),
+    "softmax, window": case("softmax_attention", keep=window, **RAGGED),
+    "causal": case("causal_attention", keep=band, **SOFTMAX),
+    "causal, window": case("causal_attention", {"window": 3}, window, **SOFTMAX),
+    "causal, after other keys": case("causal_attention", keep=band, **RAGGED),
+    "causal, window, after other keys": case("causal_attention", {"window": 3}, window, **RAGGED),
+    "convolution": case("causal_conv", x="BTD", weight="WD"),
+    "convolution, from a past": case("causal_conv", x="BTD", weight="WD", past="BLD"),
+    "convolution of width one": case("causal_conv", x="BTD", weight="1D"),
+}
+SHAPES = {  # T ragged against every chunk above, and shorter than the window and the convolution
+    "long": {"B": 2, "T": 11, "H": 2, "D": 5, "K": 3, "V": 4, "W": 4},
+    "one row": {"B": 1, "T": 8, "H": 3, "D": 4, "K": 4, "V": 2, "W": 4},
+    "one step": {"B": 2, "T": 1, "H": 2, "D": 3, "K": 2, "V": 3, "W": 4},
+    "one of everything": {"B": 1, "T": 1, "H": 1, "D": 1, "K": 1, "V": 1, "W": 1},
+}
+GRADCHECK = {"B": 1, "T": 5, "H": 2, "D": 2, "K": 2, "V": 1, "W": 3}
+
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def sizes_of(shape):
+    return {**shape, "N": shape["T"] + 3, "L": shape["W"] - 1}
+
+
+def inputs(case, sizes):
+    """Random tensors for a case; log decays below zero, as the kernels ask."""
+    tensors = {}
+    for name, axes in case.tensors.items():
+        x = torch.randn(*(1 if a == "1" else sizes[a] for a in axes), dtype=torch.float64)
+        x = -F.softplus(x) if name == "log_decay" else x
+        tensors[name] = x.requires_grad_()
+    return tensors
+
+
+def call(case, tensors, **options):
+    """What the kernel returns, as a tuple."""
+    kernel = getattr(kernels, case.kernel)
+    takes_mask = "keep" in inspect.signature(kernel).parameters
+    masks = mask(case, tensors) if takes_mask else {}
+    return as_tuple(kernel(**tensors, **masks, **{**case.options, **options}))
+
+
+def call_twin(case, tensors):
+    return as_tuple(case.twin()(**tensors, **mask(case, tensors)))
+
+
+def mask(case, tensors):
+    if case.keep is None:
+        return {}
+    return {"keep": case.keep(tensors["q"].shape[2], tensors["k"].shape[2])}
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def gradients(outputs, tensors):
+    """Of a fixed random weighting of everything returned, the final state included."""
+    weigh = torch.Generator().manual_seed(1)
+    total = sum((y * torch.randn(y.shape, generator=weigh).to(y)).sum() for y in outputs)
+    found = torch.autograd.grad(total, list(tensors.values()), materialize_grads=True)
+    return dict(zip(tensors, found, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@each_case
+def test_kernel_equals_its_loop_on_outputs_final_state_and_gradients(case, shape):
+    tensors = inputs(case, sizes_of(shape))
+    fast, slow = call(case, tensors), call_twin(case, tensors)
+    same(fast, slow, atol=1e-12)  # what the docstrings promise
+    same(gradients(fast, tensors), gradients(slow, tensors))
+
+
+@each_case
+def test_gradients_equal_finite_differences(case):
+    tensors = inputs(case, sizes_of(GRADCHECK))
+    chunk = {"chunk": 2} if "chunk" in case.options else {}
+
+    def kernel(*args):
+        return call(case, dict(zip(tensors, args, strict=True)), **chunk)
+
+    assert torch.autograd.gradcheck(kernel, tuple(tensors.values()))
+
+
+def public_functions():
+    return {
+        name: function
+        for name, function in inspect.getmembers(kernels, inspect.isfunction)
+        if function.__module__ == kernels.__name__ and not name.startswith("_")
+    }
+
+
+def test_every_kernel_with_a_twin_has_a_row():
+    functions = public_functions()
+    with_loop = {name for name in functions if f"{name}_loop" in functions}
+    with_twin = {name for name, f in functions.items() if "Twin " in (f.__doc__ or "")}
+    assert with_loop | with_twin == {case.kernel for case in CASES.values()}
+
+
+def test_every_loop_is_the_twin_of_a_kernel():
+    loops = {name for name in public_functions() if name.endswith("_loop")}
+    assert loops == {case.twin().__name__ for case in CASES.values()}
+
+
+def test_every_argument_of_a_kernel_has_a_row():
+    for name in {case.kernel for case in CASES.values()}:
+        rows = [case for case in CASES.values() if case.kernel == name]
+        covered = {a for c in rows for a in (*c.tensors, *c.options, *(["keep"] * bool(c.keep)))}
+        missing = set(inspect.signature(getattr(kernels, name)).parameters) - covered
+        assert not missing, f"{name}: no row passes {missing}"
+
+
+def test_the_cumsum_kernel_is_linear_attention_with_heads_of_width_one():
+    q, k, v = (torch.randn(2, 9, 5, dtype=torch.float64) for _ in range(3))
+    S, log_decay = torch.randn(2, 5, dtype=torch.float64), -torch.rand(5, dtype=torch.float64)
+    y, after = kernels.cumsum_kernel(q, k, v, S, log_decay)
+
+    def heads(x):  # (B,T,D) -> (B,D,T,1)
+        return x.transpose(1, 2)[..., None]
+
+    decay = log_decay[:, None, None].expand(2, 5, 9, 1)
+    o, memory = kernels.linear_attention(
+        heads(q), heads(k), heads(v), decay, S[..., None, None], chunk=4
+    )
+    same(o[..., 0].transpose(1, 2), y)
+    same(memory[..., 0, 0], after)
+
+
+def test_causal_attention_equals_softmax_attention_over_the_band():
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
+    for T, window in ((7, None), (7, 2), (3, None), (3, 2), (1, None), (1, 1)):
+        table = kernels.softmax_attention(q[:, :, -T:], k, v, band(T, 7, window))
+        same(kernels.causal_attention(q[:, :, -T:], k, v, window), table)
+
+
+def test_a_window_of_one_returns_the_newest_value():
+    q, k, v = (torch.randn(1, 2, 5, 3, dtype=torch.float64) for _ in range(3))
+    same(kernels.causal_attention(q, k, v, window=1), v)
+
+
+def rows(keep):
+    return ["".join(".x"[seen] for seen in row) for row in keep.tolist()]
+
+
+def test_the_band_of_equal_lengths_is_the_lower_triangle():
+    assert rows(band(3, 3)) == ["x..", "xx.", "xxx"]
+
+
+def test_the_band_puts_queries_at_the_last_places():
+    assert rows(band(2, 4)) == ["xxx.", "xxxx"]
+    assert rows(band(1, 4)) == ["xxxx"]
+
+
+def test_the_band_of_a_window_shows_that_many_places_and_no_more():
+    assert rows(band(4, 4, window=2)) == ["x...", "xx..", ".xx.", "..xx"]
+    assert rows(band(2, 4, window=3)) == ["xxx.", ".xxx"]
+    assert rows(band(3, 3, window=1)) == ["x..", ".x.", "..x"]
+    assert rows(band(2, 3, window=99)) == rows(band(2, 3))
+
+
+def row(*numbers):
+    """One row, one channel: (1,T,1)."""
+    return torch.tensor(numbers, dtype=torch.float64)[None, :, None]
+
+
+HALF = torch.tensor([0.5], dtype=torch.float64).log()
+
+
+def test_running_sum_by_hand():
+    sums, S = kernels.running_sum(row(1, 2, 4), S=torch.tensor([[10.0]], dtype=torch.float64))
+    same(sums, row(11, 13, 17))
+    assert S.item() == 17
+
+
+def test_running_sum_by_hand_forgets_half_each_step():
+    S = torch.tensor([[8.0]], dtype=torch.float64)
+    sums, S = kernels.running_sum(row(1, 2, 4), S, HALF, chunk=2)
+    same(sums, row(5, 4.5, 6.25))
+    same(S, row(6.25)[0])
+
+
+def test_running_sum_adds_half_precision_in_single():
+    ones = torch.ones(1, 1000, 1, dtype=torch.bfloat16)
+    assert ones[0, 0] + 256 == 256  # where a half-precision sum would stop
+    sums, S = kernels.running_sum(ones)
+    assert sums.dtype == torch.float32
+    assert S.item() == 1000
+
+
+def test_cumsum_kernel_by_hand():
+    y, S = kernels.cumsum_kernel(row(1, 10, 100), row(1, 2, 3), row(5, 6, 7))
+    same(y, row(5, 170, 3800))
+    assert S.item() == 5 + 12 + 21
+
+
+def test_linear_attention_by_hand_finds_a_value_by_its_key():
+    keys = torch.eye(2, dtype=torch.float64)[None, None]  # two steps, two orthogonal keys
+    values = torch.tensor([[[[3.0], [7.0]]]], dtype=torch.float64)
+    query = keys.flip(2)  # ask each step for the other's key
+    o, S = kernels.linear_attention(query, keys, values)
+    same(o[0, 0, :, 0], torch.tensor([0.0, 3.0], dtype=torch.float64))
+    same(S[0, 0, :, 0], torch.tensor([3.0, 7.0], dtype=torch.float64))
+
+
+def test_softmax_attention_by_hand():
+    q = torch.zeros(1, 1, 1, 2, dtype=torch.float64)  # a query that prefers nothing
+    k = torch.randn(1, 1, 4, 2, dtype=torch.float64)
+    v = torch.tensor([1.0, 2.0, 6.0, 99.0], dtype=torch.float64)[None, None, :, None]
+    keep = torch.tensor([[True, True, True, False]])
+    same(kernels.softmax_attention(q, k, v, keep).item(), 3.0)
+
+
+def test_causal_conv_by_hand_puts_the_first_tap_on_the_newest():
+    taps = torch.tensor([[1.0], [10.0], [100.0]], dtype=torch.float64)
+    past = torch.tensor([[[7.0], [8.0]]], dtype=torch.float64)
+    y, past = kernels.causal_conv(row(1, 2), taps, past)
+    same(y, row(1 + 80 + 700, 2 + 10 + 800))
+    same(past, row(1, 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["linear, decay per head", "linear, decay per channel", "sum, decaying"]
+)
+def test_strong_forgetting_stays_finite(name):
+    case = CASES[name]
+    tensors = inputs(case, sizes_of({**SHAPES["long"], "T": 70}))
+    with torch.no_grad():
+        tensors["log_decay"].mul_(100)
+    outputs = call(case, tensors, chunk=32)
+    for tensor in (*outputs, *gradients(outputs, tensors).values()):
+        assert tensor.isfinite().all()

@@ -1,0 +1,415 @@
+"""Four laws for everything that mixes over time: pieces, causality, rows, memory.
+
+Mixers, by a row of MIXING; models, by being a preset or a row of SPECS. All in float64. The
+published QLLK has to break the second law, which proves that the law can be broken.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from helpers import TINY, same
+
+from qllk import mixers
+from qllk.layers import make
+from qllk.mixers import DECAYS, MIXERS, NORMALISERS
+from qllk.models import build
+from qllk.positions import POSITIONS, NoPositions
+from qllk.probes import positions_seen, state_bytes, state_numbers, tensors, visibility
+from qllk.published import MELF, QLLK10, QLLK11
+from qllk.spec import Patch, Spec
+
+D = 16
+
+
+class Mixing(NamedTuple):
+    """A mixer with its options, how many numbers its state may hold, and how far back it sees."""
+
+    name: str
+    options: dict
+    numbers: Callable[[int], int]  # after T steps of one row
+    reach: int | None = None  # steps in sight, none means all
+    positions: str = "none"
+
+
+def constant(numbers):
+    return lambda T: numbers
+
+
+def cache(T):
+    return 2 * D * T
+
+
+def cumsum(**options):
+    return Mixing("cumsum", options, constant(D))
+
+
+def linear(heads, **options):
+    return Mixing("linear", {"heads": heads, **options}, constant(D * D // heads))
+
+
+def softmax(heads, window=None, positions="none"):
+    numbers = (lambda T: 2 * D * min(T, window - 1)) if window else cache
+    return Mixing("softmax", {"heads": heads, "window": window}, numbers, window, positions)
+
+
+def conv(width):
+    return Mixing("conv", {"width": width}, constant(D * (width - 1)), width)
+
+
+MIXING = {
+    "cumsum": cumsum(),
+    "cumsum, plain": cumsum(normaliser="none"),
+    "cumsum, by count": cumsum(normaliser="count"),
+    "cumsum, by root": cumsum(normaliser="root"),
+    "cumsum, by rms": cumsum(normaliser="rms"),
+    "cumsum, forgetting": cumsum(half_lives=(4, 64)),
+    "cumsum, forgetting, plain": cumsum(half_lives=(2, 9), normaliser="none"),
+    "softmax": softmax(4),
+    "softmax, one head": softmax(1),
+    "softmax, rotary": softmax(4, positions="rotary"),
+    "softmax, window": softmax(2, window=5),
+    "softmax, window, rotary": softmax(2, window=5, positions="rotary"),
+    "softmax, window of one": softmax(2, window=1),
+    "softmax, window beyond the input": softmax(2, window=99),
+    "linear": linear(4),
+    "linear, no decay": linear(4, decay="none"),
+    "linear, fixed decay": linear(4, decay="fixed"),
+    "linear, decay per head": linear(2, decay="head"),
+    "linear, decay per channel": linear(2, decay="channel"),
+    "convolution": conv(4),
+    "convolution of width one": conv(1),
+}
+
+CONV, CUMSUM = ("conv", {"width": 3}), ("cumsum", {})
+SOFTMAX, LINEAR = ("softmax", {"heads": 2}), ("linear", {"heads": 2, "decay": "channel"})
+WINDOW = ("softmax", {"heads": 2, "window": 5})
+FORGETTING = ("cumsum", {"half_lives": (2, 32)})
+
+
+def patched(size, slow, after=1, layers=3, fast=(CONV,), **fields):
+    patch = Patch(size=size, d_model=24, layers=2, mixers=slow, after=after)
+    return Spec(d_model=D, layers=layers, mixers=fast, patch=patch, **fields)
+
+
+SPECS = {
+    "hybrid": Spec(d_model=D, layers=5, mixers=(CONV, CUMSUM, LINEAR, WINDOW, SOFTMAX)),
+    "learned positions": Spec(
+        d_model=D, layers=2, mixers=(SOFTMAX,), positions="learned", context=80
+    ),
+    "sinusoidal positions": Spec(d_model=D, layers=2, mixers=(SOFTMAX,), positions="sinusoidal"),
+    "rotary positions": Spec(d_model=D, layers=2, mixers=(WINDOW, SOFTMAX), positions="rotary"),
+    "layer norm, squared relu": Spec(
+        d_model=D, layers=2, mixers=(FORGETTING,), norm="layer", mlp=("relu2", {"ratio": 2})
+    ),
+    "tied": Spec(d_model=D, layers=2, mixers=(CUMSUM, CONV), tied=True),
+    "patches of 1": patched(1, (CUMSUM,)),
+    "patches of 3": patched(3, (CUMSUM, LINEAR)),
+    "patches of 8": patched(8, (FORGETTING,)),
+    "patches of 3, nothing after": patched(3, (LINEAR,), after=0),
+    "patches of 3, rotary cache": patched(3, (SOFTMAX,), after=2, positions="rotary"),
+    "patches of 3, window": patched(3, (WINDOW,), fast=(WINDOW, CONV), positions="rotary"),
+    "patches of 3, learned positions": patched(
+        3, (CUMSUM,), positions="learned", context=80, fast=(CUMSUM,)
+    ),
+}
+MODELS = {**{f"preset {name}": spec for name, spec in TINY.items()}, **SPECS}
+PUBLISHED = {"QLLK 1.0": QLLK10, "QLLK 1.1": QLLK11, "MELF": MELF}
+
+T = 67  # past the default chunks of every kernel
+CUTS = {"one by one": (1,) * T, "all but one": (T - 1, 1), "one, rest": (1, T - 1)} | {
+    "ragged": (13, 1, 35, 18)
+}
+SHORT = 29  # for models: odd, and no multiple of any patch but 1
+SHORT_CUTS = {"one by one": (1,) * SHORT, "all but one": (SHORT - 1, 1), "ragged": (1, 10, 2, 16)}
+
+each_mixing = pytest.mark.parametrize("row", MIXING.values(), ids=MIXING)
+each_model = pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+each_published = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+
+
+def mixer_of(row):
+    positions = POSITIONS[row.positions](D)
+    return make(MIXERS, (row.name, row.options), "mixer", D, positions).double()
+
+
+def model_of(spec):
+    return build(spec, seed=0).double()
+
+
+def vectors(B=1, T=T):
+    return torch.randn(B, T, D, dtype=torch.float64)
+
+
+def random_ids(spec, B=1, T=SHORT):
+    return torch.randint(spec.vocab_size, (B, T))
+
+
+def in_pieces(step, x, cuts):
+    state, ys = None, []
+    for piece in x.split(cuts, dim=1):
+        y, state = step(piece, state)
+        ys.append(y)
+    return torch.cat(ys, dim=1), state
+
+
+# ---------------------------------------------------------------- pieces
+
+
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+@each_mixing
+def test_mixer_in_pieces_equals_whole(row, cuts):
+    mixer, x = mixer_of(row), vectors(B=2)
+    y, state = in_pieces(mixer, x, cuts)
+    whole, after = mixer(x)
+    same(y, whole)
+    same(state, after)
+
+
+@pytest.mark.parametrize("cuts", SHORT_CUTS.values(), ids=SHORT_CUTS)
+@each_model
+def test_model_in_pieces_equals_whole(spec, cuts):
+    model, ids = model_of(spec), random_ids(spec, B=2)
+    logits, state = in_pieces(model.run, ids, cuts)
+    same(logits, model(ids))
+    assert state.t == SHORT
+    next_ids = random_ids(spec, B=2, T=9)  # the state that is left serves as well as the whole's
+    same(model.run(next_ids, state)[0], model(torch.cat((ids, next_ids), dim=1))[:, SHORT:])
+
+
+def check_the_old_state_stays_valid(step, first, second):
+    _, state = step(first, None)
+    before = [tensor.clone() for tensor in tensors(state)]
+    y, _ = step(second, state)
+    step(second.flip(1), state)
+    same(tensors(state), before, atol=0)
+    same(step(second, state)[0], y, atol=0)
+
+
+@each_mixing
+def test_mixer_leaves_the_old_state_valid(row):
+    check_the_old_state_stays_valid(mixer_of(row), vectors(T=7), vectors(T=4))
+
+
+@each_model
+def test_model_leaves_the_old_state_valid(spec):
+    ids = random_ids(spec)
+    check_the_old_state_stays_valid(model_of(spec).run, ids[:, :10], ids[:, 10:])
+
+
+# ---------------------------------------------------------------- causality
+
+
+@each_mixing
+def test_mixer_sees_the_past_as_far_as_it_reaches_and_never_the_future(row):
+    mixer, x, t = mixer_of(row), vectors().requires_grad_(), 40
+    y, _ = mixer(x)
+    seen = (torch.autograd.grad(y[0, t].sum(), x)[0][0] != 0).any(dim=-1)
+    first = 0 if row.reach is None else max(0, t - row.reach + 1)
+    assert seen.nonzero().flatten().tolist() == list(range(first, t + 1))
+
+
+@each_mixing
+def test_changing_a_mixers_input_changes_nothing_before(row):
+    mixer, x, t = mixer_of(row), vectors(), 40
+    changed = x.clone()
+    changed[:, t:] = vectors(T=T - t)
+    before, after = mixer(x)[0], mixer(changed)[0]
+    same(after[:, :t], before[:, :t])
+    assert not torch.allclose(after[:, t], before[:, t])
+
+
+def check_causality(model, T):
+    seen = visibility(model, T)
+    assert not seen.triu(1).any(), f"positions see the future:\n{seen.int()}"
+    assert seen.diagonal().all(), "a position does not see its own byte"
+
+
+@each_model
+def test_model_sees_its_own_byte_and_never_the_future(spec):
+    check_causality(model_of(spec), SHORT)
+
+
+@each_model
+def test_changing_a_byte_changes_no_logits_before(spec):
+    model, ids = model_of(spec), random_ids(spec)
+    for t in (1, 8, 9, SHORT - 1):
+        changed = ids.clone()
+        changed[:, t:] = (changed[:, t:] + 1) % spec.vocab_size
+        before, after = model(ids), model(changed)
+        same(after[:, :t], before[:, :t])
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_first_byte_reaches_as_far_as_the_patches_carry_it(size):
+    spec = patched(size, (CUMSUM,), fast=(("conv", {"width": 1}),))  # byte layers that see one byte
+    seen = visibility(model_of(spec), SHORT)
+    for t in range(SHORT):
+        complete = (t + 1) // size * size  # bytes in patches that end at or before t
+        expected = sorted({*range(complete), t})
+        assert seen[t].nonzero().flatten().tolist() == expected
+
+
+@each_published
+def test_the_published_models_fail_causality(published):
+    with pytest.raises(AssertionError, match="see the future"):
+        check_causality(published(dim=16, n_layers=1).double(), 32)
+
+
+@pytest.mark.parametrize(("name", "leaks"), [("QLLK 1.0", 28), ("QLLK 1.1", 28), ("MELF", 31)])
+def test_how_many_of_31_published_positions_see_their_own_target(name, leaks):
+    seen = visibility(PUBLISHED[name](dim=16, n_layers=1).double(), 32)
+    targets = seen.diagonal(1)  # position t predicts byte t + 1
+    assert int(targets.sum()) == leaks
+    if leaks == 28:
+        assert (~targets).nonzero().flatten().tolist() == [7, 15, 23]  # the last byte of a patch
+
+
+def test_changing_a_byte_changes_published_logits_before():
+    model, ids = QLLK10(dim=16, n_layers=1), torch.randint(256, (1, 16))
+    changed = ids.clone()
+    changed[0, 7] ^= 1
+    assert not torch.allclose(model(changed)[0, 0], model(ids)[0, 0])
+
+
+# ---------------------------------------------------------------- rows
+
+
+@each_mixing
+def test_a_row_of_a_batch_equals_that_row_alone(row):
+    mixer, x = mixer_of(row), vectors(B=3)
+    first, state = mixer(x[:, :30])
+    second, _ = mixer(x[:, 30:], state)
+    for i in range(3):
+        alone, after = mixer(x[i : i + 1, :30])
+        same(first[i : i + 1], alone)
+        same(second[i : i + 1], mixer(x[i : i + 1, 30:], after)[0])
+
+
+@each_model
+def test_a_row_of_ids_equals_that_row_alone(spec):
+    model, ids = model_of(spec), random_ids(spec, B=3)
+    logits = model(ids)
+    for i in range(3):
+        same(logits[i : i + 1], model(ids[i : i + 1]))
+
+
+@each_published
+def test_a_row_of_ids_equals_that_row_alone_in_the_published_models(published):
+    model, ids = published(dim=16, n_layers=1).double().eval(), torch.randint(256, (3, 32))
+    same(model(ids)[1:2], model(ids[1:2]))
+
+
+# ---------------------------------------------------------------- memory
+
+
+@each_mixing
+def test_a_mixers_state_holds_the_numbers_it_says(row):
+    mixer = mixer_of(row)
+    for length in (1, 2, 5, 16, T):
+        _, state = mixer(vectors(T=length))
+        assert state_numbers(state) == row.numbers(length)
+        _, state = mixer(vectors(T=1), state)
+        assert state_numbers(state) == row.numbers(length + 1)
+
+
+def growth(spec, lengths):
+    model = build(spec, seed=0)
+    return [state_numbers(model.run(random_ids(spec, T=length))[1]) for length in lengths]
+
+
+def forgets(part):
+    """Whether the part's state is bounded."""
+    name, options = part
+    return name != "softmax" or options.get("window") is not None
+
+
+@each_model
+def test_a_models_state_grows_only_if_it_caches(spec):
+    slow = spec.patch.mixers if spec.patch else ()
+    short, long, longer = growth(spec, (24, 48, 72))  # past every window and patch of the rows
+    if all(map(forgets, (*spec.mixers, *slow))):
+        assert short == long == longer
+    else:
+        assert longer - long == long - short > 0
+
+
+def test_a_cache_on_patches_grows_once_a_patch():
+    spec = patched(8, (SOFTMAX,))
+    start, almost, full = growth(spec, (24, 31, 32))
+    assert start == almost
+    assert full - start == 2 * spec.patch.layers * spec.patch.d_model
+
+
+def test_a_batch_holds_a_state_for_each_row():
+    model = build(MODELS["hybrid"], seed=0)
+    one, three = (model.run(random_ids(model.spec, B=B))[1] for B in (1, 3))
+    assert state_numbers(three) == 3 * state_numbers(one)
+
+
+# ---------------------------------------------------------------- the probes and the rows above
+
+
+def test_state_bytes_follow_the_precision():
+    state = mixers.Sum(torch.zeros(2, 5), 3)
+    assert state_numbers(state) == 10
+    assert state_bytes(state) == 40
+    nested = (None, state, (mixers.Past(torch.zeros(1, 4, dtype=torch.float64)), 9))
+    assert state_numbers(nested) == 14
+    assert state_bytes(nested) == 72
+
+
+def test_a_state_that_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="tuples, tensors, counts and None; got 'S'"):
+        state_numbers((torch.zeros(1), "S"))
+
+
+def test_positions_seen_is_a_row_of_visibility():
+    model = model_of(SPECS["patches of 3"])
+    seen = visibility(model, 11)
+    assert seen.shape == (11, 11)
+    assert seen.dtype == torch.bool
+    for t in range(11):
+        same(positions_seen(model, t, 11), seen[t])
+
+
+def test_the_probe_leaves_the_model_as_it_was():
+    model = model_of(SPECS["hybrid"].but(dropout=0.5)).requires_grad_(False)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        check_causality(model, 9)  # with dropout drawn, a position could miss itself
+    assert model.training
+    assert not model.embed._forward_hooks
+    assert all(p.grad is None for p in model.parameters())
+    same(torch.get_rng_state(), state)
+
+
+def test_the_probe_refuses_a_position_outside_and_a_model_without_embedding():
+    with pytest.raises(ValueError, match="t=9 must lie in 0 … 8"):
+        positions_seen(model_of(SPECS["hybrid"]), 9, 9)
+    with pytest.raises(ValueError, match="Linear has neither `embed` nor `byte_embedding`"):
+        visibility(torch.nn.Linear(2, 2), 4)
+
+
+def test_every_mixer_and_every_option_has_a_row():
+    assert {row.name for row in MIXING.values()} == set(MIXERS)
+    for name, cls in MIXERS.items():
+        known = {
+            p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY
+        }
+        rows = [row.options for row in MIXING.values() if row.name == name]
+        assert known == {option for options in rows for option in options}, name
+
+
+@pytest.mark.parametrize(("option", "table"), [("normaliser", NORMALISERS), ("decay", DECAYS)])
+def test_every_choice_of_an_option_has_a_row(option, table):
+    assert {r.options[option] for r in MIXING.values() if option in r.options} == set(table)
+
+
+def test_every_kind_of_positions_has_a_row():
+    assert {spec.positions for spec in SPECS.values()} == set(POSITIONS)
+    turning = {name for name, cls in POSITIONS.items() if cls.turn is not NoPositions.turn}
+    assert turning <= {row.positions for row in MIXING.values()}

@@ -1,0 +1,336 @@
+"""Whole models: what they refuse, how they start, that they learn, and that they stream."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TINY, same
+
+from qllk.models import LanguageModel, PatchedLanguageModel, build, parameters
+from qllk.positions import POSITIONS
+from qllk.presets import PRESETS
+from qllk.spec import Patch, Spec
+
+# Every preset's size, as its source or our own README states it.
+PARAMETERS = {
+    "qllk-2": 1_298_944,
+    "qllk-2-nano": 342_272,
+    "qllk-2-local": 610_176,
+    "gpt": 1_312_160,
+    "gpt-nano": 229_952,
+}
+CONV = ("conv", {"width": 3})
+BASE = Spec(d_model=16, layers=2, mixers=(CONV,))
+
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def refused(match, spec=BASE, **changes):
+    with pytest.raises(ValueError, match=match):
+        build(spec.but(**changes))
+
+
+# ---------------------------------------------------------------- presets
+
+
+@each_preset
+def test_a_preset_has_the_parameters_it_states(name):
+    with torch.device("meta"):
+        assert parameters(build(name)) == PARAMETERS[name]
+
+
+def test_every_preset_states_its_parameters_and_none_that_is_gone():
+    assert set(PARAMETERS) == set(PRESETS)
+
+
+@each_preset
+def test_a_preset_survives_json(name):
+    text = PRESETS[name].to_json()
+    assert Spec.from_json(text) == PRESETS[name]
+    assert Spec.from_json(json.dumps(json.loads(text), indent=2)) == PRESETS[name]
+
+
+@each_preset
+def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(name):
+    before = torch.get_rng_state()
+    one, two = build(TINY[name], seed=1), build(TINY[name], seed=1)
+    same(torch.get_rng_state(), before, atol=0)
+    same(dict(one.state_dict()), dict(two.state_dict()), atol=0)
+    other = build(TINY[name], seed=2)
+    assert not torch.equal(other.embed.weight, one.embed.weight)
+
+
+def test_without_a_seed_the_global_generator_decides():
+    torch.manual_seed(5)
+    one, two = build(BASE), build(BASE)
+    torch.manual_seed(5)
+    assert not torch.equal(one.embed.weight, two.embed.weight)
+    same(build(BASE).embed.weight, one.embed.weight, atol=0)
+
+
+def test_a_name_builds_the_preset():
+    name = min(PARAMETERS, key=PARAMETERS.get)
+    assert build(name, seed=0).spec == PRESETS[name]
+
+
+@each_preset
+def test_the_first_loss_is_that_of_a_uniform_guess(name):
+    model = build(TINY[name], seed=0)
+    ids = torch.randint(model.spec.vocab_size, (8, 33))
+    loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert abs(loss.item() - math.log(model.spec.vocab_size)) < 0.1
+
+
+@each_preset
+def test_a_preset_can_learn_one_batch_by_heart(name):
+    model = build(TINY[name], seed=0)
+    ids = torch.randint(model.spec.vocab_size, (2, 17))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(60):
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
+
+
+def idle_parameters(spec):
+    model = build(spec, seed=0)
+    model(torch.randint(spec.vocab_size, (2, 17))).square().mean().backward()
+    return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@each_preset
+def test_every_parameter_of_a_preset_is_used(name):
+    assert not idle_parameters(TINY[name])
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_parameter_of_positions_is_used_beside_patches(positions):
+    patch = Patch(size=3, d_model=8, layers=1, mixers=(("softmax", {"heads": 2}),))
+    assert not idle_parameters(BASE.but(patch=patch, positions=positions, context=20))
+
+
+@each_preset
+def test_streaming_byte_by_byte_equals_the_whole_in_single_precision(name):
+    model = build(TINY[name], seed=0)
+    ids, state = torch.randint(model.spec.vocab_size, (2, 33)), None
+    whole = model(ids)
+    for t in range(33):
+        logits, state = model.run(ids[:, t : t + 1], state)
+        same(logits[:, 0], whole[:, t], atol=1e-4)
+        assert state.t == t + 1
+
+
+# ---------------------------------------------------------------- names and options
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="unknown preset 'nonsense'") as error:
+        build("nonsense")
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_unknown_parts_list_the_known():
+    refused("unknown mixer 'sofmax'; choose from .*softmax", mixers=(("sofmax", {}),))
+    refused("unknown mlp 'gelu2'; choose from .*gelu, ", mlp=("gelu2", {}))
+    refused("unknown norm 'batch'; choose from .*layer, .*rms", norm="batch")
+    refused("unknown positions 'rotory'; choose from .*rotary", positions="rotory")
+    refused("unknown normaliser 'max'; .*rms", mixers=(("cumsum", {"normaliser": "max"}),))
+    refused("unknown decay 'slow'; .*head", mixers=(("linear", {"heads": 2, "decay": "slow"}),))
+
+
+def test_unknown_parts_of_the_patch_path_list_the_known():
+    slow = Patch(size=2, d_model=8, layers=1, mixers=(("cumsun", {}),))
+    refused("unknown mixer 'cumsun'; choose from .*cumsum", patch=slow)
+
+
+def test_an_unknown_or_missing_option_names_the_part():
+    refused("mixer 'conv': .*'widht'", mixers=(("conv", {"widht": 3}),))
+    refused("mixer 'conv': .*'width'", mixers=(("conv", {}),))
+    refused("mlp 'gelu': .*'wide'", mlp=("gelu", {"wide": 3}))
+
+
+def test_heads_must_divide_the_width():
+    refused("heads=3 must divide d_model=16", mixers=(("softmax", {"heads": 3}),))
+    refused("heads=0 must divide d_model=16", mixers=(("linear", {"heads": 0}),))
+
+
+def test_a_convolution_needs_a_width():
+    refused("width must be at least 1, got 0", mixers=(("conv", {"width": 0}),))
+
+
+def test_positions_refuse_widths_they_cannot_pair():
+    softmax = (("softmax", {"heads": 4}),)
+    refused("even d_model, got 5", d_model=5, positions="sinusoidal")
+    model = build(BASE.but(d_model=12, mixers=softmax, positions="rotary"))
+    with pytest.raises(ValueError, match="even width per head, got 3"):
+        model(torch.zeros(1, 2, dtype=torch.long))
+
+
+def test_learned_positions_need_a_context_and_end_there():
+    refused("need a context length; set Spec.context", positions="learned")
+    model = build(BASE.but(positions="learned", context=8))
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    _, state = model.run(ids)
+    for too_far in (
+        lambda: model(torch.zeros(1, 9, dtype=torch.long)),
+        lambda: model.run(ids[:, :1], state),
+    ):
+        with pytest.raises(ValueError, match=r"position 9, .* end at 8; shorten the input or"):
+            too_far()
+
+
+# ---------------------------------------------------------------- Spec
+
+
+def test_a_spec_refuses_sizes_below_one_by_name():
+    for field, value in (("d_model", 0), ("layers", -1), ("vocab_size", 2.0), ("layers", True)):
+        with pytest.raises(ValueError, match=f"Spec: {field} must be a whole number above 0, got"):
+            BASE.but(**{field: value})
+    with pytest.raises(ValueError, match="Patch: size must be a whole number above 0, got 0"):
+        Patch(size=0, d_model=8, layers=1, mixers=(CONV,))
+
+
+def test_a_spec_refuses_parts_that_are_no_pairs():
+    for mixers in ((), "conv", ("conv",), (("conv",),), (("conv", {}, 1),)):
+        with pytest.raises(
+            ValueError, match=r"Spec.mixers must be .*pairs? \(name, options\), got"
+        ):
+            BASE.but(mixers=mixers)
+    with pytest.raises(ValueError, match=r"Spec.mlp must be a pair \(name, options\), got 'gelu'"):
+        BASE.but(mlp="gelu")
+
+
+def test_a_spec_refuses_a_dropout_of_one():
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
+        BASE.but(dropout=1.0)
+
+
+@pytest.mark.parametrize("after", [-1, 2])
+def test_a_patch_leaves_a_layer_before_it(after):
+    patch = Patch(size=2, d_model=8, layers=1, mixers=(CONV,), after=after)
+    with pytest.raises(ValueError, match=f"Patch.after={after} must leave .* of the 2 layers"):
+        BASE.but(patch=patch)
+
+
+def test_a_spec_is_frozen_and_changed_by_but():
+    with pytest.raises(AttributeError):
+        BASE.layers = 3
+    assert BASE.but(layers=3).layers == 3
+    assert BASE.layers == 2
+
+
+def test_bad_json_is_refused():
+    with pytest.raises(ValueError, match="a Spec must be JSON: "):
+        Spec.from_json("{layers: 2}")
+    with pytest.raises(ValueError, match="Spec must be a JSON object, got list"):
+        Spec.from_json("[]")
+
+
+def test_json_with_an_unknown_or_missing_field_is_refused():
+    values = json.loads(BASE.to_json())
+    with pytest.raises(ValueError, match="Spec has no field 'leyers'; it has d_model, layers, "):
+        Spec.from_json(json.dumps(values | {"leyers": 3}))
+    patch = {"size": 2, "d_model": 8, "layers": 1, "mixers": [["conv", {}]], "stride": 2}
+    with pytest.raises(ValueError, match="Patch has no field 'stride'; it has size, "):
+        Spec.from_json(json.dumps(values | {"patch": patch}))
+    del values["d_model"]
+    with pytest.raises(ValueError, match=r"not a Spec: .*'d_model'"):
+        Spec.from_json(json.dumps(values))
+
+
+# ---------------------------------------------------------------- ids
+
+
+MODEL_SPECS = {
+    "bytes": BASE,
+    "patched": BASE.but(patch=Patch(size=3, d_model=8, layers=1, mixers=(("cumsum", {}),))),
+}
+
+
+@pytest.mark.parametrize("spec", MODEL_SPECS.values(), ids=MODEL_SPECS)
+def test_ids_that_are_not_ids_are_refused(spec):
+    model = build(spec)
+    for bad in (
+        torch.zeros(1, 4),
+        torch.zeros(4, dtype=torch.long),
+        torch.zeros(1, 0, dtype=torch.long),
+        torch.zeros(0, 4, dtype=torch.long),
+        torch.zeros(1, 4, 1, dtype=torch.long),
+    ):
+        with pytest.raises(
+            ValueError, match=r"shape \(batch, time\), neither empty; got \(.*ids\[N"
+        ):
+            model(bad)
+    for outside in (-1, 256):
+        with pytest.raises(ValueError, match=f"ids must lie in 0 … 255, got .*{outside}"):
+            model(torch.tensor([[1, outside]]))
+
+
+def test_the_vocabulary_bounds_the_ids():
+    model = build(BASE.but(vocab_size=10))
+    assert model(torch.tensor([[9]])).shape == (1, 1, 10)
+    with pytest.raises(ValueError, match="0 … 9, got 3 … 10"):
+        model(torch.tensor([[3, 10]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_any_integer_type_will_do(dtype):
+    model, ids = build(BASE), torch.randint(256, (2, 7))
+    same(model(ids.clamp(max=127).to(dtype)), model(ids.clamp(max=127)), atol=0)
+    if dtype != torch.int16:
+        same(model(ids.to(dtype)), model(ids), atol=0)
+
+
+# ---------------------------------------------------------------- structure
+
+
+def test_mixers_are_cycled_over_the_layers():
+    mixers = (CONV, ("cumsum", {}), ("softmax", {"heads": 2}))
+    names = [
+        type(block.mix).__name__ for block in build(BASE.but(mixers=mixers, layers=5)).body.blocks
+    ]
+    assert names == ["GatedConv", "CumsumMixer", "SoftmaxAttention", "GatedConv", "CumsumMixer"]
+
+
+def test_a_patch_makes_a_patched_model_and_taking_it_away_leaves_its_control():
+    spec = MODEL_SPECS["patched"]
+    model, control = build(spec), build(spec.but(patch=None))
+    assert isinstance(model, PatchedLanguageModel)
+    assert type(control) is LanguageModel
+    assert len(model.body.before.blocks) + len(model.body.after.blocks) == len(control.body.blocks)
+
+
+def test_tied_weights_are_one_tensor_counted_once():
+    tied, loose = build(BASE.but(tied=True)), build(BASE)
+    assert tied.head.weight is tied.embed.weight
+    assert parameters(loose) - parameters(tied) == 256 * 16
+
+
+def test_dropout_is_drawn_by_its_own_generator_and_only_in_training():
+    model, ids = build(BASE.but(dropout=0.5), seed=0), torch.randint(256, (2, 9))
+    same(model.eval()(ids), build(BASE, seed=0)(ids), atol=0)
+
+    def trained(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for module in model.train().modules():
+            if hasattr(module, "generator"):
+                module.generator = generator
+        return model(ids)
+
+    before = torch.get_rng_state()
+    one, again, other = trained(1), trained(1), trained(2)
+    same(torch.get_rng_state(), before, atol=0)
+    same(one, again, atol=0)
+    assert not torch.allclose(one, other)
+
+
+def test_dropout_keeps_the_mean():
+    model = build(BASE.but(dropout=0.25))
+    dropout = model.body.blocks[0].dropout.train()
+    y = dropout(torch.ones(100_000))
+    assert y.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert y.mean().item() == pytest.approx(1.0, abs=0.01)

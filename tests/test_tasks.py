@@ -1,0 +1,113 @@
+"""Synthetic texts: the floor that each task claims is what its best predictor pays."""
+
+import math
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from qllk.tasks import TASKS, task
+
+LETTERS = set(b"abcdefghijklmnopqrstuvwxyz")
+
+
+def whole(name, size, seed=0):
+    """The text as rows can be cut from it, and the floor in nats per byte."""
+    corpus, floor = task(name, size, seed)
+    return np.concatenate((corpus.train, corpus.valid)).tobytes(), floor
+
+
+def entropy(counts):
+    """Nats per symbol of what these counts were counted from."""
+    numbers = np.array(list(counts.values()))
+    shares = numbers / numbers.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_the_same_text_for_the_same_seed_only(name):
+    assert whole(name, 3000) == whole(name, 3000)
+    assert whole(name, 3000)[0] != whole(name, 3000, seed=1)[0]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_holds_out_its_last_tenth(name):
+    corpus, floor = task(name, 3000)
+    assert (len(corpus.train), len(corpus.valid)) == (2700, 300)
+    assert corpus.train.dtype == np.uint8
+    assert 0 <= floor <= math.log(256)
+    assert corpus.source == f"task:{name}:3000:0"
+
+
+def test_noise_has_all_bytes_equally_often_and_independent():
+    text, floor = whole("noise", 1 << 20)
+    assert floor == math.log(256)
+    assert entropy(Counter(text)) == pytest.approx(floor, abs=1e-3)
+    halves = Counter((a >> 4, b >> 4) for a, b in pairwise(text))
+    assert entropy(halves) == pytest.approx(2 * math.log(16), abs=1e-3)
+
+
+def test_periodic_costs_its_first_round_and_then_nothing():
+    text, floor = whole("periodic", 1600)
+    assert text == text[:16] * 100
+    assert len(set(text[:16])) > 8
+    assert floor * 1600 == pytest.approx(16 * math.log(256))
+    assert whole("periodic", 4)[1] == math.log(256)
+
+
+def test_copy_costs_its_letters_once():
+    text, floor = whole("copy", 34 * 1000)
+    rows = [text[i : i + 34] for i in range(0, len(text), 34)]
+    assert all(row == row[:16] + b"|" + row[:16] + b"\n" for row in rows)
+    free = b"".join(row[:16] for row in rows)
+    assert set(free) == LETTERS
+    assert floor == pytest.approx(entropy(Counter(free)) * len(free) / len(text), rel=1e-3)
+
+
+def test_recall_costs_what_an_ideal_reader_cannot_know():
+    """Row by row: pay for a key among those left, a digit, then only for which key is asked."""
+    text, floor = whole("recall", 18 * 1000)
+    paid = 0.0
+    for start in range(0, len(text), 18):
+        row = text[start : start + 18]
+        told, asked = row[:8], row[9:17]
+        assert row[8:9] + row[17:] == b"|\n"
+        values = dict(zip(told[::2], told[1::2], strict=True))
+        assert len(values) == 4
+        assert set(values) <= LETTERS
+        assert set(told[1::2]) <= set(b"0123456789")
+        assert {key: values[key] for key in asked[::2]} == values
+        assert all(values[key] == value for key, value in zip(asked[::2], asked[1::2], strict=True))
+        for n in range(4):
+            paid += math.log(26 - n) + math.log(10) + math.log(4 - n)
+    assert floor == pytest.approx(paid / len(text), rel=1e-9)
+
+
+def test_recall_asks_in_every_order_and_draws_every_digit():
+    text, _ = whole("recall", 18 * 2000)
+    rows = [text[i : i + 18] for i in range(0, len(text), 18)]
+    orders = Counter(tuple(row[:8:2].index(key) for key in row[9:17:2]) for row in rows)
+    digits = Counter(digit for row in rows for digit in row[1:8:2])
+    assert entropy(orders) == pytest.approx(math.log(24), abs=0.02)
+    assert entropy(digits) == pytest.approx(math.log(10), abs=0.01)
+
+
+def test_markov_costs_the_entropy_of_its_next_letter_given_the_last():
+    text, floor = whole("markov", 200_000)
+    pairs, letters = Counter(pairwise(text)), Counter(text[:-1])
+    assert floor == pytest.approx(entropy(pairs) - entropy(letters), abs=0.01)
+    triples = Counter(zip(text, text[1:], text[2:], strict=False))
+    assert floor == pytest.approx(entropy(triples) - entropy(pairs), abs=0.01)  # no further memory
+    assert floor < entropy(letters) - 0.1
+
+
+def test_an_unknown_task_lists_the_known():
+    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, markov"):
+        task("nonsense")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 40])
+def test_a_size_that_makes_no_sense_is_refused(size):
+    with pytest.raises(ValueError, match=f"size must lie in 2 … .*got {size}"):
+        task("noise", size)

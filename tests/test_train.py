@@ -1,0 +1,608 @@
+"""The trainer: each step is what it says, and a run is a function of its seed and its log."""
+
+import math
+import signal
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import BFLOAT16, SPEC, TINY
+
+from qllk import data, devices, evaluate, optim, train
+from qllk.layers import Dropout
+from qllk.models import build
+from qllk.published import QLLK11
+from qllk.recipe import Recipe
+from qllk.tasks import task
+from qllk.train import Diverged, Trainer, mixed
+
+RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
+CORPUS, FLOOR = task("markov", 4000)
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def trainer(spec=SPEC, clock=None, **changes):
+    options = {} if clock is None else {"clock": clock}
+    return Trainer(spec, CORPUS, replace(RECIPE, **changes), **options)
+
+
+def steps(run, count):
+    return [next(run) for _ in range(count)]
+
+
+def losses(records):
+    return [record.nats for record in records]
+
+
+def same_weights(a, b):
+    """Bit for bit, moments included."""
+    a, b = a.tensors(), b.tensors()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---------------------------------------------------------------- one step
+
+
+def test_a_run_equals_the_same_written_by_hand():
+    """Windows, loss, clipping, schedule and AdamW, with nothing from `optim` or `train`."""
+    run = trainer(spec=SPEC.but(dropout=0.0), clip=0.5, weight_decay=0.3)
+    model = build(SPEC.but(dropout=0.0), seed=0)
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    adam = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        foreach=False,
+    )
+    for step, record in enumerate(steps(run, 12)):
+        generator = torch.Generator().manual_seed(mixed(0, step))
+        starts = torch.randint(len(CORPUS.train) - 24, (4,), generator=generator).tolist()
+        ids = torch.tensor(np.stack([CORPUS.train[s : s + 25] for s in starts])).long()
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        adam.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+        for p in model.parameters():
+            p.grad *= min(1.0, 0.5 / norm)
+        wave = (1 + math.cos(math.pi * step / 40)) / 2
+        lr = 6e-3 * max(0.01, min(1.0, step / 40 / 0.1)) * (0.02 + 0.98 * wave)
+        for group in adam.param_groups:
+            group["lr"] = lr
+        adam.step()
+        assert record.nats == pytest.approx(loss.item(), abs=1e-5)
+        assert record.grad_norm == pytest.approx(norm, rel=1e-4)
+        assert norm > 0.5
+        assert record.lr == pytest.approx(lr, rel=1e-12)
+    for got, expected in zip(run.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
+def test_a_record_tells_what_really_ran():
+    record = next(trainer())
+    assert (record.step, record.bytes_seen) == (1, 4 * 24)
+    assert (record.device, record.precision) == ("cpu", "float32")
+    assert record.bits_per_byte == record.nats / math.log(2)
+    assert record.bytes_per_second == pytest.approx(96 / record.step_seconds)
+    assert record.valid_nats is None
+    assert list(record.state_rms) == ["byte 1 conv", "patch 1 cumsum", "byte 2 conv"]
+    assert all(rms > 0 for rms in record.state_rms.values())
+
+
+def test_the_schedule_at_its_corners():
+    def share(progress, warmup=0.2):
+        return optim.warmup_cosine(progress, warmup=warmup, final=0.1)
+
+    assert share(0.0) == pytest.approx(0.01)
+    assert share(0.1) == pytest.approx(0.5 * share(0.1, warmup=0.0))
+    assert share(0.2) == share(0.2, warmup=0.0)
+    assert share(0.5) == pytest.approx(0.55)
+    assert share(1.0) == pytest.approx(0.1) == share(1.5)
+    assert share(0.0, warmup=0.0) == 1.0
+
+
+def test_only_matrices_are_decayed():
+    run = trainer()
+    matrices, others = run.optimizer.param_groups
+    assert matrices["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert {p.ndim for p in matrices["params"]} == {2}
+    assert {p.ndim for p in others["params"]} == {1}
+    assert len(matrices["params"]) + len(others["params"]) == len(list(run.model.parameters()))
+
+
+def test_accumulation_equals_the_large_batch():
+    plain = trainer(spec=SPEC.but(dropout=0.0))
+    parts = trainer(spec=SPEC.but(dropout=0.0), accumulate=4)
+    for run in (plain, parts):
+        run.model.double()
+    sizes = []
+    parts.model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
+    for a, b in zip(steps(plain, 5), steps(parts, 5), strict=True):
+        assert a.nats == pytest.approx(b.nats, abs=1e-12)
+        assert a.grad_norm == pytest.approx(b.grad_norm, abs=1e-12)
+    for p, q in zip(plain.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+    assert sizes == [1] * 20  # four parts of one row, five times
+
+
+def test_the_gradient_is_clipped_to_its_norm_and_the_norm_before_is_told(monkeypatch):
+    run, seen = trainer(clip=0.01), []
+    step = run.optimizer.step
+
+    def spy():
+        seen.append(math.sqrt(sum(p.grad.square().sum() for p in run.model.parameters())))
+        step()
+
+    monkeypatch.setattr(run.optimizer, "step", spy)
+    record = next(run)
+    assert record.grad_norm > 0.1
+    assert seen == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_training_learns_what_there_is_to_learn():
+    run = trainer(steps=150, lr=2e-2)
+    nats = losses(run)
+    assert len(nats) == 150
+    assert nats[0] > 5
+    assert np.mean(nats[-10:]) < FLOOR + 0.4
+
+
+# ---------------------------------------------------------------- reproducible
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    first, again, other = trainer(), trainer(), trainer(seed=1)
+    assert losses(steps(first, 10)) == losses(steps(again, 10)) != losses(steps(other, 10))
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+def test_nothing_that_others_draw_changes_a_run():
+    alone, disturbed = trainer(), trainer()
+    expected, got = losses(steps(alone, 10)), []
+    for _ in range(10):
+        torch.rand(3)
+        np.random.rand(3)  # noqa: NPY002
+        got.append(next(disturbed).nats)
+    assert got == expected
+
+
+def test_a_run_draws_nothing_from_the_global_generator():
+    before = torch.get_rng_state()
+    steps(trainer(validate_every=2), 12)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_is_on_while_training_and_depends_on_seed_and_step_alone(monkeypatch):
+    run, masks = trainer(), []
+    forward = Dropout.forward
+
+    def spy(self, x):
+        y = forward(self, x)
+        masks.append(self.training and (y == 0).sum().item())
+        return y
+
+    monkeypatch.setattr(Dropout, "forward", spy)
+    run.model.eval()  # as someone who looked at it might leave it
+    next(run)
+    trained = [mask for mask in masks if mask is not False]
+    assert len(trained) == 6
+    assert sum(trained) > 50
+    assert losses(steps(trainer(), 3)) != losses(steps(trainer(spec=SPEC.but(dropout=0.2)), 3))
+
+
+def test_the_batches_of_neighbouring_steps_and_seeds_differ():
+    seeds = {mixed(seed, step) for seed in range(50) for step in range(-50, 50)}
+    assert len(seeds) == 5000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_looking_and_validating_disturb_nothing():
+    plain, watched = trainer(), trainer(validate_every=1)
+    expected, records = losses(steps(plain, 12)), []
+    for _ in range(12):
+        records.append(next(watched))
+        watched.validate(50)
+        watched.sound()
+    assert losses(records) == expected
+    assert same_weights(plain, watched)
+    assert all(record.valid_nats > 0 for record in records)
+
+
+def test_the_validation_loss_is_that_of_the_head_of_the_held_out_split():
+    run = trainer(validate_every=3)
+    records = steps(run, 3)
+    assert [record.valid_nats is None for record in records] == [True, True, False]
+    expected = evaluate.nats_per_byte(run.model, CORPUS.valid[:200], 24)
+    assert records[-1].valid_nats == expected == run.validate()
+    assert run.validate(len(CORPUS.valid)) != expected
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def test_a_run_ends_after_its_steps():
+    run = trainer(steps=7)
+    assert [record.step for record in run] == list(range(1, 8))
+    assert run.progress == 1.0
+    with pytest.raises(StopIteration):
+        next(run)
+
+
+def test_a_run_of_seconds_ends_by_its_clock_which_drives_the_schedule():
+    ticks = iter(range(0, 10_000, 5))  # each look at the clock is 5 seconds after the last
+    run = trainer(seconds=50.0, steps=3, warmup=0.0, clock=lambda: next(ticks))
+    records = list(run)
+    assert len(records) == 10
+    assert run.seconds == 50
+    assert {record.step_seconds for record in records} == {5}
+    assert records[0].lr == RECIPE.lr
+    half = RECIPE.lr * (0.02 + 0.98 / 2)
+    assert records[5].lr == pytest.approx(half)
+
+
+# ---------------------------------------------------------------- commands
+
+
+@BFLOAT16
+def test_a_run_replayed_from_its_log_is_the_same_bit_for_bit():
+    live, records = trainer(), []
+    for n in range(25):
+        if n == 4:
+            live.post("precision", "bfloat16")
+        if n == 9:
+            live.post("lr", 1e-3)
+            live.post("batch", 2)
+        if n == 15:
+            live.post("precision", "float32")
+        records.append(next(live))
+    assert [entry[:2] for entry in live.log] == [
+        [4, "precision"],
+        [9, "lr"],
+        [9, "batch"],
+        [15, "precision"],
+    ]
+    assert [r.precision for r in records[3:17]] == ["float32"] + ["bfloat16"] * 11 + ["float32"] * 2
+    again = trainer()
+    again.replay(live.log)
+    replayed = steps(again, 25)
+    assert losses(replayed) == losses(records)
+    assert same_weights(live, again)
+    assert again.log == live.log
+    assert replayed[-1].bytes_seen == records[-1].bytes_seen
+
+
+def test_a_learning_rate_is_the_new_peak_from_the_next_step_on():
+    run = trainer()
+    before = steps(run, 10)[-1]
+    run.post("lr", 0.1)
+    after = next(run)
+    assert after.lr / before.lr == pytest.approx(0.1 / RECIPE.lr, rel=0.05)
+    assert run.log == [[10, "lr", 0.1]]
+
+
+def test_commands_that_make_no_sense_are_refused_at_once():
+    run = trainer()
+    with pytest.raises(ValueError, match="unknown command 'speed'; choose from lr, batch"):
+        run.post("speed", 3)
+    for value in (0, -1.0, math.nan, math.inf, "fast", True, None, 10**400):
+        with pytest.raises(ValueError, match="learning rate must be a number above 0, got"):
+            run.post("lr", value)
+    for value in (0, 2.5, True):
+        with pytest.raises(ValueError, match="batch must be a whole number above 0"):
+            run.post("batch", value)
+    with pytest.raises(ValueError, match="named by a string, got 16"):
+        run.post("precision", 16)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("device", "tpu"), "no device 'tpu' here"),
+        (("precision", "float8"), "unknown precision 'float8'"),
+        (("precision", "float16"), "cpu cannot train in float16"),
+        (("batch", 3), "accumulate=2 must divide batch=3"),
+    ],
+)
+def test_a_refused_command_is_told_and_changes_nothing(command, reason):
+    plain, run = trainer(accumulate=2), trainer(accumulate=2)
+    expected = losses(steps(plain, 4))
+    got = losses(steps(run, 2))
+    run.post(*command)
+    got += losses(steps(run, 2))
+    assert got == expected
+    assert reason in run.refused
+    assert run.log == []
+    run.post("lr", 1e-3)
+    next(run)
+    assert run.refused is None
+
+
+@BFLOAT16
+@pytest.mark.parametrize("failure", ["parity", "gradient", "out of memory"])
+def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
+    plain, run = trainer(), trainer()
+    expected = losses(steps(plain, 6))
+    got = losses(steps(run, 3))
+    if failure == "out of memory":
+        place, calls = run._place, []
+
+        def once(device, precision):
+            place(device, precision)
+            calls.append(precision)
+            if len(calls) == 1:
+                raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(run, "_place", once)
+    else:
+        trial = train.trial
+
+        def wrong(model, ids, device, precision):
+            nats, finite = trial(model, ids, device, precision)
+            broken = precision == "bfloat16"
+            return nats + broken * (failure == "parity"), finite and not (
+                broken and failure == "gradient"
+            )
+
+        monkeypatch.setattr(train, "trial", wrong)
+    run.post("precision", "bfloat16")
+    records = steps(run, 3)
+    assert got + losses(records) == expected
+    assert {r.precision for r in records} == {"float32"}
+    told = {"out of memory": "out of memory", "parity": "apart", "gradient": "trial step on cpu"}
+    assert told[failure] in run.refused
+    assert run.log == []
+
+
+def test_a_trial_step_changes_neither_model_nor_gradients():
+    run = trainer()
+    next(run)
+    before = run.tensors()
+    run.optimizer.zero_grad()
+    ids = torch.from_numpy(CORPUS.train[None, :25].copy())
+    nats, finite = train.trial(run.model, ids, "cpu", "float32")
+    assert finite
+    assert nats > 0
+    assert run.model.training
+    assert all(p.grad is None for p in run.model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in run.tensors().items())
+
+
+@BFLOAT16
+def test_a_switch_of_precision_keeps_the_loss_continuous():
+    plain, run = trainer(), trainer()
+    expected = losses(steps(plain, 30))
+    got = losses(steps(run, 10))
+    run.post("precision", "bfloat16")
+    got += losses(steps(run, 10))
+    run.post("precision", "float32")
+    got += losses(steps(run, 10))
+    assert got[:10] == expected[:10]
+    assert got[10:] != expected[10:]
+    assert np.abs(np.array(got) - expected).max() < 0.05
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- diverging
+
+
+def test_a_loss_that_is_no_number_is_named_and_the_last_good_state_kept(monkeypatch):
+    monkeypatch.setattr(train, "KEEP_EVERY", 10)
+    plain, run = trainer(), trainer()
+    expected = losses(steps(plain, 40))
+    steps(run, 13)
+    run.post("lr", 1e38)
+    with pytest.raises(Diverged, match=r"at step 1\d the loss is .*learning rate.*step 10.*lower"):
+        steps(run, 27)
+    assert run.step == 10
+    assert run.log == []
+    assert run.sound()
+    assert losses(steps(run, 30)) == expected[10:]
+    assert same_weights(plain, run)
+
+
+def test_a_diverged_run_can_go_on_with_a_lower_rate(monkeypatch):
+    monkeypatch.setattr(train, "KEEP_EVERY", 10)
+    run = trainer(lr=1e38)
+    with pytest.raises(Diverged):
+        steps(run, 40)
+    with pytest.raises(Diverged):  # the same again, for nothing was changed
+        steps(run, 40)
+    run.post("lr", RECIPE.lr)
+    assert losses(steps(run, 40)) == losses(steps(trainer(), 40))
+    assert run.log == [[0, "lr", RECIPE.lr]]
+
+
+def test_weights_that_an_update_has_ruined_are_never_kept(monkeypatch):
+    monkeypatch.setattr(train, "KEEP_EVERY", 1)
+    run = trainer()
+    steps(run, 5)
+    for p in run.model.parameters():
+        p.data.fill_(math.nan)
+    assert not run.sound()
+    with pytest.raises(Diverged):
+        next(run)
+    assert run.sound()
+    assert run.step == 4
+
+
+@BFLOAT16
+def test_a_diverged_run_goes_back_to_the_precision_that_its_log_tells():
+    run = trainer()
+    run.post("precision", "bfloat16", at=3)
+    run.post("lr", 1e38, at=6)
+    with pytest.raises(Diverged):
+        steps(run, 40)
+    assert (run.step, run.log, run.precision) == (0, [], "float32")
+    assert losses(steps(run, 5)) == losses(steps(trainer(), 5))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(monkeypatch, moment):
+    plain, run = trainer(), trainer()
+    expected = losses(steps(plain, 8))
+    got = losses(steps(run, 3))
+    update = run.optimizer.step
+
+    def pressed():
+        if moment == "before":
+            signal.raise_signal(signal.SIGINT)
+        update()
+        if moment == "after":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.optimizer, "step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            next(run)
+    assert run.step == 4  # the step is done, only its record is lost
+    got += [expected[3], *losses(steps(run, 4))]
+    assert got == expected
+    assert same_weights(plain, run)
+
+
+def test_a_run_in_a_thread_is_the_same_run():
+    got = []
+    thread = threading.Thread(target=lambda: got.extend(losses(steps(trainer(), 5))))
+    thread.start()
+    thread.join()
+    assert got == losses(steps(trainer(), 5))
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"seconds": 0},
+        {"seconds": math.inf},
+        {"batch": 2.0},
+        {"window": -1},
+        {"accumulate": 0},
+        {"accumulate": 3},
+        {"lr": 0},
+        {"lr": math.nan},
+        {"final_lr": -0.1},
+        {"final_lr": 1.5},
+        {"warmup": -1},
+        {"warmup": 1.5},
+        {"weight_decay": -1},
+        {"weight_decay": math.nan},
+        {"clip": 0},
+        {"precision": None},
+        {"device": 0},
+        {"compile": "yes"},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"validate_every": 0},
+        {"validate_bytes": True},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_makes_no_sense_names_its_field(wrong):
+    (field,) = wrong
+    with pytest.raises(ValueError, match=f"Recipe: {field}.*{wrong[field]}"):
+        replace(RECIPE, **wrong)
+
+
+def test_a_recipe_goes_through_plain_data_and_back():
+    values = {"steps": 7, "lr": 0.1, "seconds": None}
+    assert Recipe.from_dict(values) == Recipe(**values)
+    with pytest.raises(ValueError, match="Recipe has no field 'speed'; it has steps"):
+        Recipe.from_dict({"speed": 1})
+
+
+def test_a_run_that_cannot_start_says_why():
+    with pytest.raises(ValueError, match="'markov': the valid split has 400 bytes"):
+        trainer(window=400)
+    with pytest.raises(ValueError, match="no device 'tpu' here"):
+        trainer(device="tpu")
+    with pytest.raises(ValueError, match="unknown precision 'float8'"):
+        trainer(precision="float8")
+    with pytest.raises(ValueError, match="unknown preset 'nonsense'; choose from"):
+        trainer(spec="nonsense")
+
+
+def test_a_window_shorter_than_a_patch_simply_works():
+    run = trainer(window=3)
+    steps(run, 3)
+    tensors, facts = run.tensors(), run.facts()
+    again = trainer(window=3)
+    again.restore(tensors, facts)
+    assert losses(steps(run, 3)) == losses(steps(again, 3))
+
+
+# ---------------------------------------------------------------- honest on noise
+
+
+def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheats():
+    """Fresh random bytes each step: below ln 256 = 5.545 nats there is nothing but a leak."""
+    corpus, floor = task("noise", 1 << 21)
+    recipe = Recipe(steps=300, batch=8, window=64, warmup=0.1)
+    honest = Trainer(TINY["qllk-2"], corpus, recipe)
+    assert len(losses(honest)) == 300
+    torch.manual_seed(0)
+    leaky = QLLK11(dim=64, n_layers=1)
+    adam = torch.optim.AdamW(leaky.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(1)
+
+    def fresh(model):
+        ids = data.draw_windows(corpus.valid, 64, 64, generator)
+        return evaluate.byte_losses(model(ids[:, :-1]), ids[:, 1:]).mean()
+
+    for step in range(300):
+        ids = data.draw_windows(corpus.train, 8, 64, generator)
+        loss = evaluate.byte_losses(leaky(ids[:, :-1]), ids[:, 1:]).mean()
+        adam.param_groups[0]["lr"] = 1e-2 * min(1.0, (300 - step) / 150)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        assert abs(fresh(honest.model.eval()).item() - floor) < 0.05
+        assert fresh(leaky).item() < 1.5
+
+
+# ---------------------------------------------------------------- a CUDA device
+
+
+@CUDA
+def test_a_run_moves_to_a_cuda_device_and_back_without_a_break_in_its_loss():
+    plain, run = trainer(spec=SPEC.but(dropout=0.0)), trainer(spec=SPEC.but(dropout=0.0))
+    expected, records = losses(steps(plain, 30)), steps(run, 10)
+    run.post("device", "cuda")
+    records += steps(run, 10)
+    assert run.refused is None
+    assert run.log == [[10, "device", "cuda"]]
+    moments = [v for state in run.optimizer.state.values() for v in state.values()]
+    assert {str(v.device) for v in moments} == {"cuda:0"}
+    run.post("device", "cpu")
+    records += steps(run, 10)
+    assert [r.device for r in records] == ["cpu"] * 10 + ["cuda:0"] * 10 + ["cpu"] * 10
+    assert np.abs(np.array(losses(records)) - expected).max() < 0.02
+
+
+@CUDA
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_cuda_device_trains_in_half_precision(precision):
+    devices.require("cuda", precision)
+    plain, run = trainer(spec=SPEC.but(dropout=0.0)), trainer(spec=SPEC.but(dropout=0.0))
+    expected = losses(steps(plain, 30))
+    run.post("device", "cuda")
+    run.post("precision", precision)
+    records = steps(run, 30)
+    assert {(r.device, r.precision) for r in records} == {("cuda:0", precision)}
+    assert np.abs(np.array(losses(records)) - expected).max() < 0.1
+    assert run._scaler.is_enabled() == (precision == "float16")
+
+
+@CUDA
+def test_the_data_are_the_same_on_every_device():
+    run = trainer()
+    expected = run._draw()
+    run.move("cuda", "float32")
+    assert torch.equal(run._draw().cpu(), expected)
