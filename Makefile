@@ -14,7 +14,7 @@ lab: .venv/core
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser"
 	$(BIN)/python -m qllk.lab.notebooks check notebooks/*.ipynb
-	QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile \
+	QLLK_HOME=$$(mktemp -d) QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile \
 		--nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 

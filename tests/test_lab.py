@@ -339,14 +339,14 @@ def test_the_loss_picture_says_its_numbers_in_words():
 
 
 def test_the_step_axis_is_logarithmic():
-    plot = svg.Plot(500, 300, 10_000, 0, 9)
+    plot = svg.Plot(500, 300, svg.steps_scale(10_000), svg.Scale(0, 9))
     gaps = [plot.x(10 ** (e + 1)) - plot.x(10**e) for e in range(4)]
     assert max(gaps) - min(gaps) < 1e-6
     assert plot.x(10_000) == plot.width - plot.right
 
 
 def test_a_spike_stays_inside_the_frame():
-    plot = svg.Plot(500, 300, 100, 0, 9)
+    plot = svg.Plot(500, 300, svg.steps_scale(100), svg.Scale(0, 9))
     assert plot.y(1e9) == plot.y(float("nan")) == plot.y(float("inf")) == plot.top
     wild = svg.loss_curve([Point(1, 1, float("inf"), float("nan"))], [], {}, [], 10)
     assert all("nan" not in e.get("points", "") for e in tree(wild).iter())
@@ -366,7 +366,7 @@ def test_labels_that_have_room_stay_where_they_are():
 
 
 def test_texts_of_marks_never_overlap():
-    plot = svg.Plot(500, 300, 100, 0, 9)
+    plot = svg.Plot(500, 300, svg.steps_scale(100), svg.Scale(0, 9))
     for steps in ([1, 2, 3, 4], [50, 51, 90, 99, 100], [100]):
         drawn = texts(f"<g>{svg.upright(plot, [(s, 'cuda:0 bfloat16') for s in steps])}</g>")
         rows = {}

@@ -1,1 +1,26 @@
-"""The notebooks' side: runs in threads, pictures as text, panels. Nothing else imports it."""
+"""The notebooks' side: runs in threads, pictures as text, panels, checks, predictions. Nothing
+else in the library imports it."""
+
+from . import check
+from .figures import Bars, Chart, Heat, Note
+from .plots import picture
+from .predict import expected_and_happened, outcome, predict
+from .show import TEXT, digits, same, show, sized, tiny
+
+__all__ = [
+    "TEXT",
+    "Bars",
+    "Chart",
+    "Heat",
+    "Note",
+    "check",
+    "digits",
+    "expected_and_happened",
+    "outcome",
+    "picture",
+    "predict",
+    "same",
+    "show",
+    "sized",
+    "tiny",
+]

@@ -10,7 +10,9 @@ could not show it.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -34,7 +36,9 @@ def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = nbformat.from_dict(METADATA)
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, resources=resources, store_widget_state=False).execute()
+    client = NotebookClient(notebook, timeout=600, resources=resources, store_widget_state=False)
+    with tempfile.TemporaryDirectory() as nobody:  # a learner who has done nothing yet
+        client.execute(env=os.environ | {"QLLK_HOME": nobody})
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index}"
         cell.metadata.pop("execution", None)

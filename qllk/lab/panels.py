@@ -6,7 +6,6 @@ second, and only what has changed. A callback never waits and never touches a mo
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
@@ -18,6 +17,7 @@ from ..recipe import Recipe
 from ..tasks import TASKS
 from ..train import Trainer
 from .run import Run
+from .show import fast
 from .view import view
 
 HZ = 8
@@ -73,11 +73,6 @@ HINT = (
     '<div class="q-hint">Learning rate and batch act at once, device and precision with Switch, '
     "model and corpus with the next Start. Interrupt is not Stop.</div>"
 )
-
-
-def fast() -> bool:
-    """Whether QLLK_FAST asks for the smallest sizes."""
-    return os.environ.get("QLLK_FAST", "0") not in ("", "0")
 
 
 def lab(name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", steps=5000, **more):

@@ -18,34 +18,45 @@ LABEL_GAP = 13  # px between the base lines of two labels
 LETTER = 6.0  # px, the mean width of a letter
 
 
+class Scale(NamedTuple):
+    """Numbers from `low` to `high` as shares from 0 to 1, straight or by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Values beyond the ends stay at them, so that a spike is seen and covers nothing."""
+        value = self.high if math.isnan(value) else min(max(value, self.low), self.high)
+        bend = math.log if self.log else float
+        return (bend(value) - bend(self.low)) / (bend(self.high) - bend(self.low))
+
+
 class Plot(NamedTuple):
-    """A frame of fixed size and its two scales: steps on a logarithm, values on either."""
+    """A frame of fixed size and its two scales."""
 
     width: int
     height: int
-    steps: int
-    bottom_value: float
-    top_value: float
-    log: bool = False
+    across: Scale
+    up: Scale
     left: int = 34
     right: int = 92  # room for labels
     top: int = 24
     bottom: int = 30
 
-    def x(self, step: float) -> float:
-        share = math.log(max(step, 1)) / math.log(max(self.steps, 2))
-        return self.left + min(share, 1.0) * (self.width - self.left - self.right)
+    def x(self, value: float) -> float:
+        return self.left + self.across.share(value) * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        """Values beyond the frame stay at its edge, so that a spike is seen and covers nothing."""
-        low, high = self.bottom_value, self.top_value
-        value = high if math.isnan(value) else min(max(value, low), high)
-        scale = math.log if self.log else float
-        share = (scale(value) - scale(low)) / (scale(high) - scale(low))
+        share = self.up.share(value)
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     def path(self, pairs) -> str:
-        return " ".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in pairs)
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in pairs)
+
+
+def steps_scale(steps: int) -> Scale:
+    return Scale(1, max(steps, 2), log=True)
 
 
 def loss_curve(
@@ -64,8 +75,9 @@ def loss_curve(
     """
     seen = [point.mean for point in train] + [loss for _, loss in valid]
     lowest = min(filter(math.isfinite, [*floors.values(), *seen, 2.0]))
-    plot = Plot(width, height, steps, max(0.0, math.floor(lowest - 0.2)), 9.0)
-    parts = [grid(plot, [(v, f"{v}") for v in range(int(plot.bottom_value), 10)])]
+    bottom = max(0, math.floor(lowest - 0.2))
+    plot = Plot(width, height, steps_scale(steps), Scale(bottom, 9.0))
+    parts = [grid(plot, [(v, f"{v}") for v in range(bottom, 10)], powers_of_ten(steps), "steps")]
     parts += [line(plot, value, "5 4") for value in floors.values()]
     parts += [
         labels(plot, [(value, f"{name} {value:.2f}", None) for name, value in floors.items()])
@@ -105,10 +117,11 @@ def state_curves(
     }
     values = [rms for pairs in lines.values() for _, rms in pairs] or [0.1, 10.0]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
-    plot = Plot(
-        width, height, steps, 10.0**low, 10.0 ** max(high, low + 1), log=True, left=40, right=130
-    )
-    parts = [grid(plot, [(10.0**e, short(10.0**e)) for e in range(low, max(high, low + 1) + 1)])]
+    high = max(high, low + 1)
+    up = Scale(10.0**low, 10.0**high, log=True)
+    plot = Plot(width, height, steps_scale(steps), up, left=40, right=130)
+    rows = [(10.0**e, short(10.0**e)) for e in range(low, high + 1)]
+    parts = [grid(plot, rows, powers_of_ten(steps), "steps")]
     ends = []
     for i, (name, pairs) in enumerate(lines.items()):
         colour = LAYERS[i % len(LAYERS)]
@@ -137,19 +150,24 @@ def text(x, y, words, *, anchor="start", colour=None, opacity=0.75) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(words)}</text>'
 
 
-def grid(plot: Plot, values: list[tuple[float, str]]) -> str:
-    """Faint lines at the values, and a number under each power of ten of the steps."""
+def grid(plot: Plot, rows, columns, name: str) -> str:
+    """Faint lines at the (value, text) of `rows`, numbers under those of `columns`, their name."""
     parts = []
-    for value, words in values:
+    for value, words in rows:
         parts.append(line(plot, value))
         parts.append(text(plot.left - 6, plot.y(value) + 4, words, anchor="end"))
     base = plot.height - plot.bottom
-    for step in (10**e for e in range(int(math.log10(max(plot.steps, 1)) + 1e-9) + 1)):
-        x = plot.x(step)
+    for value, words in columns:
+        x = plot.x(value)
         parts.append(stroke(x, base, x, base + 4, 0.5))
-        parts.append(text(x, base + 16, f"{step:,}", anchor="middle"))
-    parts.append(text(plot.width - plot.right + 8, base + 16, "steps"))
+        parts.append(text(x, base + 16, words, anchor="middle"))
+    parts.append(text(plot.width - plot.right + 8, base + 16, name))
     return "".join(parts)
+
+
+def powers_of_ten(most: int) -> list[tuple[int, str]]:
+    """1, 10, 100 … up to `most`, each with its text."""
+    return [(10**e, f"{10**e:,}") for e in range(int(math.log10(max(most, 1)) + 1e-9) + 1)]
 
 
 def stroke(x1, y1, x2, y2, opacity, dashes=None) -> str:

@@ -1,0 +1,165 @@
+"""The checks are checked: wrong answers are refused for the right reason, right ones accepted."""
+
+import re
+
+import pytest
+import torch
+from right_answers import RIGHT
+
+from qllk import kernels
+from qllk.lab import check, lessons
+from qllk.lab.check import (
+    CORRECT,
+    NOT_ATTEMPTED,
+    RAISES,
+    SEES_THE_FUTURE,
+    TOO_STEEP,
+    WRONG_KIND,
+    WRONG_VALUES,
+    WRONG_WHEN_LONG,
+    Case,
+    Exercise,
+    exercises_of,
+)
+
+EXERCISES = {e.name: e for name in lessons.written() for e in exercises_of(name)}
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
+
+
+@each_exercise
+def test_the_solution_is_correct(exercise):
+    assert exercise.judge(exercise.answer).state == CORRECT
+
+
+@each_exercise
+def test_other_right_answers_are_accepted(exercise):
+    others = RIGHT[exercise.name]
+    assert others
+    for answer in others:
+        assert str(exercise.judge(answer)) == CORRECT
+
+
+@each_exercise
+def test_typical_mistakes_are_refused_for_the_right_reason(exercise):
+    assert len(exercise.mistakes) >= 3
+    for mistake in exercise.mistakes:
+        verdict = exercise.judge(mistake.answer)
+        assert verdict.state == mistake.state, mistake.cause
+        if mistake.state in (WRONG_VALUES, WRONG_WHEN_LONG):
+            assert verdict.cause.startswith(mistake.cause)
+
+
+@each_exercise
+def test_the_stub_is_not_attempted(exercise):
+    def stub(*arguments): ...
+
+    assert exercise.judge(stub).state == NOT_ATTEMPTED
+
+
+@each_exercise
+def test_an_answer_of_another_kind_is_refused(exercise):
+    assert exercise.judge(lambda *_: object()).state in (WRONG_KIND, WRONG_VALUES)
+    assert exercise.judge(3).state == WRONG_KIND
+
+
+@each_exercise
+def test_it_says_what_a_learner_needs(exercise):
+    assert exercise.difficulty in (1, 2, 3)
+    assert 1 <= exercise.minutes <= 30
+    assert 1 <= len(exercise.hints) <= 3
+    for text in (*exercise.hints, *(mistake.cause for mistake in exercise.mistakes)):
+        assert re.search(r"[.?]$", text), "whole sentences"
+
+
+@each_exercise
+def test_the_cases_are_the_awkward_ones(exercise):
+    cases = list(exercise.cases(torch.Generator().manual_seed(0)))
+    assert len(cases) >= 3
+    again = list(exercise.cases(torch.Generator().manual_seed(0)))
+    for one, two in zip(cases, again, strict=True):
+        assert check.difference(str(one.arguments), str(two.arguments), 0).state == CORRECT
+
+
+# ---------------------------------------------------------------- the machinery
+
+
+def exercise(truth=lambda x: x.cumsum(0), **more):
+    def cases(rng):
+        for T in (1, 3, 7):
+            yield Case((torch.randn(T, generator=rng, dtype=torch.float64),))
+        yield Case((torch.randn(40, generator=rng, dtype=torch.float64),), long=True)
+
+    return Exercise("some.sum", 1, 1, truth, cases, hints=("One.", "Two."), mistakes=(), **more)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (lambda x: x.cumsum(0), CORRECT),
+        (lambda x: ..., NOT_ATTEMPTED),
+        (lambda x: (_ for _ in ()).throw(NotImplementedError()), NOT_ATTEMPTED),
+        (lambda x: x[0], r"wrong type or shape\. Got one number; wanted shape \(1,\)\."),
+        (lambda x: "sum", r"wrong type or shape\. Got a str; wanted shape \(1,\)\."),
+        (lambda x: x / 0 * 0, r"wrong values\. At \(0,\) wanted .*, got nan\."),
+        (lambda x: x.sum().expand_as(x), r"sees the future\. A new input at place 1 changed"),
+        (lambda x: x.clone().unfold(0, 1, 1)[:, 0] * 2, r"wrong values\. At"),
+        (lambda x: x.cumsum(0) * (1 if len(x) < 9 else 2), "right when short, wrong when long"),
+        (lambda x: x.nope, r"raises an error\. AttributeError: .*nope"),
+    ],
+)
+def test_each_verdict_names_its_cause(answer, verdict):
+    assert re.match(verdict, str(exercise(time_axis=0).judge(answer)))
+
+
+def test_work_that_grows_too_fast_is_noticed():
+    def square(x):
+        return (torch.ones(len(x), len(x), dtype=x.dtype).tril() * x).sum(1)
+
+    steep = exercise(steepest=1.1, sized=lambda T: (torch.zeros(T, dtype=torch.float64),))
+    assert steep.judge(lambda x: x.cumsum(0)).state == CORRECT
+    verdict = steep.judge(square)
+    assert verdict.state == TOO_STEEP
+    assert "Twice the length makes 4.0 times" in verdict.cause
+
+
+def test_a_learners_function_cannot_spoil_the_inputs():
+    def spoils(x):
+        y = x.cumsum(0)
+        x.zero_()
+        return y
+
+    assert exercise().judge(spoils).state == CORRECT
+
+
+def test_the_verdict_is_printed_with_the_way_to_a_hint(capsys):
+    some = exercise()
+    some(lambda x: x)
+    said = capsys.readouterr().out
+    assert said.startswith("some.sum: wrong values. At (1,)")
+    assert "check.some.sum.hint()" in said
+    some(lambda x: None)
+    assert capsys.readouterr().out == "some.sum: not attempted\n"
+
+
+def test_hints_come_one_by_one_and_end_at_the_solution(capsys):
+    some = exercise(kernels.band)
+    for _ in range(3):
+        some.hint()
+    one, two, last = capsys.readouterr().out.splitlines()
+    assert (one, two) == ("Hint 1 of 2. One.", "Hint 2 of 2. Two.")
+    assert "check.some.sum.solution()" in last
+    some.solution()
+    assert "def band(" in capsys.readouterr().out
+
+
+def test_an_unknown_lesson_or_exercise_lists_the_known():
+    with pytest.raises(AttributeError, match=r"no lesson 'atention'; there are .*cumsum"):
+        _ = check.atention
+    with pytest.raises(AttributeError, match="no exercise 'kernal'; it has kernel, resume"):
+        _ = check.cumsum.kernal
+
+
+def test_verdicts_are_of_a_fixed_list():
+    known = {NOT_ATTEMPTED, RAISES, WRONG_KIND, WRONG_VALUES, WRONG_WHEN_LONG, SEES_THE_FUTURE}
+    states = {m.state for e in EXERCISES.values() for m in e.mistakes}
+    assert states <= known | {TOO_STEEP}
