@@ -4,7 +4,7 @@ else in the library imports it."""
 from . import check
 from .figures import Bars, Chart, Heat, Note
 from .plots import picture
-from .predict import expected_and_happened, outcome, predict
+from .predictions import expected_and_happened, outcome, predict
 from .show import TEXT, digits, same, show, sized, tiny
 
 __all__ = [

@@ -71,21 +71,26 @@ def scale(values: list[float], log: bool) -> Scale:
 
 def ticks(scale: Scale, most=6) -> list[tuple[float, str]]:
     """A few round numbers inside the scale, with their texts."""
-    if scale.log:
-        powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
-        for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-            found = [m * 10.0**e for e in powers for m in steps]
-            found = [value for value in found if scale.low <= value <= scale.high]
-            if len(found) >= 3:
-                break
-        found = found[:: max(1, math.ceil(len(found) / most))]
-    else:
+    found = round_numbers(scale) if scale.log else []
+    if len(found) < 3:  # a straight scale, or a narrow one
         raw = (scale.high - scale.low) / (most - 1)
         step = 10.0 ** math.floor(math.log10(raw))
         step *= next(m for m in (1, 2, 5, 10) if m * step >= raw)
         first = math.ceil(scale.low / step)
         found = [step * i for i in range(first, first + 2 * most) if step * i <= scale.high]
+    found = found[:: math.ceil(len(found) / most)]
     return [(value, short(value) if value else "0") for value in found]
+
+
+def round_numbers(scale: Scale) -> list[float]:
+    """Powers of ten, or if those are too few, also three or two and five times them."""
+    powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
+    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+        found = [m * 10.0**e for e in powers for m in steps]
+        found = [value for value in found if scale.low <= value <= scale.high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 @drawn.register

@@ -1,0 +1,170 @@
+"""Explorers: every control is moved through its whole range, every button pressed twice."""
+
+import threading
+import time
+from importlib import import_module
+
+import ipywidgets
+import pytest
+
+from qllk.lab import lessons
+from qllk.lab.explore import Explorer, Runner, choice, line, slider, switch
+from qllk.lab.figures import Bars, Note
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name == "qllk-explorer"]
+
+
+def draw(n=1, rule="a", on=False, text="t"):
+    if rule == "bad":
+        raise ValueError("no <b>rule</b>")
+    return Bars(f"{rule} {on} {text}", {"n": n}, "things")
+
+
+def controls():
+    return {
+        "n": slider("n", [1, 2, 3], 2),
+        "rule": choice("rule", ["a", "b", "bad"]),
+        "on": switch("on"),
+        "text": line("text", "t"),
+    }
+
+
+def settled(explorer):
+    explorer.wait()
+    return explorer.picture.value
+
+
+def test_the_first_picture_is_there_at_once():
+    explorer = Explorer("How many?", controls(), draw)
+    assert ">2 things<" in explorer.picture.value
+    assert "How many?" in explorer.widget.children[0].value
+    assert not threads()
+
+
+def test_a_control_that_moves_changes_the_picture():
+    explorer = Explorer("How many?", controls(), draw)
+    for name, value in (("n", 3), ("rule", "b"), ("on", True), ("text", "u")):
+        before = explorer.picture.value
+        explorer.controls[name].value = value
+        assert settled(explorer) != before
+    explorer.buttons["reset"].click()
+    assert ">2 things<" in settled(explorer)
+    assert explorer.controls["rule"].value == "a"
+
+
+def test_an_error_is_shown_kept_and_gone_with_the_next_picture():
+    explorer = Explorer("How many?", controls(), draw)
+    explorer.controls["rule"].value = "bad"
+    with pytest.raises(ValueError, match="no <b>rule</b>"):
+        explorer.wait()
+    assert "ValueError: no &lt;b&gt;rule&lt;/b&gt;" in explorer.picture.value
+    explorer.controls["rule"].value = "b"
+    assert "things" in settled(explorer)
+
+
+def test_only_the_newest_wish_is_drawn():
+    seen, gate = [], threading.Event()
+
+    def slow(n):
+        seen.append(n)
+        if len(seen) > 1:
+            gate.wait(10)
+        return Note(f"n {n}", [])
+
+    explorer = Explorer("How many?", {"n": slider("n", list(range(9)))}, slow)
+    for n in range(1, 9):
+        explorer.controls["n"].value = n
+    gate.set()
+    assert "n 8" in settled(explorer)
+    assert len(seen) <= 4
+
+
+def endless(n=1):
+    count = 0
+    while True:
+        count += 1
+        yield Note(f"page {count} of {n}", [])
+        time.sleep(0.01)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_runner_runs_when_told_and_stops_when_told():
+    runner = Runner("How long?", {"n": slider("n", [1, 2])}, endless)
+    assert "Press Run." in runner.picture.value
+    runner.controls["n"].value = 2
+    assert not threads()
+    for _ in range(2):
+        runner.buttons["run"].click()
+        wait_for(lambda: "of 2" in runner.picture.value)
+    runner.buttons["stop"].click()
+    runner.buttons["stop"].click()
+    assert "of 2" in settled(runner)
+    assert not threads()
+    runner.buttons["reset"].click()
+    assert "Press Run." in settled(runner)
+    assert runner.controls["n"].value == 1
+
+
+# ---------------------------------------------------------------- the lessons' own
+
+
+def explorers():
+    for name in lessons.written():
+        if name != "training":  # its widget is the live trainer, tested in test_lab.py
+            yield name
+
+
+def values_of(control):
+    match control:
+        case ipywidgets.Dropdown() | ipywidgets.SelectionSlider():
+            return [value for _, value in control._options_full]
+        case ipywidgets.Checkbox():
+            return [False, True]
+        case ipywidgets.Text():
+            return ["a", control.value, "\u00e9 <b>", control.value * 3]
+    raise AssertionError(f"a kind of control that this test cannot move: {control}")
+
+
+@pytest.fixture(params=list(explorers()))
+def explorer(request):
+    made = import_module(f"qllk.lab.lessons.{request.param}").widget()
+    yield made
+    made.wait()
+
+
+@pytest.mark.slow
+def test_every_control_of_a_lesson_is_moved_through_its_range(explorer):
+    runs = isinstance(explorer, Runner)
+    assert 1 <= len(explorer.controls) <= 5
+    for name, control in explorer.controls.items():
+        pictures = set()
+        for value in values_of(control):
+            control.value = value
+            if runs:
+                explorer.buttons["run"].click()
+                wait_for(lambda: "Press Run." not in explorer.picture.value)
+                explorer.buttons["stop"].click()
+            pictures.add(settled(explorer))
+        assert len(pictures) > 1 or runs, f"{name} has no visible effect"
+        explorer.buttons["reset"].click()
+        explorer.wait()
+    assert not threads()
+
+
+@pytest.mark.slow
+def test_every_button_of_a_lesson_is_pressed_twice(explorer):
+    for button in explorer.buttons.values():
+        button.click()
+        button.click()
+    explorer.buttons.get("stop", explorer.buttons["reset"]).click()
+    explorer.wait()
+    assert "q-bad" not in explorer.picture.value
+    assert not threads()

@@ -1,0 +1,88 @@
+"""What claims are measured with: growth, crossings, counted bytes and operations, seconds."""
+
+import math
+
+import pytest
+import torch
+
+from qllk import kernels, measure
+
+
+def test_growth_is_the_exponent_and_its_range():
+    xs = [1, 2, 4, 8]
+    grown = measure.growth(xs, [3 * x**2 for x in xs])
+    assert grown == pytest.approx((2.0, 2.0, 2.0))
+    uneven = measure.growth([1, 2, 4], [1, 2, 8])
+    assert (uneven.low, uneven.high) == pytest.approx((1.0, 2.0))
+    assert uneven.low < uneven.exponent < uneven.high
+    assert str(uneven) == "1.50 (1.00 to 2.00 between neighbours)"
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys"), [([1], [1]), ([1, 2], [1]), ([0, 1], [1, 2]), ([1, 2], [0, 1])]
+)
+def test_growth_refuses_what_has_none(xs, ys):
+    with pytest.raises(ValueError, match="two or more pairs of numbers above 0"):
+        measure.growth(xs, ys)
+
+
+def test_a_crossing_is_found_between_points():
+    xs = [1, 10, 100]
+    assert measure.crossing(xs, [1, 10, 100], [5, 5, 5]) == pytest.approx(5)
+    assert measure.crossing(xs, [2, 3, 4], [1, 1, 1]) == 1
+    assert measure.crossing(xs, [1, 1, 1], [2, 3, 4]) is None
+
+
+def test_the_peak_counts_what_is_alive_at_once():
+    def one_at_a_time():
+        for _ in range(10):
+            torch.ones(1000).sum()
+
+    def all_together():
+        return [torch.ones(1000) for _ in range(10)]
+
+    assert measure.allocation(one_at_a_time).peak_bytes < 2 * 4000
+    assert measure.allocation(all_together).peak_bytes == 10 * 4000
+
+
+def test_views_and_inputs_cost_nothing():
+    x = torch.ones(1000)
+    assert measure.allocation(lambda: x.view(10, 100).t()[3:]) == (0, 0)
+    assert measure.allocation(lambda: x.add_(1)) == (0, 0)
+    assert measure.allocation(lambda: (x + 1).view(10, 100)) == (4000, 1000)
+
+
+def test_a_table_grows_with_the_square_and_the_kernel_does_not():
+    def grown(rule):
+        lengths = [64, 128, 256]
+        made = []
+        for T in lengths:
+            q, k, v = torch.ones(3, 1, 1, T, 8)
+            made.append(measure.allocation(lambda q=q, k=k, v=v: rule(q, k, v)).peak_bytes)
+        return measure.growth(lengths, made).exponent
+
+    assert grown(kernels.softmax_attention) > 1.9
+    assert grown(kernels.linear_attention) < 1.2
+
+
+def test_the_backward_pass_is_counted_too():
+    w = torch.ones(100, 100, requires_grad=True)
+    x = torch.ones(1, 100)
+    forward = measure.allocation(lambda: x @ w).numbers_made
+    both = measure.allocation(lambda: (x @ w).sum().backward()).numbers_made
+    assert forward == 100
+    assert both >= 100 + 100 * 100
+
+
+def test_operations_count_a_multiply_and_an_add():
+    assert measure.operations(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_seconds_are_a_median_after_a_warm_up():
+    calls = []
+    assert measure.seconds(lambda: calls.append(1), repeats=3) >= 0
+    assert len(calls) == 4
+    calls.clear()
+    measure.seconds(lambda: calls.append(1), repeats=1, at_least=0.01)
+    assert len(calls) > 4
+    assert math.isfinite(measure.seconds(lambda: None))
