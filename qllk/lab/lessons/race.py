@@ -1,0 +1,911 @@
+"""Lesson 10, Race honestly."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ... import devices, evaluate, kernels, measure, optim, probes, published
+from ...data import Corpus, all_windows, corpus, draw_windows
+from ...layers import GeluMLP
+from ...mixers import SoftmaxAttention
+from ...models import ModelState, build, parameters
+from ...presets import PRESETS
+from ...recipe import Recipe
+from ...spec import Spec
+from ...tasks import task
+from ...train import Trainer
+from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake
+from ..explore import Runner, choice, slider
+from ..figures import Bars, Chart
+from ..show import TEXT
+
+# ---------------------------------------------------------------- exercises
+
+
+def bits(windows):
+    """Bits per byte of all windows together, from the loss of each of their bytes in nats."""
+    losses = torch.cat(list(windows))
+    return losses.mean() / math.log(2)
+
+
+def unread(ids, blank):
+    """Row t is the text as a writer has it after byte t: the bytes that follow are blank."""
+    rows = ids.expand(len(ids), -1)  # (T, T)
+    return torch.where(torch.ones_like(rows).tril() > 0, rows, blank)
+
+
+def verdict(model, control):
+    """Who is better, from bits per byte of several seeds each: by more than luck, or not."""
+    if min(len(model), len(control)) < 2:
+        return "too close"  # one seed does not tell how far luck reaches
+    gap = sum(control) / len(control) - sum(model) / len(model)
+    luck = max(max(model) - min(model), max(control) - min(control))
+    if abs(gap) <= luck:
+        return "too close"
+    return "ahead" if gap > 0 else "behind"
+
+
+def bits_loop(windows):
+    total, count = 0.0, 0
+    for losses in windows:
+        for nats in losses.tolist():
+            total, count = total + nats / math.log(2), count + 1
+    return total / count
+
+
+def unread_loop(ids, blank):
+    T = len(ids)
+    rows = [[int(ids[i]) if i <= t else blank for i in range(T)] for t in range(T)]
+    return torch.tensor(rows)
+
+
+def said_by(gap, luck, model, control):
+    """A verdict by other measures of gap and luck; never from a single seed."""
+    if min(len(model), len(control)) < 2 or abs(gap) <= luck:
+        return "too close"
+    return "ahead" if gap > 0 else "behind"
+
+
+def spread(values):
+    return max(values) - min(values)
+
+
+def gap_of_means(model, control):
+    return sum(control) / len(control) - sum(model) / len(model)
+
+
+def ragged(rng):
+    for lengths in ((1,), (5, 5), (7, 2, 1), (40, 3)):
+        yield Case((tuple(torch.rand(T, generator=rng, dtype=torch.float64) for T in lengths),))
+
+
+def texts(rng):
+    for T in (1, 3, 8, 11, 24):
+        yield Case((torch.randint(97, 123, (T,), generator=rng), 32))
+
+
+def seeds_of_two(rng):
+    for model, control in (
+        ([2.00, 2.02, 2.01], [2.30, 2.31, 2.29]),  # plain
+        ([2.00], [2.50]),  # one seed
+        ([2.00, 2.40, 2.50], [1.90, 2.60, 2.70]),  # both spreads are wide
+        ([2.00, 2.01, 2.02], [2.00, 2.30, 2.60]),  # only one is
+        ([3.10, 3.20], [2.50, 2.60, 2.55]),
+    ):
+        yield Case((model, control))
+
+
+EXERCISES = (
+    Exercise(
+        name="race.bits",
+        difficulty=1,
+        minutes=5,
+        answer=bits,
+        truth=bits_loop,
+        cases=ragged,
+        within=1e-6,  # a Python number is compared in float32
+        hints=(
+            "A nat is 1 / ln 2 bits: about 1.44 of them.",
+            "Each byte counts once, so the longer window weighs more.",
+        ),
+        mistakes=(
+            Mistake(
+                WRONG_VALUES,
+                "That multiplies by ln 2: a bit is smaller than a nat, so there are more of them.",
+                lambda windows: torch.cat(list(windows)).mean() * math.log(2),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That is still in nats.",
+                lambda windows: torch.cat(list(windows)).mean(),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That is the bits of the whole text, not of one byte.",
+                lambda windows: torch.cat(list(windows)).sum() / math.log(2),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That is a mean of means: a short last window counts as much as a full one.",
+                lambda windows: torch.stack([w.mean() for w in windows]).mean() / math.log(2),
+            ),
+        ),
+    ),
+    Exercise(
+        name="race.unread",
+        difficulty=2,
+        minutes=8,
+        answer=unread,
+        truth=unread_loop,
+        cases=texts,
+        hints=(
+            "The result has a row and a column for each byte of the text.",
+            "What row t may keep is the lower triangle; torch's tril makes one.",
+            "torch.where picks from two tensors, place by place; the second may be a number.",
+        ),
+        mistakes=(
+            Mistake(
+                SEES_THE_FUTURE,
+                "That hides only later patches: the rest of the patch is the leak.",
+                lambda ids, blank: torch.where(
+                    torch.arange(len(ids)) // 8 <= torch.arange(len(ids))[:, None] // 8, ids, blank
+                ),
+            ),
+            Mistake(
+                SEES_THE_FUTURE,
+                "That leaves one byte too many: the very byte that is to be predicted.",
+                lambda ids, blank: torch.where(triangle(ids, 1), ids, blank),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That hides the newest byte as well.",
+                lambda ids, blank: torch.where(triangle(ids, -1), ids, blank),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "What is hidden became zero, not the blank that was asked for.",
+                lambda ids, blank: torch.where(triangle(ids, 0), ids, 0),
+            ),
+        ),
+        time_axis=0,
+    ),
+    Exercise(
+        name="race.verdict",
+        difficulty=3,
+        minutes=12,
+        answer=verdict,
+        cases=seeds_of_two,
+        hints=(
+            "Fewer bits are better. Take the gap of the means first, and mind its sign.",
+            "How far does luck reach? Largest less smallest, of whichever side has it larger.",
+            "With one seed on either side nobody knows how far luck reaches.",
+        ),
+        mistakes=(
+            Mistake(
+                WRONG_VALUES,
+                "Fewer bits are better, so the gap has the wrong sign.",
+                lambda model, control: verdict(control, model),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "One seed has no spread at all, and that is no proof of anything.",
+                lambda model, control: said_by(
+                    gap_of_means(model, control),
+                    max(spread(model), spread(control)),
+                    model * 2,
+                    control * 2,
+                ),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That compares the luckiest seed of each.",
+                lambda model, control: said_by(min(control) - min(model), 0.0, model, control),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The larger of the two spreads counts, not the smaller.",
+                lambda model, control: said_by(
+                    gap_of_means(model, control),
+                    min(spread(model), spread(control)),
+                    model,
+                    control,
+                ),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Those are the means alone; another seed could turn them round.",
+                lambda model, control: said_by(gap_of_means(model, control), 0.0, model, control),
+            ),
+        ),
+    ),
+)
+
+
+def triangle(ids, diagonal):
+    T = len(ids)
+    return torch.ones(T, T, dtype=torch.bool).tril(diagonal)
+
+
+# ---------------------------------------------------------------- who runs
+
+
+class Published(NamedTuple):
+    """QLLK 1.1 as published, small; without `hashing` its "hash" matrix stays zero."""
+
+    dim: int
+    hashing: bool = True
+
+
+STAND_IN = Spec(d_model=8, layers=1, mixers=(("conv", {"width": 2}),))
+
+
+class StudyTrainer(Trainer):
+    """The course's trainer around a published model, which has no spec and carries no state."""
+
+    def __init__(self, entry: Published, text: Corpus, recipe: Recipe, *, clock):
+        super().__init__(STAND_IN, text, recipe, clock=clock)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.model = published.QLLK11(dim=entry.dim).to(self.device)
+        if not entry.hashing:
+            torch.nn.init.zeros_(self.model.hash_proj).requires_grad_(False)
+        self.optimizer = optim.adamw(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self._settle()
+        self._keep()
+
+    def _state_of(self, ids):
+        return ModelState(ids.shape[1], ())
+
+
+def trainer_of(entry: Spec | Published, text: Corpus, recipe: Recipe, clock=time.process_time):
+    """A trainer of either kind of entry; by default it counts this process's own time."""
+    kind = StudyTrainer if isinstance(entry, Published) else Trainer
+    return kind(entry, text, recipe, clock=clock)
+
+
+def narrow(spec: Spec, width: int) -> Spec:
+    """The same model at another width, its patches included."""
+    patch = spec.patch and replace(spec.patch, d_model=width)
+    return spec.but(d_model=width, patch=patch)
+
+
+# ---------------------------------------------------------------- the race
+
+
+class Point(NamedTuple):
+    """A moment of a run."""
+
+    bytes_seen: int
+    seconds: float
+    bits: float  # per byte of the held-out text
+
+
+class Run(NamedTuple):
+    """One entry with one seed."""
+
+    parameters: int
+    curve: list[Point]
+    model: torch.nn.Module
+
+    @property
+    def bits(self) -> float:
+        """Bits per byte at the end."""
+        return self.curve[-1].bits
+
+    def bits_at(self, seconds: float) -> float:
+        """Bits per byte after so many seconds: a straight line between points, seconds by log."""
+        times = np.log([point.seconds for point in self.curve])
+        return float(np.interp(math.log(seconds), times, [point.bits for point in self.curve]))
+
+
+Runs = dict[str, list[Run]]
+
+
+@contextlib.contextmanager
+def one_thread():
+    """One core for everybody, so that seconds of computing can be compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(entry: Spec | Published, text: Corpus, recipe: Recipe, points=4) -> Run:
+    """Train, and look at the held-out text at the end, at half of the way, at a quarter …"""
+    marks = {max(1, round(recipe.steps / 2**i)) for i in range(points)}
+    trainer, curve = trainer_of(entry, text, recipe), []
+    for record in trainer:
+        if record.step in marks:
+            curve.append(
+                Point(trainer.bytes_seen, trainer.seconds, trainer.validate() / evaluate.LN2)
+            )
+    return Run(parameters(trainer.model), curve, trainer.model)
+
+
+def race(entries: dict, text: Corpus, recipe: Recipe, seeds=3) -> Runs:
+    """Every entry with every seed: the same text, the same windows, the same number of bytes."""
+    runs: Runs = {name: [] for name in entries}
+    with one_thread():
+        for seed in range(seeds):
+            for name, entry in entries.items():
+                runs[name].append(run(entry, text, replace(recipe, seed=seed)))
+    return runs
+
+
+def equal_bytes(runs: Runs) -> dict[str, list[float]]:
+    """Bits per byte of each seed, when all have read the same number of bytes."""
+    return {name: [one.bits for one in several] for name, several in runs.items()}
+
+
+def equal_seconds(runs: Runs) -> dict[str, list[float]]:
+    """Bits per byte of each seed, when all have computed as long as the quickest in all."""
+    shortest = quickest(runs)
+    return {name: [one.bits_at(shortest) for one in several] for name, several in runs.items()}
+
+
+def quickest(runs: Runs) -> float:
+    return min(one.curve[-1].seconds for several in runs.values() for one in several)
+
+
+def leader(results: dict[str, list[float]]) -> str:
+    """Who is ahead of every other by more than luck; else "nobody"."""
+    for name, mine in results.items():
+        others = [theirs for other, theirs in results.items() if other != name]
+        if all(verdict(mine, theirs) == "ahead" for theirs in others):
+            return name
+    return "nobody"
+
+
+def race_lines(runs: Runs) -> list[str]:
+    """The race as text, a line for each entry."""
+    by_bytes, by_time = equal_bytes(runs), equal_seconds(runs)
+    lines = [f"{'':12}{'parameters':>11}{'equal bytes':>16}{'equal time':>16}"]
+    for name, several in runs.items():
+        cells = [
+            f"{statistics.fmean(found):9.2f} ± {spread(found):.2f}"
+            for found in (by_bytes[name], by_time[name])
+        ]
+        lines.append(f"{name:12}{several[0].parameters:11,}{cells[0]:>16}{cells[1]:>16}")
+    return lines
+
+
+def mean_curve(several: list[Run], along: str) -> list[tuple[float, float]]:
+    """The mean over the seeds, along "bytes_seen" or "seconds"."""
+    return [
+        (
+            statistics.fmean(getattr(point, along) for point in points),
+            statistics.fmean(point.bits for point in points),
+        )
+        for points in zip(*(one.curve for one in several), strict=True)
+    ]
+
+
+def race_chart(runs: Runs, floors: dict[str, float]) -> tuple[Chart, Chart]:
+    """The two views of one race."""
+    axes = {"bytes_seen": "bytes read", "seconds": "seconds of one core"}
+    return tuple(
+        Chart(
+            {name: mean_curve(several, along) for name, several in runs.items()},
+            x,
+            "bits per byte, held out",
+            log="",
+            levels=floors,
+        )
+        for along, x in axes.items()
+    )
+
+
+# ---------------------------------------------------------------- judging
+
+
+def excerpt(text: Corpus, train: int, valid: int) -> Corpus:
+    """The head of both splits."""
+    return replace(text, train=text.train[:train], valid=text.valid[:valid])
+
+
+def read_as_written(model, data, window: int, patch=8, blank=ord(" ")) -> torch.Tensor:
+    """The loss of each byte when all that was not yet read is blank, as it is in writing.
+
+    A model that does not leak has the same losses as ever.
+
+    Shapes   data (n,) uint8, n - 1 a multiple of window  ->  (n - 1,) nats
+    """
+    ids = torch.cat(list(all_windows(data, 1, window))).long()  # (W, window + 1)
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for first in range(0, window, patch):
+            stop = min(first + patch, window)
+            rows = torch.stack([unread(row, blank)[first:] for row in ids[:, :stop]])
+            logits = model(rows.flatten(0, 1)).unflatten(0, (len(ids), -1))[:, :, first:]
+            own = logits.diagonal(dim1=1, dim2=2).mT  # row t answers for place t alone
+            found.append(evaluate.byte_losses(own, ids[:, first + 1 : stop + 1]))
+    return torch.cat(found, dim=1).flatten()
+
+
+def honest_bits(model, text: Corpus, window: int, size: int) -> float:
+    """Bits per byte of the head of the held-out text, with nothing unread in sight."""
+    losses = read_as_written(model, text.valid[: size // window * window + 1], window)
+    return bits([losses.double()]).item()
+
+
+# ---------------------------------------------------------------- recall
+
+
+def recalled(rule: str, pairs: int, width=64, trials=32, symbols=10) -> float:
+    """Store random pairs of key and digit in one state, ask for all: the share that comes back.
+
+    Keys and digits are random signs, one vector each, and nothing is trained: "kernel" keeps
+    `width` numbers, "matrix" one head of linear attention, "attention" all keys and values.
+    """
+    rng = torch.Generator().manual_seed(pairs)
+
+    def signs(*shape):
+        return torch.randint(2, shape, generator=rng).float() * 2 - 1
+
+    keys, names = signs(trials, pairs, width), signs(symbols, width)
+    asked = torch.randint(symbols, (trials, pairs), generator=rng)
+    values = names[asked]  # (trials, pairs, width)
+    q, k, v = keys[:, None], keys[:, None], values[:, None]  # one head
+    if rule == "kernel":
+        _, S = kernels.cumsum_kernel(keys, keys, values)
+        read = keys * S[:, None]
+    elif rule == "matrix":
+        _, S = kernels.linear_attention(q, k, v)
+        read = (q @ S)[:, 0]
+    else:
+        read = kernels.softmax_attention(q, k, v)[:, 0]
+    return ((read @ names.T).argmax(-1) == asked).double().mean().item()
+
+
+def holds_pairs(shares: dict[int, float], enough=0.8) -> int:
+    """The largest number of pairs of which enough came back, counted from the smallest up."""
+    good = itertools.takewhile(lambda pairs: shares[pairs] >= enough, sorted(shares))
+    return max(good, default=0)
+
+
+# ---------------------------------------------------------------- length
+
+
+class Scaling(NamedTuple):
+    """What one model pays for a text of each length."""
+
+    lengths: list[int]
+    seconds: list[float]
+    operations: list[int]
+    state: list[int]  # numbers carried at the end
+
+
+def streamed(model, ids, piece: int):
+    """Read a text piece by piece, carrying the state; the state after its last byte."""
+    state = None
+    with torch.no_grad():
+        for part in ids.split(piece, dim=1):
+            _, state = model.run(part, state)
+    return state
+
+
+def scaling(spec: Spec, lengths: list[int], piece: int | None = None) -> Scaling:
+    """Read the course's string over and over, at these lengths, in pieces or each at once."""
+    model = build(spec, seed=0).eval()
+    with one_thread():
+        rows = [priced(model, repeated(T), piece or T) for T in lengths]
+    return Scaling(lengths, *map(list, zip(*rows, strict=True)))
+
+
+def repeated(length: int) -> torch.Tensor:
+    """Shapes  -> (1, length)"""
+    return torch.from_numpy(np.resize(np.frombuffer(TEXT, np.uint8), length))[None]
+
+
+def priced(model, ids, piece) -> tuple[float, int, int]:
+    """Seconds, operations, and numbers in the state, of reading a text."""
+    held = []
+    took = measure.seconds(lambda: streamed(model, ids, piece), repeats=1)
+    work = counted(lambda: held.append(probes.state_numbers(streamed(model, ids, piece))))
+    return took, work, held[0]
+
+
+def counted(call) -> int:
+    """Operations; attention's fused form is unfolded into its two products, or none were seen."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        return measure.operations(call)
+
+
+# ---------------------------------------------------------------- the published claims
+
+HOLDS, IN_PART, DOES_NOT = "holds", "in part", "does not hold"
+GPU, GPUS, MAC_AND_PI = "needs a GPU", "needs two GPUs", "needs a Mac and a Pi"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a learner's own notebook has measured by the end."""
+
+    runs: Runs  # "published", "without hash", "kernel", "control", "attention"
+    as_written: list[float]  # bits per byte of the published model's seeds, nothing unread in sight
+    noise: tuple[float, float]  # its bits on random bytes, as published and as written
+    kernel: Scaling
+    attention: Scaling
+    recall: dict[str, dict[int, float]]
+
+
+class Claim(NamedTuple):
+    """What was published, and how it is tested."""
+
+    id: str
+    says: str
+    test: Callable[[Evidence], tuple[str, str]]  # -> verdict, what was measured
+
+
+class Finding(NamedTuple):
+    """A claim with its verdict, and the numbers behind it."""
+
+    id: str
+    says: str
+    verdict: str
+    measured: str
+
+
+def findings(seen: Evidence) -> list[Finding]:
+    """Every claim, tested on this machine."""
+    with one_thread():
+        return [Finding(claim.id, claim.says, *claim.test(seen)) for claim in CLAIMS]
+
+
+def holds_if(true: bool, otherwise=DOES_NOT) -> str:
+    return HOLDS if true else otherwise
+
+
+def speed_up(seen):
+    """One layer as wide as the published one, its mixer exchanged, at 64 patches: 512 bytes."""
+    layers = published.FusedKernel(256), SoftmaxAttention(256, heads=4)
+    kernel, attention = ([layer_operations(layer, n) for n in (64, 128)] for layer in layers)
+    ratio = attention[0] / kernel[0]
+    pair = (attention[1] - 2 * attention[0]) / (128**2 - 2 * 64**2)
+    alone = attention[0] / 64 - 64 * pair
+    far = (125 * kernel[0] / 64 - alone) / pair
+    return holds_if(ratio >= 100), (
+        f"{ratio:.2f} times fewer operations at its own 64 patches; 125 times from {far:,.0f} on"
+    )
+
+
+def layer_operations(mixer, length, width=256) -> int:
+    x, mlp = torch.zeros(1, length, width), GeluMLP(width)
+    return counted(lambda: (mixer(x), mlp(x)))
+
+
+def ten_times_longer(seen):
+    lengths, took, work, _ = seen.kernel
+    more, longer = (10 ** measure.growth(lengths, ys).exponent for ys in (work, took))
+    said = f"ten times the text: {more:.1f} times the operations, {longer:.1f} times the seconds"
+    return holds_if(9 <= more <= 11), said
+
+
+def operation_table(seen):
+    work = operations_of(published.QLLK10(), 1000)
+    return holds_if(work <= 2000), f"{work / 1e9:.2f} billion operations for 1,000 bytes, not 1,000"
+
+
+def operations_of(model, length) -> int:
+    ids = torch.zeros(1, length, dtype=torch.long)
+    return counted(lambda: model(ids))
+
+
+def size(seen):
+    counts = [parameters(cls()) for cls in (published.QLLK10, published.QLLK11)]
+    near = any(abs(count - 5.9e6) < 0.3e6 for count in counts)
+    return holds_if(near), f"1.0 has {counts[0]:,}, 1.1 has {counts[1]:,}"
+
+
+def speed_on_other_machines(seen):
+    model, ids = published.QLLK10(), torch.zeros(1, 512, dtype=torch.long)
+    took = measure.seconds(lambda: model(ids).sum().backward(), repeats=3)
+    return MAC_AND_PI, f"this machine, one core: {512 / took:,.0f} bytes a second"
+
+
+def performance_update(seen):
+    models = published.QLLK11(), published.QLLK10()
+    ids = torch.zeros(1, 512, dtype=torch.long)
+    work = [operations_of(model, 512) for model in models]
+    with torch.no_grad():
+        took = [measure.seconds(lambda: model(ids), repeats=3) for model in models]  # noqa: B023
+    ratio, longer = work[0] / work[1], took[0] / took[1]
+    said = f"1.1 takes {ratio:.2f} times the operations of 1.0, here {longer:.1f} times the seconds"
+    return holds_if(ratio < 1), said
+
+
+def learns_noise(seen):
+    leaky, written = seen.noise
+    said = f"random bytes: {leaky:.2f} bits as published, {written:.2f} as written, floor 8.00"
+    return holds_if(written < 7.9), said
+
+
+def loss_on_noise(seen):
+    nats = seen.noise[0] * evaluate.LN2
+    said = f"random bytes: {nats:.2f} nats, where only a leak can be below {evaluate.UNIFORM:.2f}"
+    return holds_if(nats >= evaluate.UNIFORM - 0.05), said
+
+
+def fewer_linears(seen):
+    first, second = published.QLLK10(dim=8), published.QLLK11(dim=8)
+    whole = [linears(model) for model in (first, second)]
+    kernel = [linears(first.layers[0][0]), linears(second.layers[0]["kernel"])]
+    said = (
+        f"q, k, v 3 to 1; a kernel {kernel[0]} to {kernel[1]}; the model {whole[0]} to {whole[1]}"
+    )
+    return holds_if(whole[1] <= 0.35 * whole[0], IN_PART), said
+
+
+def linears(module) -> int:
+    return sum(isinstance(part, torch.nn.Linear) for part in module.modules())
+
+
+def loading(seen):
+    share = drawing_share()
+    wide = np.zeros(1024, np.uint8).astype(np.int64).nbytes / 1024
+    said = f"drawing is {share:.2%} of a step: no bottleneck to remove; int64 takes {wide:.0f}x RAM"
+    return holds_if(share > 0.2, IN_PART), said
+
+
+@cache
+def drawing_share() -> float:
+    """What part of a training step goes into drawing its windows."""
+    text, rng = corpus("stdlib"), torch.Generator().manual_seed(0)
+    draw = measure.seconds(lambda: draw_windows(text.train, 4, 128, rng), at_least=0.02)
+    trainer = trainer_of(narrow(PRESETS["qllk-2-nano"], 32), text, Recipe(batch=4, window=128))
+    return draw / measure.seconds(lambda: next(trainer), repeats=5)
+
+
+def long_context(seen):
+    lengths, state = seen.kernel.lengths, seen.kernel.state
+    pairs = holds_pairs(seen.recall["kernel"])
+    said = f"{state[-1]:,} numbers after {lengths[-1]:,} bytes, but one layer holds {pairs} pairs"
+    return holds_if(state[0] == state[-1] and pairs > 1000, IN_PART), said
+
+
+def accuracy(seen):
+    written, attention = (
+        statistics.fmean(found) for found in (seen.as_written, equal_bytes(seen.runs)["attention"])
+    )
+    said = f"1.1 as written {written:.2f} bits, attention {attention:.2f}, after equal bytes"
+    return holds_if(written <= 1.05 * attention), said
+
+
+def faster_patching(seen):
+    x = torch.zeros(1, 256, 512)  # (B, D, T)
+    conv = torch.nn.Conv1d(256, 256, 8, stride=8)
+    with torch.no_grad():
+        work = measure.operations(lambda: conv(x)) / 64
+        took = [
+            measure.seconds(one, at_least=0.02)
+            for one in (lambda: conv(x), lambda: x.unflatten(2, (-1, 8)).mean(3))
+        ]
+    adds = 8 * 256
+    said = (
+        f"{work / adds:.0f} times the work of the mean, here {took[0] / took[1]:.0f}x its seconds"
+    )
+    return holds_if(work < adds), said
+
+
+def larger_batches(seen):
+    model = build(narrow(PRESETS["qllk-2-nano"], 32), seed=0)
+    took = [
+        measure.seconds(lambda: model(torch.zeros(B, 128, dtype=torch.long)), repeats=3)  # noqa: B023
+        for B in (4, 64)
+    ]
+    gain = 16 * took[0] / took[1]
+    said = f"16 times the batch, {gain:.1f} times the bytes a second on one core"
+    return holds_if(gain > 12), said
+
+
+def half_precision(seen):
+    stuck = {
+        name: next(2**n for n in range(1, 20) if stands_still(2.0**n, dtype))
+        for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16))
+    }
+    return GPU, "a sum of ones stops at " + ", ".join(f"{n:,} in {d}" for d, n in stuck.items())
+
+
+def stands_still(value, dtype) -> bool:
+    x = torch.tensor(value, dtype=dtype)
+    return bool(x + 1 == x)
+
+
+def several_devices(seen):
+    return GPUS, f"found by trying here: {', '.join(device.name for device in devices.available())}"
+
+
+def loader_workers(seen):
+    return GPU, f"on the CPU workers could win {drawing_share():.2%} of a step at most"
+
+
+def lightweight(seen):
+    models = [cls() for cls in (published.QLLK10, published.QLLK11)]
+    weights = [4 * parameters(model) / 1e6 for model in models]
+    ids = torch.zeros(1, 512, dtype=torch.long)
+    with torch.no_grad():
+        peak = max(measure.allocation(lambda: m(ids)).peak_bytes for m in models) / 1e6  # noqa: B023
+    said = f"{weights[0]:.0f} and {weights[1]:.0f} MB of weights, {peak:.1f} MB to read 512 bytes"
+    return holds_if(max(weights) + peak < 64), said
+
+
+def short_source(seen):
+    versions = (
+        (published.QLLK10, published.SeparateKernel),
+        (published.QLLK11, published.FusedKernel),
+    )
+    lines = [sum(map(code_lines, classes)) for classes in versions]
+    return holds_if(max(lines) <= 77), f"{lines[0]} and {lines[1]} lines in our copy"
+
+
+def code_lines(thing) -> int:
+    """Lines of source without blank ones, comments and docstrings."""
+    source = inspect.getsource(thing)
+    words = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
+    lines = enumerate(map(str.strip, source.splitlines()), 1)
+    return sum(bool(line) and not line.startswith("#") and n not in words for n, line in lines)
+
+
+def hashing(seen):
+    model = published.QLLK11(dim=8)
+    model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+    learned = bool(model.hash_proj.grad.abs().sum() > 0)
+    by_bytes = equal_bytes(seen.runs)
+    word = verdict(by_bytes["published"], by_bytes["without hash"])
+    said = f"a {'learned' if learned else 'fixed'} matrix, no hash; with it against without: {word}"
+    return holds_if(not learned), said
+
+
+def gate(seen):
+    """Open and close the gate of one mixer: what changes, the output or the memory?"""
+    mixer = build(PRESETS["qllk-2-nano"], seed=0).body.path.trunk.blocks[0].mix
+    x = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y, state = mixer(x)
+        mixer.qkvg.weight[3 * 64 :] = 0.0
+        other, kept = mixer(x)
+    output, memory = bool((y != other).any()), bool((state.S != kept.S).any())
+    said = f"another gate changes the output: {output}; what is remembered: {memory}"
+    return (IN_PART if output and not memory else holds_if(output)), said
+
+
+def replaces_attention(seen):
+    q, k, v = torch.randn(3, 1, 16, 4, generator=torch.Generator().manual_seed(0)).double()
+    table = (q[:, :, None] * k[:, None]) * kernels.band(16, 16)[..., None]  # (1, T, T, D heads)
+    gap = ((table * v[:, None]).sum(2) - kernels.cumsum_kernel(q, k, v)[0]).abs().max().item()
+    said = f"masked scores without softmax, heads of width one: equal within 1e-9: {gap < 1e-9}"
+    return holds_if(gap < 1e-9), said
+
+
+CLAIMS = (
+    Claim("L01", "125 times faster than attention", speed_up),
+    Claim("L02", "ten times longer is ten times slower", ten_times_longer),
+    Claim("L03", "1,000 operations for 1,000 tokens", operation_table),
+    Claim("L04", "5.9 million parameters", size),
+    Claim("L05", "85,547 and 8,198 tokens a second", speed_on_other_machines),
+    Claim("L06", "1.1 is a major speed update", performance_update),
+    Claim("L07", "loss 5.72 to 5.67: it learns", learns_noise),
+    Claim("L08", "loss 2.92 to 2.80 on 68 MB", loss_on_noise),
+    Claim("L09", "66 % fewer linear layers", fewer_linears),
+    Claim("L10", "mapped files remove the data bottleneck", loading),
+    Claim("L11", "infinite context, 100K tokens and more", long_context),
+    Claim("L12", "about 5 % less accurate than attention", accuracy),
+    Claim("L13", "patches by Conv1d are faster", faster_patching),
+    Claim("L14", "larger batches, proportional gains", larger_batches),
+    Claim("L15", "float16 on CUDA, float32 on Apple's GPU", half_precision),
+    Claim("L16", "finds its devices, uses several GPUs", several_devices),
+    Claim("L17", "8 loader workers on CUDA, 0 elsewhere", loader_workers),
+    Claim("L18", "light enough for small machines", lightweight),
+    Claim("L19", "about 70 lines", short_source),
+    Claim("L19a", "feature hashing gives shortcuts", hashing),
+    Claim("L19b", "the gate controls what flows", gate),
+    Claim("L19c", "a running sum replaces the table", replaces_attention),
+)
+
+
+def verdict_lines(found: list[Finding]) -> list[str]:
+    return [f"{f.id:5} {f.says:41} {f.verdict}" for f in found]
+
+
+def verdict_bars(found: list[Finding]) -> Bars:
+    """How many claims got which verdict; a machine that is missing is one verdict."""
+    kinds = [f.verdict if f.verdict in (HOLDS, IN_PART, DOES_NOT) else "untested" for f in found]
+    counts = {kind: kinds.count(kind) for kind in (HOLDS, IN_PART, DOES_NOT, "untested")}
+    return Bars(f"{len(found)} published claims", counts, "claims")
+
+
+# ---------------------------------------------------------------- widget
+
+LIVE = Recipe(batch=4, window=64, validate_every=1 << 30, validate_bytes=2049)
+LIVE_WIDTH = 32
+FIELDS = {
+    "kernel, control": ("kernel", "control"),
+    "kernel, attention": ("kernel", "attention"),
+    "kernel, control, attention": ("kernel", "control", "attention"),
+    "kernel, published": ("kernel", "published"),
+}
+
+
+def entries(width: int) -> dict[str, Spec | Published]:
+    """Who races, at one width."""
+    kernel = narrow(PRESETS["qllk-2-nano"], width)
+    return {
+        "kernel": kernel,
+        "control": kernel.but(patch=None),
+        "attention": narrow(PRESETS["gpt-nano"], width),
+        "published": Published(width),
+    }
+
+
+@cache
+def live_text(name: str) -> tuple[Corpus, dict[str, float]]:
+    """A short text of that name, and the levels to compare with."""
+    if name == "stdlib":
+        text = excerpt(corpus(name), 1 << 20, LIVE.validate_bytes)
+        tables = evaluate.table_losses(text.train[: 1 << 16], text.valid)
+        names = ("unigram", "trigram")
+        return text, {name: tables[name] / evaluate.LN2 for name in names}
+    text, floor = task(name, 1 << 16)
+    return excerpt(text, len(text.train), LIVE.validate_bytes), {"floor": floor / evaluate.LN2}
+
+
+def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
+    """A race as it runs: who has computed least moves next. Ends after so many seconds in all."""
+    data = live_text(text)
+    recipe = replace(LIVE, seconds=float(seconds))
+    with one_thread():
+        trainers = {
+            name: trainer_of(entries(LIVE_WIDTH)[name], data[0], recipe, time.perf_counter)
+            for name in FIELDS[field]
+        }
+        lines: dict[str, list] = {name: [] for name in trainers}
+        begun = time.perf_counter()
+        while True:
+            for name, trainer in trainers.items():
+                lines[name].append((trainer.seconds, trainer.validate() / evaluate.LN2))
+            yield Chart(lines, "seconds each", "bits per byte", "", data[1])
+            told = time.perf_counter()
+            if told - begun >= seconds:
+                return
+            while time.perf_counter() < min(told + 0.5, begun + seconds):
+                next(min(trainers.values(), key=lambda trainer: trainer.seconds))
+
+
+def finished(field="kernel, control", text="stdlib", seconds=2) -> Chart:
+    """How a race ends."""
+    return list(live(field, text, seconds))[-1]
+
+
+def widget() -> Runner:
+    """Pick who races, on what, and for how long."""
+    return Runner(
+        "How much of the lead over attention belongs to the kernel, and does it come in time?",
+        {
+            "field": choice("runners", list(FIELDS)),
+            "text": choice("text", ["stdlib", "copy", "recall", "periodic", "markov", "noise"]),
+            "seconds": slider("seconds", [2, 5, 10]),
+        },
+        live,
+    )

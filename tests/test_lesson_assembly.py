@@ -1,0 +1,107 @@
+"""Lesson 07: the measurements behind its pictures, and its box of parts."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import same
+
+from qllk import build, models, published
+from qllk.lab.lessons import assembly
+from qllk.presets import PRESETS
+
+
+def as_published(layer, x):
+    x = x + layer[0](x)
+    return layer[1:](x)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_parts_of_a_preset_add_up_to_the_whole(name):
+    model = build(name)
+    assert sum(assembly.parts(model).values()) == models.parameters(model)
+
+
+def test_the_parts_of_the_published_models_are_these():
+    old, new = assembly.parts(published.QLLK10()), assembly.parts(published.QLLK11())
+    assert old == {
+        "embedding": 256 * 256,
+        "hashing": 256 * 256,
+        "patches": 0,
+        "mixers": 4 * 4 * (256 * 256 + 256),
+        "MLPs": 4 * (2 * 256 * 512 + 512 + 256),
+        "norms": 4 * 4 * 256,
+        "head": 8 * 256 * 257,
+    }
+    assert new["patches"] == 2 * (8 * 256 * 256 + 256)
+    assert sum(new.values()) == 4_404_992
+
+
+def test_layer_by_layer_is_the_published_forward():
+    model = published.QLLK10(dim=8, n_layers=3).double()
+    ids = torch.randint(256, (2, 24))
+    xs, logits = assembly.layer_by_layer(model, ids, as_published)
+    same(logits, model(ids))
+    assert [tuple(x.shape) for x in xs] == 4 * [(2, 3, 8)]
+
+
+def test_the_next_patch_loss_ignores_what_a_patch_says_of_itself():
+    ids = torch.randint(256, (1, 24))
+    own = 50.0 * torch.nn.functional.one_hot(ids, 256)  # as a leak would have it
+    later = 50.0 * torch.nn.functional.one_hot(ids.roll(-8, dims=1), 256)
+    assert assembly.next_patch_loss(own, ids) > 5
+    assert assembly.next_patch_loss(later, ids) < 1e-6
+
+
+def test_what_passes_unchanged_is_still_there_and_what_is_drawn_anew_is_not():
+    model = published.QLLK10(dim=64, n_layers=2)
+    ids = torch.randint(256, (4, 64))
+    kept = dict(assembly.input_left(model, ids, lambda layer, x: 2 * x))
+    assert kept == pytest.approx({0: 1, 1: 1, 2: 1})
+    anew = dict(assembly.input_left(model, ids, lambda layer, x: torch.randn_like(x)))
+    assert max(abs(anew[1]), abs(anew[2])) < 0.2
+
+
+def test_the_gradient_of_a_layer_that_halves_doubles_on_the_way_up():
+    model = published.QLLK10(dim=8, n_layers=2)
+    ids = torch.randint(256, (1, 24))
+    sizes = dict(assembly.gradient_sizes(model, ids, lambda layer, x: x / 2))
+    assert sizes[1] / sizes[0] == pytest.approx(2)
+    assert sizes[2] / sizes[1] == pytest.approx(2)
+
+
+def test_learning_leaves_a_fixed_matrix_alone():
+    model = published.QLLK11(dim=8, n_layers=1)
+    model.hash_proj.requires_grad_(False).zero_()
+    ids = torch.randint(256, (2, 24))
+    losses = assembly.learn(model, lambda step: assembly.next_patch_loss(model(ids), ids), 20, 1e-2)
+    assert losses[-1] < losses[0]
+    assert not model.hash_proj.any()
+
+
+def test_byte_frequencies_cost_their_entropy():
+    assert assembly.frequency_loss(torch.arange(256)) == pytest.approx(math.log(256))
+    assert assembly.frequency_loss(torch.full((2, 3), 7)) == 0
+
+
+def test_pairs_are_compared_pair_by_pair():
+    mean, error, spread = assembly.paired([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
+    assert (mean, error, spread) == (0.5, 0.0, 1.0)
+
+
+def test_the_box_as_it_comes_is_qllk_2():
+    spec = assembly.assembled("cumulative sum", 4, 8, "128 wide, 2 layers")
+    assert spec == PRESETS["qllk-2"]
+    known = assembly.counts("qllk-2")
+    assert assembly.counts(spec.to_json()) == known
+    assert "1,298,944 parameters" in known[0].title
+
+
+def test_every_box_can_be_built_and_patches_take_work_away():
+    for mixer, mlp, size in itertools.product(assembly.MIXERS, (1, 4), list(assembly.SIZES)[:2]):
+        work = {}
+        for patch in ("none", 4, 16):
+            spec = assembly.assembled(mixer, mlp, patch, size)
+            work[patch] = assembly.counts(spec.to_json())[1]
+        assert work["none"] > work[4] > work[16]
