@@ -122,7 +122,8 @@ def test_each_exercise_has_its_heading_stub_and_check(lesson):
 
 
 def test_its_widget_has_a_picture_beside_it(lesson):
-    shown = next(i for i, s in enumerate(lesson.code) if f"\n{lesson.name}.widget()" in s)
+    call = re.compile(rf"^{lesson.name}\.widget\(\)", re.M)
+    shown = next(i for i, s in enumerate(lesson.code) if call.search(s))
     assert "picture(" in lesson.code[shown + 1]
 
 
