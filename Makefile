@@ -24,7 +24,7 @@ lint: .venv/dev
 
 # Run every notebook afresh and store what it prints.
 notebooks: .venv/dev
-	QLLK_FAST=1 $(BIN)/python -m qllk.lab.notebooks refresh notebooks/*.ipynb
+	QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/python -m qllk.lab.notebooks refresh notebooks/*.ipynb
 
 bench: .venv/core
 	$(BIN)/python -m qllk bench $(BENCH_OPTIONS)
