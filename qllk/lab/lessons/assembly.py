@@ -375,14 +375,14 @@ def boxed(mixer="cumulative sum", mlp=4, patch=8, size="128 wide, 2 layers"):
     return [
         held,
         Bars(
-            f"work for one byte of {BYTES:,}",
+            f"operations for one byte of {BYTES:,}",
             {"this model": operations / 1e6, "qllk-2": known_operations / 1e6},
-            "million operations",
+            "million",
         ),
         Bars(
             f"numbers carried along after {BYTES:,} bytes",
-            {"this model": state, "qllk-2": known_state},
-            "numbers",
+            {"this model": state / 1e3, "qllk-2": known_state / 1e3},
+            "thousand",
         ),
     ]
 
