@@ -111,6 +111,12 @@ def test_each_verdict_names_its_cause(answer, verdict):
     assert re.match(verdict, str(exercise(time_axis=0).judge(answer)))
 
 
+def test_plain_numbers_are_as_exact_as_tensors():
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    assert check.difference(third, 1 / 3, 1e-12).state == CORRECT
+    assert check.difference(1 / 3 + 1e-9, third, 1e-12).state == WRONG_VALUES
+
+
 def test_work_that_grows_too_fast_is_noticed():
     def square(x):
         return (torch.ones(len(x), len(x), dtype=x.dtype).tril() * x).sum(1)

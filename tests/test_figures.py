@@ -35,6 +35,11 @@ def test_a_picture_is_a_png_whose_text_is_the_digest(page):
     assert repr(shown) == digest(page)
 
 
+def test_a_dollar_in_a_text_is_no_formula():
+    for figure in (Note("$\\foo$", ["$\\foo$"]), Heat("$\\foo$", [[1.0]], ["$\\foo$"], ["a"])):
+        assert plots.picture(figure)._repr_png_().startswith(b"\x89PNG")
+
+
 def test_the_same_figure_gives_the_same_png():
     assert plots.picture(CHART)._repr_png_() == plots.picture(CHART)._repr_png_()
 

@@ -78,6 +78,28 @@ def test_operations_count_a_multiply_and_an_add():
     assert measure.operations(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
 
 
+def test_operations_look_inside_fused_attention():
+    q, k, v = torch.zeros(3, 1, 2, 16, 4)
+    assert measure.operations(lambda: kernels.causal_attention(q, k, v)) == 2 * 2 * (
+        2 * 16 * 16 * 4
+    )
+
+
+def test_one_core_is_given_back_even_after_an_error():
+    before = torch.get_num_threads()
+    seen = []
+
+    def fails():
+        with measure.one_core():
+            seen.append(torch.get_num_threads())
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        fails()
+    assert seen == [1]
+    assert torch.get_num_threads() == before
+
+
 def test_seconds_are_a_median_after_a_warm_up():
     calls = []
     assert measure.seconds(lambda: calls.append(1), repeats=3) >= 0

@@ -183,6 +183,11 @@ class Exercise:
         print(inspect.getsource(self.answer).rstrip())
 
 
+def normal(rng, *shape):
+    """Normal random numbers in float64, for the cases of an exercise."""
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
 def timed(x, axis) -> bool:
     return isinstance(x, torch.Tensor) and x.ndim > axis
 
@@ -205,8 +210,10 @@ def as_tensors(value) -> list[torch.Tensor]:
     """
     if isinstance(value, tuple | list):
         return [tensor for part in value for tensor in as_tensors(part)]
-    if isinstance(value, bool | int | float | torch.Tensor):
-        return [torch.as_tensor(value).detach().double()]
+    if isinstance(value, bool | int | float):
+        return [torch.tensor(value, dtype=torch.float64)]
+    if isinstance(value, torch.Tensor):
+        return [value.detach().double()]
     raise TypeError(f"{type(value).__name__}")
 
 

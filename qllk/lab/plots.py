@@ -107,12 +107,14 @@ def _(heat: Heat, axes) -> None:
             axes.add_patch(Rectangle((j, i), 1, 1, fc=colour, ec="0.85", alpha=max(share, 0.02)))
             if heat.numbers:
                 said = short(value) if value else "0"
-                axes.text(j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=7)
+                axes.text(
+                    j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=7, parse_math=False
+                )
     columns, rows = len(heat.column_names), len(heat.rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-    axes.set_title(heat.title, fontsize=9)
-    axes.set_xticks([j + 0.5 for j in range(columns)], heat.column_names)
-    axes.set_yticks([i + 0.5 for i in range(rows)], heat.row_names)
+    axes.set_title(heat.title, fontsize=9, parse_math=False)
+    axes.set_xticks([j + 0.5 for j in range(columns)], heat.column_names, parse_math=False)
+    axes.set_yticks([i + 0.5 for i in range(rows)], heat.row_names, parse_math=False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
 
@@ -124,7 +126,7 @@ def _(bars: Bars, axes) -> None:
     axes.bar_label(drawn, [f"{short(v)} {bars.unit}" for v in bars.values.values()], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    axes.set_title(bars.title, fontsize=9, loc="left")
+    axes.set_title(bars.title, fontsize=9, loc="left", parse_math=False)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
 
@@ -132,5 +134,13 @@ def _(bars: Bars, axes) -> None:
 @plot.register
 def _(note: Note, axes) -> None:
     axes.set_axis_off()
-    axes.set_title(note.title, fontsize=9, loc="left")
-    axes.text(0, 1, "\n".join(note.lines), va="top", family="monospace", transform=axes.transAxes)
+    axes.set_title(note.title, fontsize=9, loc="left", parse_math=False)
+    axes.text(
+        0,
+        1,
+        "\n".join(note.lines),
+        va="top",
+        family="monospace",
+        transform=axes.transAxes,
+        parse_math=False,
+    )

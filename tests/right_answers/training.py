@@ -36,7 +36,7 @@ def unigram_by_dict(train, valid):
 
 
 def unigram_by_cross_entropy(train, valid):
-    logits = (torch.bincount(train, minlength=256) + 1.0).double().log().expand(len(valid), -1)
+    logits = (torch.bincount(train, minlength=256).double() + 1.0).log().expand(len(valid), -1)
     return torch.nn.functional.cross_entropy(logits, valid).item() / math.log(2)
 
 

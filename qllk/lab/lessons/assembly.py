@@ -307,7 +307,6 @@ EXERCISES = (
         minutes=4,
         answer=first_loss,
         cases=vocabularies,
-        within=1e-6,  # a plain number is compared in float32
         hints=(
             "Each symbol gets the chance one in so many.",
             "The loss of a byte is minus the natural logarithm of the chance it was given.",

@@ -14,6 +14,7 @@ from ..check import (
     Case,
     Exercise,
     Mistake,
+    normal,
 )
 from ..explore import Explorer, slider, switch
 from ..figures import Chart, Heat
@@ -90,10 +91,6 @@ def halves(rng):
     for B, V, level in ((1, 1, 0.0), (2, 3, 0.0), (5, 4, -3.0), (3, 2, 800.0)):
         o1, o2 = normal(rng, B, V), normal(rng, B, V)
         yield Case((o1, level + normal(rng, B), o2, level + normal(rng, B)))
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 def scaled_scores(q, k):

@@ -11,6 +11,7 @@ from ..check import (
     Case,
     Exercise,
     Mistake,
+    normal,
 )
 from ..explore import Explorer, choice, slider
 from ..figures import Chart, Heat
@@ -53,10 +54,6 @@ def continued(rng):
 def sizes(rng):
     for d_model, heads in ((8, 2), (8, 8), (12, 1), (256, 4)):
         yield Case((d_model, heads))
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 EXERCISES = (

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
 
 from ... import measure
-from ..check import WRONG_KIND, WRONG_VALUES, Case, Exercise, Mistake
+from ..check import (
+    WRONG_KIND,
+    WRONG_VALUES,
+    Case,
+    Exercise,
+    Mistake,
+    normal,
+)
 from ..explore import Explorer, choice, slider
 from ..figures import Bars
 
@@ -93,10 +99,6 @@ def chains(rng):
                 normal(rng, after),
             )
         )
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 EXERCISES = (
@@ -252,28 +254,17 @@ class Together(nn.Module):
         return self.layer(x).chunk(self.parts, dim=-1)
 
 
-@contextmanager
-def one_core():
-    """Two cores that wait for each other on a busy machine would be all that a clock sees."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def stopwatch(*runs: Callable[[], object], rounds=3, at_least=0.01) -> list[float]:
     """The seconds that one call of each takes, measured in turn, on one core.
 
     Each is the lowest of a few medians, because other work on the machine only ever adds time.
     """
-    with one_core(), torch.inference_mode():
+    with measure.one_core(), torch.inference_mode():
         times = [[measure.seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)]
     return [min(some) for some in zip(*times, strict=True)]
 
 
-@one_core()
+@measure.one_core()
 def gain(width: int, rows: int) -> float:
     """How many times faster q, k and v are from one layer than from three, for `rows` bytes."""
     apart, x = Apart(width), torch.randn(rows, width)
@@ -284,7 +275,7 @@ def gain(width: int, rows: int) -> float:
 # ---------------------------------------------------------------- widget
 
 
-@one_core()
+@measure.one_core()
 def projections(width: int = 64, rows: int = 1, parts: str = "q, k, v"):
     """Projections apart and together: their time, and what can be counted."""
     apart = Apart(width, PARTS[parts])

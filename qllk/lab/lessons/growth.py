@@ -16,6 +16,7 @@ from ..check import (
     Case,
     Exercise,
     Mistake,
+    normal,
 )
 from ..explore import Explorer, choice, slider
 from ..figures import Chart, Note
@@ -102,10 +103,6 @@ def faded(rng):
 def formats(rng):
     for bits, step in ((8, 1.0), (3, 1.0), (11, 1.0), (8, 4.0), (5, 0.25)):
         yield Case((bits, step))
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 EXERCISES = (

@@ -16,6 +16,7 @@ from ..check import (
     Case,
     Exercise,
     Mistake,
+    normal,
 )
 from ..explore import Explorer, slider
 from ..figures import Chart, Note
@@ -88,10 +89,6 @@ def any_sign(rng):
     for B, T, K, V in (*SHAPES, (2, 70, 3, 2)):
         q, k = (normal(rng, B, T, K) for _ in "qk")
         yield Case((q, k, normal(rng, B, T, V)), long=T > 64)
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 def flat(T):

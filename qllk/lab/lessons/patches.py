@@ -19,6 +19,7 @@ from ..check import (
     Case,
     Exercise,
     Mistake,
+    normal,
 )
 from ..explore import Explorer, choice, slider, switch
 from ..figures import Heat, Note
@@ -121,10 +122,6 @@ def texts(rng):
     for B, T, D, R in ((1, 8, 2, 4), (2, 16, 3, 8), (1, 1, 2, 1), (1, 1, 3, 4), (3, 11, 2, 3)):
         yield Case((normal(rng, B, T, D), R))
     yield Case((normal(rng, 2, 7, 1), 1))
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 EXERCISES = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
 import itertools
 import math
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import devices, evaluate, kernels, measure, optim, probes, published
 from ...data import Corpus, all_windows, corpus, draw_windows
@@ -117,7 +115,6 @@ EXERCISES = (
         answer=bits,
         truth=bits_loop,
         cases=ragged,
-        within=1e-6,  # a Python number is compared in float32
         hints=(
             "A nat is 1 / ln 2 bits: about 1.44 of them.",
             "Each byte counts once, so the longer window weighs more.",
@@ -315,17 +312,6 @@ class Run(NamedTuple):
 Runs = dict[str, list[Run]]
 
 
-@contextlib.contextmanager
-def one_thread():
-    """One core for everybody, so that seconds of computing can be compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run(entry: Spec | Published, text: Corpus, recipe: Recipe, points=4) -> Run:
     """Train, and look at the held-out text at the end, at half of the way, at a quarter …"""
     marks = {max(1, round(recipe.steps / 2**i)) for i in range(points)}
@@ -341,7 +327,7 @@ def run(entry: Spec | Published, text: Corpus, recipe: Recipe, points=4) -> Run:
 def race(entries: dict, text: Corpus, recipe: Recipe, seeds=3) -> Runs:
     """Every entry with every seed: the same text, the same windows, the same number of bytes."""
     runs: Runs = {name: [] for name in entries}
-    with one_thread():
+    with measure.one_core():
         for seed in range(seeds):
             for name, entry in entries.items():
                 runs[name].append(run(entry, text, replace(recipe, seed=seed)))
@@ -504,7 +490,7 @@ def streamed(model, ids, piece: int):
 def scaling(spec: Spec, lengths: list[int], piece: int | None = None) -> Scaling:
     """Read the course's string over and over, at these lengths, in pieces or each at once."""
     model = build(spec, seed=0).eval()
-    with one_thread():
+    with measure.one_core():
         rows = [priced(model, repeated(T), piece or T) for T in lengths]
     return Scaling(lengths, *map(list, zip(*rows, strict=True)))
 
@@ -523,8 +509,8 @@ def priced(model, ids, piece) -> tuple[float, int, int]:
 
 
 def counted(call) -> int:
-    """Operations; attention's fused form is unfolded into its two products, or none were seen."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    """Operations of a call that is not trained."""
+    with torch.no_grad():
         return measure.operations(call)
 
 
@@ -565,7 +551,7 @@ class Finding(NamedTuple):
 
 def findings(seen: Evidence) -> list[Finding]:
     """Every claim, tested on this machine."""
-    with one_thread():
+    with measure.one_core():
         return [Finding(claim.id, claim.says, *claim.test(seen)) for claim in CLAIMS]
 
 
@@ -875,7 +861,7 @@ def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
     """A race as it runs: who has computed least moves next. Ends after so many seconds in all."""
     data = live_text(text)
     recipe = replace(LIVE, seconds=float(seconds))
-    with one_thread():
+    with measure.one_core():
         trainers = {
             name: trainer_of(entries(LIVE_WIDTH)[name], data[0], recipe, time.perf_counter)
             for name in FIELDS[field]

@@ -29,7 +29,7 @@ def clip(gradient, most):
 
 def unigram(train, valid):
     """Bits per byte of a table of single bytes: each counted in `train`, plus one, over all."""
-    counts = torch.bincount(train, minlength=256) + 1.0
+    counts = torch.bincount(train, minlength=256).double() + 1.0
     return -(counts / counts.sum()).log2()[valid].mean().item()
 
 

@@ -17,7 +17,15 @@ from ...models import build
 from ...probes import state_bytes
 from ...recipe import Recipe
 from ...train import Trainer
-from ..check import TOO_STEEP, WRONG_KIND, WRONG_VALUES, Case, Exercise, Mistake
+from ..check import (
+    TOO_STEEP,
+    WRONG_KIND,
+    WRONG_VALUES,
+    Case,
+    Exercise,
+    Mistake,
+    normal,
+)
 from ..explore import Runner, line, slider
 from ..figures import Chart, Note, Page
 from ..show import sized
@@ -161,10 +169,6 @@ def chances_and_shares(rng):
 def prompts(rng):
     for V, D, length, n in ((13, 6, 4, 9), (5, 3, 1, 1), (7, 4, 3, 0), (31, 9, 1, 20)):
         yield Case((toy(rng, V, D), [i % V for i in range(3, 3 + length)], n))
-
-
-def normal(rng, *shape):
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
 EXERCISES = (
