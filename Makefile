@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/python -m qllk.lab.notebooks check notebooks/*.ipynb
 	QLLK_HOME=$$(mktemp -d) QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile \
 		--nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m browser tests/browser
 
 lint: .venv/dev
 	$(BIN)/ruff check .

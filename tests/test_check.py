@@ -1,5 +1,6 @@
 """The checks are checked: wrong answers are refused for the right reason, right ones accepted."""
 
+import math
 import re
 
 import pytest
@@ -19,6 +20,7 @@ from qllk.lab.check import (
     WRONG_WHEN_LONG,
     Case,
     Exercise,
+    difference,
     exercises_of,
 )
 
@@ -169,3 +171,40 @@ def test_verdicts_are_of_a_fixed_list():
     known = {NOT_ATTEMPTED, RAISES, WRONG_KIND, WRONG_VALUES, WRONG_WHEN_LONG, SEES_THE_FUTURE}
     states = {m.state for e in EXERCISES.values() for m in e.mistakes}
     assert states <= known | {TOO_STEEP}
+
+
+# ---------------------------------------------------------------- what a verdict tells
+
+
+def scaled_by(x, factor):
+    return factor * x
+
+
+SCALED = Exercise(
+    name="some.scaled",
+    difficulty=1,
+    minutes=1,
+    answer=scaled_by,
+    cases=lambda rng: [Case((torch.randn(3, 4, generator=rng, dtype=torch.float64), 7))],
+    hints=("Multiply.",),
+    mistakes=(),
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda x, factor: x, "Called with x (3, 4), factor = 7."),
+        (lambda x, factor: x @ x, "Called with x (3, 4), factor = 7."),
+        (lambda x, factor: [1.0, 2.0], "Got a list of one number and one number"),
+        (lambda x, factor: factor * x.float(), "last digits only: is a part of it float32?"),
+    ],
+)
+def test_a_verdict_names_the_call_the_kind_and_the_precision(answer, told):
+    assert told in SCALED.judge(answer).cause
+
+
+def test_an_infinity_that_is_wanted_is_right_and_nan_never_is():
+    wanted = torch.tensor([math.inf, 1.0])
+    assert difference(wanted.clone(), wanted, 1e-9).state == CORRECT
+    assert difference(torch.tensor([math.nan, 1.0]), wanted, 1e-9).state == WRONG_VALUES

@@ -83,3 +83,13 @@ def test_a_stranger_is_refused():
         charts.drawn(3)
     with pytest.raises(TypeError, match="a figure is a Chart"):
         plots.plot(3, None)
+
+
+def test_words_of_any_length_have_room():
+    long = Chart({"a": [(1, 1.0), (2, 2.0)]}, "x" * 60, "y")
+    root = ElementTree.fromstring(charts.drawn(long))
+    name = next(one for one in root.findall(".//{*}text") if one.text == "x" * 60)
+    assert name.get("text-anchor") == "middle"
+    bars = ElementTree.fromstring(charts.drawn(Bars("b", {"n": 7}, "kilobytes per second")))
+    said = next(one for one in bars.findall(".//{*}text") if one.text.endswith("second"))
+    assert float(said.get("x")) + 6 * len(said.text) < int(bars.get("width"))

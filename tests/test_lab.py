@@ -1,6 +1,7 @@
 """The lab without a browser: the run around a trainer, its pictures, its panel."""
 
 import itertools
+import math
 import random
 import signal
 import threading
@@ -389,9 +390,23 @@ def test_everything_from_outside_is_escaped_in_pictures():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.98, "0.98"), (12.3, "12"), (1234.0, "1,234"), (8.7e6, "8.7e6"), (1e-7, "1e-7")],
+    [
+        (0, "0"),
+        (0.01234, "0.012"),
+        (-0.5, "-0.5"),
+        (1.04, "1.04"),
+        (23.46, "23.5"),
+        (1234.5, "1,234"),
+        (786_432, "786,432"),
+        (999_999_999, "1G"),
+        (1_048_576, "1.05M"),
+        (-2.5e12, "-2.5T"),
+        (1e20, "1e20"),
+        (3e-7, "3e-7"),
+        (math.inf, "inf"),
+    ],
 )
-def test_numbers_are_said_in_few_letters(value, words):
+def test_a_number_is_said_in_few_letters(value, words):
     assert svg.short(value) == words
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qllk import Recipe, build, evaluate, published
-from qllk.lab.lessons import race
+from qllk.lab.lessons import claims, race
 from qllk.mixers import CumsumMixer
 from qllk.tasks import task
 
@@ -119,11 +119,11 @@ def evidence(**changes):
         "attention": line,
         "recall": {"kernel": {1: 1.0, 8: 0.9, 16: 0.1}},
     }
-    return race.Evidence(**known | changes)
+    return claims.Evidence(**known | changes)
 
 
 def verdict_of(claim_id, seen):
-    claim = next(claim for claim in race.CLAIMS if claim.id == claim_id)
+    claim = next(claim for claim in claims.CLAIMS if claim.id == claim_id)
     found, measured = claim.test(seen)
     assert measured
     return found
@@ -145,16 +145,19 @@ def test_a_verdict_follows_the_evidence(claim_id, changes, otherwise):
 
 
 def test_every_claim_of_the_ledger_has_a_verdict():
-    found = race.findings(evidence())
+    found = claims.findings(evidence())
     assert [f.id for f in found] == [f"L{n:02}" for n in range(1, 20)] + ["L19a", "L19b", "L19c"]
-    counts = race.verdict_bars(found).values
+    counts = claims.verdict_bars(found).values
     assert sum(counts.values()) == 22
     assert counts["untested"] == sum(f.verdict.startswith("needs") for f in found) == 4
 
 
 def test_code_is_counted_without_words():
-    assert race.code_lines(race.Finding) == 5
-    assert race.code_lines(CumsumMixer) < len(race.inspect.getsource(CumsumMixer).splitlines()) - 10
+    assert claims.code_lines(claims.Finding) == 5
+    assert (
+        claims.code_lines(CumsumMixer)
+        < len(claims.inspect.getsource(CumsumMixer).splitlines()) - 10
+    )
 
 
 # ---------------------------------------------------------------- the widget

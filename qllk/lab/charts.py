@@ -46,8 +46,8 @@ def _(chart: Chart) -> str:
     heights = [b for pairs in lines.values() for _, b in pairs] + list(levels.values())
     up = scale(heights, "y" in chart.log)
     room = int(LETTER * max([len(name) for name in [*lines, *levels]], default=8)) + 60
-    plot = Plot(WIDTH, HEIGHT, across, up, left=52, right=room)
-    parts, ends = [grid(plot, ticks(up), ticks(across), chart.x)], []
+    plot = Plot(WIDTH, HEIGHT, across, up, left=58, right=room, bottom=46)
+    parts, ends = [grid(plot, ticks(up), ticks(across), "")], []
     for number, (name, pairs) in enumerate(lines.items()):
         colour = LAYERS[number % len(LAYERS)]
         parts += [curve(plot, pairs, colour), *(dot(plot, a, b, colour) for a, b in pairs)]
@@ -55,6 +55,8 @@ def _(chart: Chart) -> str:
     for name, level in levels.items():
         parts.append(curve(plot, [(across.low, level), (across.high, level)], "currentColor"))
         ends.append((level, f"{name} {short(level)}", None))
+    middle = (plot.left + WIDTH - plot.right) / 2
+    parts.append(text(middle, HEIGHT - 8, chart.x, anchor="middle"))
     parts += [labels(plot, ends), caption(plot, chart.y)]
     return picture(plot, chart.digest, parts)
 
@@ -79,7 +81,7 @@ def ticks(scale: Scale, most=6) -> list[tuple[float, str]]:
         first = math.ceil(scale.low / step)
         found = [step * i for i in range(first, first + 2 * most) if step * i <= scale.high]
     found = found[:: math.ceil(len(found) / most)]
-    return [(value, short(value) if value else "0") for value in found]
+    return [(value, short(value)) for value in found]
 
 
 def round_numbers(scale: Scale) -> list[float]:
@@ -108,7 +110,7 @@ def _(heat: Heat) -> str:
         for j, value in enumerate(row):
             parts.append(cell(left + CELL * j, y, value, heat.full))
             if heat.numbers:
-                said = short(value) if value else "0"
+                said = short(value, 2)
                 parts.append(text(left + CELL * (j + 0.5), y + CELL / 2 + 4, said, anchor="middle"))
     return picture(plot, heat.digest, parts)
 
@@ -125,17 +127,19 @@ def cell(x, y, value, full) -> str:
 @drawn.register
 def _(bars: Bars) -> str:
     left = 14 + int(LETTER * max(map(len, bars.values), default=0))
+    said = [f"{short(value)} {bars.unit}" for value in bars.values.values()]
+    right = 14 + int(LETTER * max(map(len, said), default=0))
     most = max(bars.values.values(), default=1.0) or 1.0
     plot = Plot(WIDTH, 34 + 26 * len(bars.values), Scale(0, 1), Scale(0, 1))
     parts = [text(0, 14, bars.title, opacity=1)]
     for i, (name, value) in enumerate(bars.values.items()):
-        y, size = 28 + 26 * i, max(1.0, (WIDTH - left - 110) * max(value, 0.0) / most)
+        y, size = 28 + 26 * i, max(1.0, (WIDTH - left - right) * max(value, 0.0) / most)
         colour = LAYERS[i % len(LAYERS)]
         parts.append(text(left - 8, y + 13, name, anchor="end"))
         parts.append(
             f'<rect x="{left}" y="{y}" width="{size:.1f}" height="18" rx="2" fill="{colour}"/>'
         )
-        parts.append(text(left + size + 6, y + 13, f"{short(value)} {bars.unit}"))
+        parts.append(text(left + size + 6, y + 13, said[i]))
     return picture(plot, bars.digest, parts)
 
 

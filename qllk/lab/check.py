@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,6 +29,7 @@ WRONG_WHEN_LONG = "right when short, wrong when long"
 SEES_THE_FUTURE = "sees the future"
 TOO_STEEP = "right, but its work grows too fast"
 CORRECT = "correct"
+LAST_DIGITS = 1e-5  # the relative error of a sum in float32, generously
 
 
 class Verdict(NamedTuple):
@@ -111,20 +113,27 @@ class Exercise:
         except NotImplementedError:
             return Verdict(NOT_ATTEMPTED)
         except Exception as error:
-            return Verdict(RAISES, f"{type(error).__name__}: {error}")
+            return Verdict(RAISES, f"{type(error).__name__}: {error}. {self._called(case)}")
         if got is None or got is ...:
             return Verdict(NOT_ATTEMPTED)
-        return difference(got, wanted, self.within)
+        verdict = difference(got, wanted, self.within)
+        if verdict.state == CORRECT:
+            return verdict
+        return Verdict(verdict.state, f"{verdict.cause} {self._called(case)}")
+
+    def _called(self, case) -> str:
+        """A sentence with the arguments: numbers as they are, tensors by their shapes."""
+        names = inspect.signature(self.answer).parameters
+        said = ", ".join(map(argument, names, case.arguments))
+        return f"Called with {said}."
 
     def _explain(self, answer, case, verdict, short_ones_right) -> Verdict:
         """The cause of wrong values, from the most telling down."""
+        state, cause = WRONG_WHEN_LONG if case.long and short_ones_right else WRONG_VALUES, ""
         if self.time_axis is not None and (leak := self._leak(answer, case)):
-            return Verdict(SEES_THE_FUTURE, leak)
-        state = WRONG_WHEN_LONG if case.long and short_ones_right else WRONG_VALUES
-        for mistake in self.mistakes:
-            if self._gives(mistake.answer, answer, case):
-                return Verdict(state, f"{mistake.cause} {verdict.cause}")
-        return Verdict(state, verdict.cause)
+            state, cause = SEES_THE_FUTURE, leak
+        known = (m.cause for m in self.mistakes if self._gives(m.answer, answer, case))
+        return Verdict(state, " ".join(filter(None, [next(known, ""), cause or verdict.cause])))
 
     def _gives(self, mistake, answer, case) -> bool:
         """Whether the learner's function does what a known mistake does."""
@@ -148,7 +157,7 @@ class Exercise:
             for a, b in zip(as_tensors(before), as_tensors(after), strict=True):
                 early = slice(0, t + 1)
                 a, b = (y.movedim(axis, 0)[early] for y in (a, b) if y.ndim > axis)
-                if not torch.allclose(a, b, rtol=0, atol=self.within):
+                if not torch.allclose(a, b, rtol=0, atol=self.within, equal_nan=True):
                     return f"A new input at place {t + 1} changed the result at {t} or before."
         return None
 
@@ -228,16 +237,25 @@ def difference(got, wanted, within) -> Verdict:
         return Verdict(WRONG_KIND, f"Got a {error}; wanted {described(as_tensors(wanted))}.")
     ours = as_tensors(wanted)
     if [x.shape for x in theirs] != [x.shape for x in ours]:
-        return Verdict(WRONG_KIND, f"Got {described(theirs)}; wanted {described(ours)}.")
+        kind = "a list of " if isinstance(got, list) else ""
+        return Verdict(WRONG_KIND, f"Got {kind}{described(theirs)}; wanted {described(ours)}.")
     for a, b in zip(theirs, ours, strict=True):
         scale = max(1.0, b.abs().max().item() if b.numel() else 1.0)
-        wrong = ~((a - b).abs() <= within * scale)  # so that nan is wrong
+        wrong = ~((a == b) | ((a - b).abs() <= within * scale))  # so that nan is wrong
+        if wrong.any() and ((a - b).abs() <= LAST_DIGITS * scale).all():
+            return Verdict(WRONG_VALUES, "Off in the last digits only: is a part of it float32?")
         if wrong.any():
             where = tuple(wrong.nonzero()[0].tolist())
             place = f"At {where} " if where else ""
             text = f"{place}wanted {b[where].item():.4g}, got {a[where].item():.4g}."
             return Verdict(WRONG_VALUES, text[0].upper() + text[1:])
     return Verdict(CORRECT)
+
+
+def argument(name, value) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{name} {tuple(value.shape)}" if value.ndim else f"{name} = {value.item():.4g}"
+    return f"{name} = {reprlib.repr(value)}"
 
 
 def described(tensors) -> str:

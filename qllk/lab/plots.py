@@ -10,11 +10,12 @@ import io
 import math
 from functools import singledispatch
 
-from .charts import NEGATIVE, POSITIVE
+from .charts import NEGATIVE, POSITIVE, ticks
 from .figures import Bars, Chart, Heat, Note, Page, digest, rows_of
-from .svg import LAYERS, short
+from .svg import LAYERS, Scale, short
 
 INCHES = 5.6  # the width of one figure
+DASHES = ("--", ":", "-.")  # of levels, in turn
 
 
 class Picture:
@@ -40,7 +41,8 @@ class Picture:
         rows = rows_of(self.page)
         heights = [max(height(figure) for figure in row) for row in rows]
         width = max(sum(breadth(figure) for figure in row) for row in rows)
-        whole = Figure(figsize=(width, sum(heights)), layout="constrained")
+        whole = Figure(figsize=(width, sum(heights)))
+        whole.set_layout_engine("constrained", w_pad=0.1)
         parts = whole.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
             ratios = [breadth(figure) for figure in row]
@@ -84,11 +86,16 @@ def plot(figure, axes) -> None:
 def _(chart: Chart, axes) -> None:
     for number, (name, pairs) in enumerate(chart.drawable.items()):
         axes.plot(*zip(*pairs, strict=True), ".-", color=LAYERS[number % len(LAYERS)], label=name)
-    for name, level in chart.levels.items():
-        axes.axhline(level, color="0.5", linestyle="--", linewidth=1, label=name)
+    for number, (name, level) in enumerate(chart.levels.items()):
+        dashes = DASHES[number % len(DASHES)]
+        axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1, label=name)
     axes.set(xlabel=chart.x, ylabel=chart.y)
-    axes.set_xscale("log" if "x" in chart.log else "linear")
-    axes.set_yscale("log" if "y" in chart.log else "linear")
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.axis_name in chart.log:
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+            found = ticks(Scale(*axis.get_view_interval(), log=True))
+            axis.set_ticks([value for value, _ in found], [words for _, words in found])
+            axis.set_ticks([], minor=True)
     if "y" not in chart.log:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(alpha=0.2)
@@ -106,7 +113,7 @@ def _(heat: Heat, axes) -> None:
             colour = POSITIVE if value >= 0 else NEGATIVE
             axes.add_patch(Rectangle((j, i), 1, 1, fc=colour, ec="0.85", alpha=max(share, 0.02)))
             if heat.numbers:
-                said = short(value) if value else "0"
+                said = short(value, 2)
                 axes.text(
                     j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=7, parse_math=False
                 )

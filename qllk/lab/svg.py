@@ -230,10 +230,16 @@ def spread(wanted: list[float], gap: float, last: float) -> list[float]:
     return places
 
 
-def short(value: float) -> str:
-    """About two digits, in few letters."""
-    words = f"{value:,.0f}" if 100 <= value < 1e5 else f"{value:.2g}"
-    return words.replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+def short(value: float, digits: int = 3) -> str:
+    """A number in few letters: `digits` of them count, two below 1; millions are an M."""
+    size = abs(value)
+    if 100 <= size < 1e6:
+        return f"{value:,.0f}"
+    rounded = float(f"{value:.{digits if size >= 1 else 2}g}")
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if unit <= abs(rounded) < 1e15:
+            return f"{rounded / unit:g}{letter}"
+    return f"{rounded:g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def legend(plot: Plot, entries) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from open_notebook import PATIENCE
 
-PATIENCE = 180  # seconds that anything may take on a busy machine
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

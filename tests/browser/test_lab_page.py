@@ -5,67 +5,24 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from open_notebook import THREADS, OpenNotebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_lab.ipynb"
-THREADS = """import threading
-print("threads", [t.name for t in threading.enumerate() if t.name.startswith("qllk")], "end")"""
-PATIENCE = 180  # seconds
 BUSY = "import time\nfor _ in range(10_000):\n    time.sleep(0.01)"
 
 
-class Lab:
+class Lab(OpenNotebook):
     """The panel as a person sees it."""
 
     def __init__(self, page, server, name, cells):
-        self.page, self.server = page, server
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
         extra = [nbformat.v4.new_code_cell(source) for source in cells]
-        notebook.cells = [notebook.cells[0], first, *extra]
-        nbformat.write(notebook, server.work / name)
-        page.goto(f"{server.url}/lab/tree/{name}?reset&token={server.token}")
-        self.wait_idle()
+        super().__init__(page, server, name, [notebook.cells[0], first, *extra])
         self.run_cell(0)
         self.wait_for(lambda: self.state)
-
-    # ------------------------------------------------------------ JupyterLab
-
-    def wait_idle(self):
-        self.page.wait_for_function(
-            "() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText ?? '')"
-        )
-
-    def cell(self, number):
-        return self.page.locator(".jp-CodeCell").nth(number)
-
-    def run_cell(self, number):
-        self.cell(number).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-
-    def printed(self, number):
-        self.run_cell(number)
-        self.wait_for(lambda: "end" in self.output(number))
-        return self.output(number)
-
-    def output(self, number):
-        found = self.cell(number).locator(".jp-OutputArea-output")
-        return found.last.inner_text() if found.count() else ""
-
-    def save_notebook(self):
-        self.page.keyboard.press("Control+s")
-        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
-
-    # ------------------------------------------------------------ the panel
-
-    def wait_for(self, condition):
-        """Poll, for the machine may be busy; the page's own deadline ends it."""
-        for _ in range(PATIENCE * 10):
-            if found := condition():
-                return found
-            self.page.wait_for_timeout(100)
-        raise AssertionError(f"waited in vain; the panel says: {self.text}")
 
     @property
     def text(self):
@@ -166,7 +123,7 @@ def test_every_control_does_what_it_says(open_lab, pictures):
 
     lab.press("stop")
     lab.wait_state("stopped")
-    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+    lab.wait_until_no_thread(1)
     lab.picture(pictures, "3-stopped")
     lab.press("reset")
     lab.wait_state("idle")
@@ -179,7 +136,7 @@ def test_every_control_does_what_it_says(open_lab, pictures):
     lab.wait_steps(5)
     lab.press("reset")
     lab.wait_state("idle")
-    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+    lab.wait_until_no_thread(1)
 
 
 def settled(lab):
@@ -211,7 +168,7 @@ def test_errors_are_shown_with_their_reason(open_lab, pictures):
     lab.fill("batch", "0")
     lab.wait_note("batch must be a whole number above 0")
     lab.press("stop")
-    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+    lab.wait_until_no_thread(1)
 
 
 def test_a_saved_page_that_is_reloaded_shows_the_living_run(open_lab):
@@ -240,7 +197,7 @@ def test_interrupt_is_not_stop_and_running_the_cell_again_replaces_the_run(open_
     assert lab.state == "running"
     lab.run_cell(0)
     lab.wait_for(lambda: lab.state == "idle" and lab.step == 8)
-    lab.wait_for(lambda: "threads [] end" in lab.printed(1))
+    lab.wait_until_no_thread(1)
 
 
 def test_the_guard_notices_other_hosts_and_console_errors(page):

@@ -119,6 +119,11 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 WRONG_VALUES,
+                "That halves at each step, whatever the half-life.",
+                lambda steps: 0.5,
+            ),
+            Mistake(
+                WRONG_VALUES,
                 "Applied once a step, that leaves about 1/e after so many steps, not one half.",
                 lambda steps: 1 - 1 / steps,
             ),
@@ -136,6 +141,11 @@ EXERCISES = (
                 WRONG_VALUES,
                 "That is the logarithm of the factor.",
                 lambda steps: -math.log(2) / steps,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That grows: it doubles in so many steps.",
+                lambda steps: 2 ** (1 / steps),
             ),
         ),
     ),
@@ -171,6 +181,16 @@ EXERCISES = (
                 WRONG_VALUES,
                 "That is a running mean: the new term is scaled down.",
                 lambda x, a: stepped(x, lambda S, new: a * S + (1 - a) * new),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The power counts from the first step; it must be the age of the term.",
+                lambda x, a: (a ** torch.arange(x.shape[1])[:, None] * x).cumsum(dim=1),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The sum runs over the batch, not over time.",
+                lambda x, a: fading_sum(x.transpose(0, 1), a).transpose(0, 1),
             ),
             Mistake(
                 WRONG_WHEN_LONG,
@@ -227,6 +247,11 @@ EXERCISES = (
                 WRONG_VALUES,
                 "Larger steps carry the sum further, not less far.",
                 lambda bits, step: 2**bits / step,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "It stops sooner: the first digit, which is never 0, is one of the bits.",
+                lambda bits, step: step * 2 ** (bits + 1),
             ),
         ),
     ),
@@ -286,8 +311,10 @@ def fate(kept, exact, precision) -> Note:
         said = f"It still moves at step {steps:,}."
     off = (kept[-1].double() - exact[-1]).square().mean().sqrt().item()
     off = off / exact[-1].square().mean().sqrt().item()
-    wrong = f"off by {short(100 * off)} %" if math.isfinite(off) else "not a finite number"
-    return Note(f"The state in {precision}", [said, f"In the end it is {wrong}."])
+    wrong = "In the end it is not a finite number."
+    if math.isfinite(off):
+        wrong = f"In the end the error is {short(100 * off)} % as large as the state in float64."
+    return Note(f"The state in {precision}", [said, wrong])
 
 
 def widget() -> Explorer:

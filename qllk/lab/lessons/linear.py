@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
+from torch.nn.functional import elu
 
 from ... import kernels, measure
 from ..check import (
@@ -70,6 +71,10 @@ def forgetful_pieces(q, k, v):
     return torch.cat([masked_table(*piece) for piece in pieces], dim=1)
 
 
+def outer(k, v):
+    return k[..., None] * v[..., None, :]
+
+
 SHAPES = ((1, 1, 3, 3), (2, 5, 3, 3), (3, 11, 1, 4), (2, 9, 4, 1))  # B, T, K, V
 
 
@@ -126,6 +131,16 @@ EXERCISES = (
             ),
             Mistake(
                 WRONG_VALUES,
+                "The divisor adds up only the keys so far; without a mask it takes all of them.",
+                lambda q, k, v: q @ (k.mT @ v) / (q * k.cumsum(dim=1)).sum(-1, keepdim=True),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "q and k are features already; do not map them once more.",
+                lambda q, k, v: reorder(elu(q) + 1, elu(k) + 1, v),
+            ),
+            Mistake(
+                WRONG_VALUES,
                 "Keys and values are swapped.",
                 lambda q, k, v: reorder(q, v, k),
             ),
@@ -175,6 +190,16 @@ EXERCISES = (
             ),
             Mistake(
                 WRONG_VALUES,
+                "The output is right, but the state came back as it was before the write.",
+                lambda q, k, v, S: (read_and_write(q, k, v, S)[0], S),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "`k.T @ v` adds up over the batch; each row has a state of its own.",
+                lambda q, k, v, S: ((q[:, None] @ (S + k.T @ v))[:, 0], S + k.T @ v),
+            ),
+            Mistake(
+                WRONG_VALUES,
                 "One row's state went to every row of the batch.",
                 lambda q, k, v, S: read_and_write(q, k, v, S[:1].expand_as(S)),
             ),
@@ -211,9 +236,27 @@ EXERCISES = (
             Mistake(
                 WRONG_VALUES,
                 "The running sum goes over the channels, not over time.",
-                lambda q, k, v: (q[..., None, :] @ (k[..., None] * v[..., None, :]).cumsum(dim=2))[
-                    ..., 0, :
-                ],
+                lambda q, k, v: (q[..., None, :] @ outer(k, v).cumsum(dim=2))[..., 0, :],
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The running sum goes over the batch, not over time.",
+                lambda q, k, v: (q[..., None, :] @ outer(k, v).cumsum(dim=0))[..., 0, :],
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "One state was shared by all rows of the batch.",
+                lambda q, k, v: (q[..., None, :] @ outer(k, v).sum(0).cumsum(dim=0))[..., 0, :],
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "It was divided by the normaliser; here there is none.",
+                lambda q, k, v: causal_sum(q, k, v) / (q * k.cumsum(1)).sum(-1, keepdim=True),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Channels were multiplied one by one; the outer product pairs each with each.",
+                lambda q, k, v: q * (k * v).cumsum(dim=1),
             ),
             Mistake(
                 WRONG_WHEN_LONG,

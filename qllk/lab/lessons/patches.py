@@ -108,7 +108,7 @@ def by_a_table(x, R):
 
 
 def foldable(rng):
-    for B, T, D, E, R in ((1, 8, 3, 2, 4), (2, 16, 2, 5, 8), (1, 1, 3, 3, 8), (3, 11, 1, 4, 3)):
+    for B, T, D, E, R in ((1, 8, 3, 5, 4), (2, 16, 2, 5, 8), (1, 1, 3, 3, 8), (3, 11, 1, 4, 3)):
         yield Case((normal(rng, B, T, D), normal(rng, E, D, R)))
     yield Case((normal(rng, 2, 7, 3), normal(rng, 2, 3, 1)))
 
@@ -153,6 +153,16 @@ EXERCISES = (
                 lambda x, w: cut(x, w.shape[2])[:, :, -1] @ w[:, :, -1].T,
             ),
             Mistake(
+                WRONG_VALUES,
+                "Every place was treated alike: that is a mean, and order is lost.",
+                lambda x, w: cut(x, w.shape[2]).mean(dim=2) @ w.sum(dim=2).T,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The first bytes were left out; the unfinished patch is at the end.",
+                lambda x, w: fold(x[:, x.shape[1] % w.shape[2] :], w),
+            ),
+            Mistake(
                 WRONG_KIND,
                 "The unfinished patch was filled up; it has to wait.",
                 lambda x, w: fold(pad(x, (0, 0, 0, -x.shape[1] % w.shape[2])), w),
@@ -185,6 +195,16 @@ EXERCISES = (
                 WRONG_VALUES,
                 "Off by one: the logit at t is about byte t + 1.",
                 lambda t, R: (t // R - 1, t % R),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "One patch too old: at its last byte a patch is complete.",
+                lambda t, R: (t // R - 1, (t + 1) % R),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The two are swapped: first the patch, then the place.",
+                lambda t, R: hint_index(t, R)[::-1],
             ),
         ),
     ),
@@ -220,6 +240,16 @@ EXERCISES = (
                 WRONG_VALUES,
                 "That is the mean of all complete patches, not of the newest.",
                 lambda x, R: by_all(x, R),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That is the mean of the last R bytes, whether they fill a patch or not.",
+                lambda x, R: pad(x, (0, 0, R - 1, 0)).unfold(1, R, 1).mean(dim=-1),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "That is the sum of a patch, not its mean.",
+                lambda x, R: R * shift(x, R),
             ),
             Mistake(
                 TOO_STEEP,

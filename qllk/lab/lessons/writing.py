@@ -74,6 +74,16 @@ def top_p_loop(chances, p):
     return kept
 
 
+def in_order(chances, p):
+    """The right chances, likeliest first, not put back to their ids."""
+    return top_p(chances, p).sort(dim=-1, descending=True).values
+
+
+def unscaled(chances, p):
+    """The right set, its chances as they were."""
+    return torch.where(top_p(chances, p) > 0, chances, 0.0)
+
+
 def stream(step, prompt, n):
     """The n ids that a greedy writer puts after a prompt; every id is read once: -> (n,)."""
     state = None
@@ -167,7 +177,7 @@ def chances_and_shares(rng):
 
 
 def prompts(rng):
-    for V, D, length, n in ((13, 6, 4, 9), (5, 3, 1, 1), (7, 4, 3, 0), (31, 9, 1, 20)):
+    for V, D, length, n in ((13, 6, 4, 9), (5, 3, 1, 1), (7, 4, 3, 2), (31, 9, 1, 20)):
         yield Case((toy(rng, V, D), [i % V for i in range(3, 3 + length)], n))
 
 
@@ -196,13 +206,23 @@ EXERCISES = (
             ),
             Mistake(
                 WRONG_VALUES,
-                "Dividing the chances changes nothing once they add up to 1 again.",
+                "The temperature has no effect: it must divide the logits, before the softmax.",
                 lambda logits, heat: logits.softmax(dim=-1),
             ),
             Mistake(
                 WRONG_VALUES,
                 "Those are logits, not yet chances.",
                 lambda logits, heat: logits / heat,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Divide the logits, not the chances, which then no longer add up to 1.",
+                lambda logits, heat: logits.softmax(dim=-1) / heat,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Those are the logarithms of the chances.",
+                lambda logits, heat: (logits / heat).log_softmax(dim=-1),
             ),
         ),
     ),
@@ -232,12 +252,32 @@ EXERCISES = (
             Mistake(
                 WRONG_VALUES,
                 "What is kept must be scaled to add up to 1 again.",
-                lambda chances, p: torch.where(top_p(chances, p) > 0, chances, 0.0),
+                unscaled,
             ),
             Mistake(
                 WRONG_VALUES,
                 "The mask is in sorted order; it must go back to the ids it belongs to.",
                 lambda chances, p: unsorted_mask(chances, p),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "The result is in sorted order; each chance must go back to its id.",
+                in_order,
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Nothing is sorted: the sum must run from the likeliest id to the rarest.",
+                lambda chances, p: scaled(chances * (chances.cumsum(-1) - chances < p)),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "gather takes numbers from these places; scatter puts them there.",
+                lambda chances, p: in_order(chances, p).gather(-1, (-chances).argsort(dim=-1)),
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Each row must add up to 1 by itself, not all of them together.",
+                lambda chances, p: unscaled(chances, p) / unscaled(chances, p).sum(),
             ),
         ),
     ),
@@ -274,6 +314,16 @@ EXERCISES = (
                 late_by_one,
             ),
             Mistake(
+                WRONG_VALUES,
+                "The first id was read, but not written down.",
+                lambda step, prompt, n: stream(step, prompt, n + 1)[1:],
+            ),
+            Mistake(
+                WRONG_VALUES,
+                "Only the last id of the prompt was read.",
+                lambda step, prompt, n: stream(step, prompt[-1:], n),
+            ),
+            Mistake(
                 WRONG_KIND,
                 "Only the ids that were written are asked for.",
                 lambda step, prompt, n: torch.cat((torch.tensor(prompt), stream(step, prompt, n))),
@@ -293,14 +343,17 @@ EXERCISES = (
 
 def kept_where(chances, rule, descending=True):
     ranked, ids = chances.sort(dim=-1, descending=descending)
-    kept = torch.zeros_like(chances).scatter(-1, ids, ranked * rule(ranked))
+    return scaled(torch.zeros_like(chances).scatter(-1, ids, ranked * rule(ranked)))
+
+
+def scaled(kept):
+    """Each row made to add up to 1."""
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
 def unsorted_mask(chances, p):
     ranked = chances.sort(dim=-1, descending=True).values
-    kept = chances * (ranked.cumsum(dim=-1) - ranked < p)
-    return kept / kept.sum(dim=-1, keepdim=True)
+    return scaled(chances * (ranked.cumsum(dim=-1) - ranked < p))
 
 
 # ---------------------------------------------------------------- a model that can write

@@ -1,0 +1,57 @@
+"""A notebook open in JupyterLab, as a person sees it."""
+
+import nbformat
+
+PATIENCE = 180  # seconds that anything may take on a busy machine
+THREADS = """import threading
+print("threads", [t.name for t in threading.enumerate() if t.name.startswith("qllk")], "end")"""
+
+
+class OpenNotebook:
+    """Code cells are numbered from 0; `said` tells what to print when waiting was in vain."""
+
+    def __init__(self, page, server, name, cells):
+        self.page, self.server = page, server
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        nbformat.write(notebook, server.work / name)
+        page.goto(f"{server.url}/lab/tree/{name}?reset&token={server.token}")
+        self.page.wait_for_function(
+            "() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText ?? '')"
+        )
+
+    def cell(self, number):
+        return self.page.locator(".jp-CodeCell").nth(number)
+
+    def run_cell(self, number):
+        self.cell(number).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+
+    def output(self, number):
+        found = self.cell(number).locator(".jp-OutputArea-output")
+        return found.last.inner_text() if found.count() else ""
+
+    def printed(self, number):
+        self.run_cell(number)
+        self.wait_for(lambda: "end" in self.output(number))
+        return self.output(number)
+
+    def wait_until_no_thread(self, number):
+        """The cell `number` prints qllk's threads, see THREADS."""
+        self.wait_for(lambda: "threads [] end" in self.printed(number))
+
+    def save_notebook(self):
+        self.page.keyboard.press("Control+s")
+        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
+
+    def wait_for(self, condition, seconds=PATIENCE):
+        """Poll, for the machine may be busy."""
+        for _ in range(seconds * 10):
+            if found := condition():
+                return found
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"waited in vain; the page says: {self.text}")
+
+    @property
+    def text(self):
+        return self.page.locator(".jp-Notebook").inner_text()
