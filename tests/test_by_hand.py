@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -171,9 +172,14 @@ def test_shares_with_unequal_rows_and_targets_add_up_to_the_batch(shares):
     check_shares(shares, map)
 
 
+def process_id(_):
+    return os.getpid()
+
+
 def test_two_processes_give_the_gradients_of_one():
     with workers(2) as run:
         check_shares(2, run)
+        assert os.getpid() not in run(process_id, range(2))
 
 
 def test_a_share_that_trains_nothing_adds_nothing():
