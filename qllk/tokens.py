@@ -112,7 +112,9 @@ class Characters(Tokenizer):
         super().__post_init__()
         letters = self.alphabet
         if not isinstance(letters, str) or not 0 < len(letters) == len(set(letters)):
-            raise ValueError(f"an alphabet must be a string of different characters, got {letters!r}")
+            raise ValueError(
+                f"an alphabet must be a string of different characters, got {letters!r}"
+            )
 
     @classmethod
     def train(cls, text: str | bytes, specials=()) -> Characters:
