@@ -1,0 +1,500 @@
+"""Tokenizers: exact round trips, the textbook example, and Hugging Face's `tokenizers` as judge."""
+
+import json
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import qllk
+from qllk import tokens
+from qllk.tokens import (
+    BPE,
+    PIECES,
+    SENTINELS,
+    SPECIALS,
+    Adapter,
+    Bytes,
+    Characters,
+    from_json,
+    learn_merges,
+    learn_merges_fast,
+)
+
+SOURCE = (Path(qllk.__file__).parent / "data.py").read_text("utf-8").encode("ascii", "ignore")
+TRAINED = BPE.train(SOURCE, 512, SPECIALS)
+# A busy machine is no failure.
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MARKS = ("<bos>", "<eos>")
+few_letters = st.binary(max_size=40).map(lambda raw: bytes(b"ab c"[byte % 4] for byte in raw))
+some_pieces = st.dictionaries(few_letters, st.integers(1, 9), max_size=8).map(Counter)
+
+
+def by_their_rules(bpe):
+    """A tokenizer of Hugging Face with our merges: bytes as characters 0 … 255, no cutting."""
+    spelled = [token.decode("latin-1") for token in bpe.tokens]
+    return tokenizers.Tokenizer(
+        models.BPE(
+            vocab={token: id for id, token in enumerate(spelled)},
+            merges=[(spelled[left], spelled[right]) for left, right in bpe.merges],
+        )
+    )
+
+
+def byte_level(vocab_size=400, specials=()):
+    """A byte-level BPE as they make it, GPT-2's way, trained on SOURCE."""
+    theirs = tokenizers.Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(specials),
+        show_progress=False,
+    )
+    theirs.train_from_iterator([SOURCE.decode()], trainer)
+    return theirs
+
+
+def merges_loop(pieces, count):
+    """The definition: count all pairs anew for each merge."""
+    words, merges = {piece: list(piece) for piece in pieces}, []
+    for new in range(256, 256 + count):
+        pairs = Counter()
+        for piece, ids in words.items():
+            for pair in pairwise(ids):
+                pairs[pair] += pieces[piece]
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        words = {piece: tokens.merged(ids, merges[-1], new) for piece, ids in words.items()}
+    return merges
+
+
+# ---------------------------------------------------------------- every kind
+
+KINDS = {
+    "bytes": Bytes(),
+    "bytes with specials": Bytes(MARKS),
+    "characters": Characters.train("hello wörld", ("<unk>", *MARKS)),
+    "bpe": TRAINED,
+    "adapter": Adapter.of(byte_level(specials=MARKS)),
+}
+every_kind = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
+
+
+@every_kind
+def test_decoding_undoes_encoding(tokenizer):
+    for text in ("", "hello wörld", "hello " * 100):
+        assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
+        assert (tokenizer.encode(text.encode()) == tokenizer.encode(text)).all()
+
+
+@every_kind
+def test_ids_are_one_row_of_the_smallest_type_that_holds_them(tokenizer):
+    ids = tokenizer.encode("hello wörld")
+    assert ids.ndim == 1
+    assert ids.dtype == tokenizer.dtype == tokenizer.encode("").dtype
+    assert ids.max() < tokenizer.vocab_size <= np.iinfo(ids.dtype).max + 1
+    assert ids.dtype == (np.uint8 if tokenizer.vocab_size <= 256 else np.uint16)
+
+
+@every_kind
+def test_json_gives_the_same_tokenizer_back(tokenizer):
+    again = from_json(tokenizer.to_json())
+    assert again == tokenizer
+    assert (again.encode("hello wörld") == tokenizer.encode("hello wörld")).all()
+    assert again.special_ids == tokenizer.special_ids
+
+
+@every_kind
+def test_decode_takes_lists_arrays_and_tensors(tokenizer):
+    ids = tokenizer.encode("hello")
+    for same in (ids.tolist(), ids.astype(np.int64), torch.from_numpy(ids)):
+        assert tokenizer.decode(same) == b"hello"
+
+
+@every_kind
+def test_an_id_out_of_range_is_refused(tokenizer):
+    size = tokenizer.vocab_size
+    for wrong in (-1, size):
+        with pytest.raises(ValueError, match=rf"0 … {size - 1}, got {wrong}"):
+            tokenizer.decode([wrong])
+
+
+@every_kind
+@pytest.mark.parametrize("wrong", [3, [[1, 2]], [0.5], [True], ["a"]], ids=repr)
+def test_what_is_no_row_of_ids_is_refused(tokenizer, wrong):
+    with pytest.raises(ValueError, match="one row of whole numbers"):
+        tokenizer.decode(wrong)
+
+
+@every_kind
+@pytest.mark.parametrize("wrong", [None, 5, ["a"], np.zeros(3)], ids=repr)
+def test_what_is_no_text_is_refused(tokenizer, wrong):
+    with pytest.raises(ValueError, match="must be a str or bytes, got"):
+        tokenizer.encode(wrong)
+
+
+@every_kind
+def test_half_a_character_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"at 2 is half a character"):
+        tokenizer.encode("ab\ud800")
+
+
+@every_kind
+def test_a_split_of_a_corpus_is_a_text(tokenizer):
+    data = np.frombuffer(b"hello", np.uint8)
+    assert (tokenizer.encode(data) == tokenizer.encode("hello")).all()
+
+
+def test_ids_of_a_corpus_are_drawn_and_read_like_bytes():
+    ids = TRAINED.encode(SOURCE)
+    assert ids.dtype == np.uint16
+    rows = qllk.data.draw_windows(ids, 3, 16, torch.Generator().manual_seed(0))
+    model = qllk.build(qllk.PRESETS["gpt-nano"].but(vocab_size=TRAINED.vocab_size))
+    assert model(rows).shape == (3, 17, TRAINED.vocab_size)
+
+
+# ---------------------------------------------------------------- specials
+
+
+@every_kind
+def test_a_text_that_spells_a_special_stays_text(tokenizer):
+    text = "".join(MARKS)
+    found = set(tokenizer.encode(text).tolist())
+    assert not found & {tokenizer.special_ids.get(name) for name in MARKS}
+    if "<unk>" not in tokenizer.specials:
+        assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
+
+
+def test_specials_come_after_the_text_and_change_no_id_of_it():
+    without, text = BPE(TRAINED.merges), "hello"
+    assert (without.encode(text) == TRAINED.encode(text)).all()
+    assert TRAINED.special_ids == {name: 505 + n for n, name in enumerate(SPECIALS)}
+    assert Bytes(("<pad>",)).special("<pad>") == 256
+    assert Bytes(SENTINELS).special("<extra_id_99>") == 355
+
+
+def test_a_special_is_decoded_as_its_name():
+    for tokenizer in (Bytes(MARKS), KINDS["adapter"]):
+        bos, eos = map(tokenizer.special, MARKS)
+        assert tokenizer.decode([bos, *tokenizer.encode("hi"), eos]) == b"<bos>hi<eos>"
+
+
+def test_an_unknown_special_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown special '<mask>'; choose from <bos>, <eos>"):
+        Bytes(MARKS).special("<mask>")
+
+
+@pytest.mark.parametrize("wrong", [("<a>", "<a>"), ("",), (3,), "<a>"], ids=repr)
+def test_specials_are_different_names(wrong):
+    with pytest.raises(ValueError, match="specials must be different names, got"):
+        Bytes(wrong)
+
+
+# ---------------------------------------------------------------- bytes, characters
+
+
+@given(st.binary())
+@FUZZ
+def test_any_bytes_survive_as_bytes(text):
+    assert Bytes().encode(text).tolist() == list(text)
+    assert Bytes().decode(Bytes().encode(text)) == text
+
+
+@given(st.text(min_size=1))
+@FUZZ
+def test_any_text_survives_as_characters_of_its_own(text):
+    tokenizer = Characters.train(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
+    assert len(tokenizer.encode(text)) == len(text)
+
+
+def test_characters_are_numbered_by_code_point():
+    tokenizer = Characters.train("banana", MARKS)
+    assert tokenizer.alphabet == "abn"
+    assert tokenizer.encode("nab").tolist() == [2, 0, 1]
+    assert (tokenizer.vocab_size, tokenizer.special("<bos>")) == (5, 3)
+
+
+def test_an_unknown_character_is_an_error():
+    with pytest.raises(ValueError, match=r"character 'x' is not among the 3 .*'<unk>'"):
+        Characters.train("banana").encode("nax")
+
+
+def test_an_unknown_character_is_the_special_that_stands_for_it():
+    tokenizer = Characters.train("banana", ("<unk>",))
+    assert tokenizer.encode("nax").tolist() == [2, 0, 3]
+    assert tokenizer.decode([2, 0, 3]) == b"na<unk>"
+
+
+@pytest.mark.parametrize("tokenizer", [KINDS["characters"], KINDS["adapter"]], ids=["own", "hf"])
+def test_bytes_that_are_no_characters_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"byte 2 is not UTF-8.*Bytes and BPE"):
+        tokenizer.encode(b"he\xff")
+
+
+@pytest.mark.parametrize("wrong", ["", "aa", ["a"], None], ids=repr)
+def test_an_alphabet_is_a_string_of_different_characters(wrong):
+    with pytest.raises(ValueError, match="a string of different characters, got"):
+        Characters(wrong)
+
+
+# ---------------------------------------------------------------- BPE: cutting
+
+
+@given(st.one_of(st.binary(), few_letters, st.text().map(str.encode)))
+@FUZZ
+def test_pieces_are_the_whole_text(text):
+    assert b"".join(PIECES.findall(text)) == text
+
+
+def test_a_run_without_blanks_is_cut_so_that_the_cost_stays_linear():
+    for run in (b"a", b"7", b"-", b" ", "雪".encode()):
+        text = run * 1000
+        assert max(map(len, PIECES.findall(text))) <= 65
+        assert TRAINED.decode(TRAINED.encode(text)) == text
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+@FUZZ
+def test_ascii_is_cut_as_gpt2_cuts_it(text):
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    spans = [text[start:end].encode() for _, (start, end) in cut]
+    assert PIECES.findall(text.encode()) == spans
+
+
+# ---------------------------------------------------------------- BPE: learning
+
+
+def test_the_textbook_example():
+    """From Wikipedia's page on byte-pair encoding: aaabdaaabac is XdXac."""
+    tokenizer = BPE.train("aaabdaaabac", 256 + 3)
+    aa, ab, X = 256, 257, 258
+    assert tokenizer.merges == ((97, 97), (97, 98), (aa, ab))
+    assert tokenizer.encode("aaabdaaabac").tolist() == [X, 100, X, 97, 99]
+    assert tokenizer.tokens[X] == b"aaab"
+
+
+def test_ties_go_to_the_smaller_left_id_then_the_smaller_right_id():
+    assert learn_merges(Counter([b"xy", b"bz", b"by", b"ac"]), 4) == [
+        *[(97, 99), (98, 121), (98, 122), (120, 121)],
+    ]
+
+
+@given(some_pieces)
+@FUZZ
+def test_counting_what_changed_equals_counting_all_anew(pieces):
+    assert learn_merges(pieces, 30) == merges_loop(pieces, 30)
+
+
+@given(some_pieces)
+@FUZZ
+def test_merges_are_those_of_hugging_face(pieces):
+    assert learn_merges_fast(pieces, 30) == learn_merges(pieces, 30)
+
+
+def test_merges_of_real_text_are_those_of_hugging_face():
+    fast = BPE.train(SOURCE, 512, SPECIALS, learn=learn_merges_fast)
+    assert fast == TRAINED
+
+
+def test_merges_do_not_depend_on_the_order_of_the_pieces():
+    pieces = Counter(PIECES.findall(SOURCE))
+    backwards = Counter(dict(reversed(pieces.items())))
+    assert learn_merges(backwards, 200) == learn_merges(pieces, 200)
+
+
+@given(some_pieces)
+@FUZZ
+def test_no_two_ids_stand_for_the_same_bytes(pieces):
+    made = BPE(tuple(learn_merges(pieces, 40))).tokens
+    assert len(set(made)) == len(made)
+
+
+# ---------------------------------------------------------------- BPE: encoding
+
+
+@given(st.binary())
+@FUZZ
+def test_any_bytes_survive_bpe(text):
+    assert TRAINED.decode(TRAINED.encode(text)) == text
+
+
+@given(st.binary(min_size=1), st.binary())
+@FUZZ
+def test_any_bytes_can_be_trained_on(text, other):
+    most = len(learn_merges(Counter(PIECES.findall(text)), 1000))
+    tokenizer = BPE.train(text, 256 + most)
+    for each in (text, other):
+        assert tokenizer.decode(tokenizer.encode(each)) == each
+
+
+@given(some_pieces, few_letters)
+@FUZZ
+def test_ids_of_a_piece_are_those_of_hugging_face(pieces, piece):
+    ours = BPE(tuple(learn_merges(pieces, 30)))
+    assert ours.encode_piece(piece) == by_their_rules(ours).encode(piece.decode("latin-1")).ids
+
+
+def test_ids_of_real_text_are_those_of_hugging_face():
+    theirs = by_their_rules(TRAINED)
+    text = (Path(qllk.__file__).parent / "train.py").read_bytes()  # not what it learned from
+    pieces = [piece.decode("latin-1") for piece in PIECES.findall(text)]
+    expected = [id for found in theirs.encode_batch(pieces) for id in found.ids]
+    assert TRAINED.encode(text).tolist() == expected
+    assert len(expected) < 0.6 * len(text)
+
+
+def test_a_bpe_of_theirs_made_gpt2s_way_is_the_same_with_its_bytes_renumbered():
+    """They number bytes by their stand-ins: the printable ones first. Nothing else differs."""
+    theirs, text = byte_level(), SOURCE.decode()
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    byte_of = dict(enumerate([*printable, *sorted(set(range(256)) - set(printable))]))
+    model = json.loads(theirs.to_str())["model"]
+    ours = BPE(
+        tuple(
+            tuple(byte_of.get(id, id) for id in map(model["vocab"].get, pair))
+            for pair in model["merges"]
+        )
+    )
+    expected = [byte_of.get(id, id) for id in theirs.encode(text).ids]
+    assert ours.encode(text).tolist() == expected
+
+
+def test_a_token_may_hold_a_blank_in_front_but_never_inside_a_word():
+    words = [token for token in TRAINED.tokens[256:] if token.strip()]
+    assert any(token.startswith(b" ") for token in words)
+    assert not any(b" " in token.strip() for token in words)
+
+
+def test_more_merges_never_give_more_ids():
+    lengths = [len(BPE(TRAINED.merges[:n]).encode(SOURCE)) for n in (0, 16, 64, 249)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == len(SOURCE)
+
+
+# ---------------------------------------------------------------- BPE: errors
+
+
+@pytest.mark.parametrize("train", [BPE.train, Characters.train], ids=["bpe", "characters"])
+@pytest.mark.parametrize("empty", ["", b""], ids=repr)
+def test_an_empty_training_text_is_refused(train, empty):
+    with pytest.raises(ValueError, match="the training text is empty"):
+        train(empty)
+
+
+def test_a_vocabulary_without_room_for_all_bytes_is_refused():
+    with pytest.raises(ValueError, match="vocab_size=255 is too small: 256 bytes"):
+        BPE.train("text", 255)
+    with pytest.raises(ValueError, match="256 bytes and 2 specials take 258"):
+        BPE.train("text", 257, MARKS)
+    with pytest.raises(ValueError, match="vocab_size must be a whole number"):
+        BPE.train("text", 300.5)
+
+
+def test_a_vocabulary_too_large_for_the_text_is_refused_and_the_largest_named():
+    with pytest.raises(ValueError, match=r"vocab_size=512 .* only 3 pairs to merge; ask for 261"):
+        BPE.train("text", 512, MARKS)
+    assert BPE.train("text", 261, MARKS).encode("text").tolist() == [258]
+
+
+@pytest.mark.parametrize("wrong", [(97, 256), (97, -1), (97,), (97, 98, 99), (97, 0.5), ("a", "b")])
+def test_a_merge_is_a_pair_of_earlier_ids(wrong):
+    with pytest.raises(ValueError, match="merge 0 must be two ids below 256, got"):
+        BPE((wrong,))
+
+
+def test_a_pair_is_merged_once():
+    with pytest.raises(ValueError, match="a pair is merged twice"):
+        BPE(((97, 98), (97, 98)))
+
+
+# ---------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a tokenizer must be JSON"),
+        ("[]", "an object that names its kind"),
+        ('{"model": {}}', "Hugging Face is read by Adapter.of"),
+        ('{"kind": "Words"}', "unknown kind of tokenizer 'Words'; choose from Adapter, BPE, Bytes"),
+        ('{"kind": "Bytes", "merges": []}', "Bytes has no field 'merges'"),
+        ('{"kind": "BPE"}', "not a BPE: .*merges"),
+        ('{"kind": "BPE", "merges": 5}', "not a BPE"),
+        ('{"kind": "Adapter", "content": "{}"}', "not a tokenizer.json of Hugging Face"),
+        ('{"kind": "Adapter", "content": 5}', "not a tokenizer.json of Hugging Face"),
+    ],
+)
+def test_json_that_is_no_tokenizer_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(text)
+
+
+# ---------------------------------------------------------------- adapter
+
+
+def test_a_tokenizer_json_is_read_by_its_path(tmp_path):
+    theirs = byte_level(specials=MARKS)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    for source in (tmp_path / "tokenizer.json", theirs, SimpleNamespace(backend_tokenizer=theirs)):
+        found = Adapter.of(source)
+        assert found.encode("hello").tolist() == theirs.encode("hello").ids
+        assert (found.vocab_size, found.specials) == (400, MARKS)
+
+
+def test_a_path_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        Adapter.of(tmp_path / "none.json")
+
+
+@given(st.text())
+@FUZZ
+def test_any_text_survives_a_byte_level_tokenizer_of_theirs(text):
+    tokenizer = KINDS["adapter"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
+
+
+def test_nothing_is_cut_padded_or_added_behind_our_back():
+    theirs = byte_level(specials=MARKS)
+    theirs.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    plain = theirs.encode("hello there", add_special_tokens=False).ids
+    theirs.enable_truncation(3)
+    theirs.enable_padding(length=50)
+    assert Adapter.of(theirs).encode("hello there").tolist() == plain
+    assert theirs.truncation["max_length"] == 3  # and theirs stays as it was
+
+
+def test_what_their_tokenizer_throws_away_does_not_come_back():
+    theirs = byte_level()
+    theirs.normalizer = normalizers.Lowercase()
+    tokenizer = Adapter.of(theirs)
+    assert tokenizer.decode(tokenizer.encode("Hello")) == b"hello"
+
+
+def test_an_id_beyond_a_gap_is_in_the_vocabulary():
+    theirs = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 9}, unk_token="a"))
+    assert Adapter.of(theirs).vocab_size == 10
+    assert Adapter.of(theirs).decode([9]) == b"b"
+
+
+def test_without_the_library_our_own_work_and_the_adapter_says_what_to_install(monkeypatch):
+    content = KINDS["adapter"].content
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert BPE.train(SOURCE, 300).encode("hello").size
+    for needs_it in (lambda: Adapter(content), lambda: learn_merges_fast(Counter([b"ab"]), 1)):
+        with pytest.raises(ImportError, match=r"pip install qllk\[text\]"):
+            needs_it()
