@@ -13,7 +13,7 @@ ROOT = Path(qllk.__file__).parent
 ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "mixers", "patching", "models", "published"],
-    *["tokens", "data", "tasks", "probes", "measure", "evaluate"],
+    *["tokens", "data", "objectives", "tasks", "probes", "measure", "evaluate"],
     *["devices", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
     "lab",
 ]
