@@ -26,7 +26,7 @@ def main(arguments=None) -> int:
     args = parser().parse_args(arguments)
     try:
         args.command(args)
-    except (ValueError, OSError, Diverged) as error:
+    except (ValueError, OSError, ModuleNotFoundError, Diverged) as error:
         print(f"qllk: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Text as bytes: corpora, their splits and floors, and windows drawn from them.
+"""Text as bytes: corpora, their splits and floors, windows drawn from them; streams of documents.
 
 A corpus is two memory-mapped uint8 arrays, one to train on and one held out. Splits are by file or
 by contiguous tail, never interleaved, so that no held-out byte has a neighbour in training.
@@ -13,20 +13,29 @@ import secrets
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from .spec import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "data" / "corpora.json"
 HELD_OUT = 0.1  # of a text that has no files to split by: its tail
+STREAM_BYTES = 100_000_000  # of a stream, as a corpus
 TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
 )
+# Where the text of a stream lies: a data set of the Hugging Face hub, and which part of it.
+# FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl of it is more than any run reads.
+STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
 # Of the standard library: its tests, and what was installed beside it.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
@@ -76,11 +85,12 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
 
     "stdlib" is the source of the running Python's standard library: real text, on every machine,
     no download. The others that have names are listed in data/corpora.json and are downloaded once,
-    their checksum verified.
+    their checksum verified. Of a stream ("fineweb-edu") the first documents are fetched once.
 
     Raises   FileNotFoundError when it is neither a known name nor a path
              ValueError when it holds no text
              ConnectionError when it must be downloaded and cannot be
+             ModuleNotFoundError when it is a stream and the package `datasets` is missing
     """
     manifest = json.loads(MANIFEST.read_text())
     path = Path(name).expanduser()
@@ -88,6 +98,8 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         found = _stdlib()
     elif name in manifest:
         found = _downloaded(str(name), manifest[name])
+    elif name in STREAMS:
+        found = _streamed(str(name))
     elif path.is_file():
         found, name = _from_file(path), path.resolve()
     elif path.is_dir() and str(name):  # Path("") would be the folder one happens to stand in
@@ -100,7 +112,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
 
 def corpus_names() -> list[str]:
     """The names that `corpus` knows."""
-    return ["stdlib", *json.loads(MANIFEST.read_text())]
+    return ["stdlib", *json.loads(MANIFEST.read_text()), *STREAMS]
 
 
 # ---------------------------------------------------------------- where text comes from
@@ -209,6 +221,19 @@ def _unzipped(archive: Path, member: str) -> Path:
     return path
 
 
+def _streamed(name: str) -> Corpus:
+    """The first documents of a stream, a line end after each, kept in the cache as one file."""
+    path = cache_folder() / f"{name}-{STREAM_BYTES}.txt"
+    if not path.exists():
+        text = bytearray()
+        for document in documents(name):
+            text += document.tobytes() + b"\n"
+            if len(text) >= STREAM_BYTES:
+                break
+        write_whole(path, text)
+    return _from_file(path, name)
+
+
 # ---------------------------------------------------------------- splits and cache
 
 
@@ -292,3 +317,81 @@ def all_windows(data: np.ndarray, rows: int, window: int):
         yield torch.from_numpy(np.stack([data[s : s + window + 1] for s in starts]))
     if len(rest := data[full * window :]) > 1:
         yield torch.from_numpy(np.array(rest))[None]
+
+
+# ---------------------------------------------------------------- documents
+
+
+def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Iterator[np.ndarray]:
+    """One document after the other, as UTF-8 bytes, fetched as they are asked for.
+
+    `source` is a name of STREAMS, or anything that `datasets.load_dataset` reads: a data set of the
+    hub, or a folder of parquet or JSON lines, for which no network is needed.
+
+    Shapes   yields (n,) uint8
+    Raises   ModuleNotFoundError when the package `datasets` is missing
+             ConnectionError when the source cannot be reached
+             ValueError when the column is missing or holds no text
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"to stream {str(source)!r} takes the package `datasets`: pip install 'qllk[text]'; "
+            "or use corpus('stdlib'), which needs neither it nor a network"
+        ) from error
+    place, part = STREAMS.get(str(source), (str(source), None))
+    try:
+        rows = datasets.load_dataset(place, part, split="train", streaming=True)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{str(source)!r} could not be reached ({error}); try again when online, or give a "
+            "folder of parquet files, or use corpus('stdlib'), which needs no network"
+        ) from error
+    return (_text(row, column) for row in rows)
+
+
+def _text(row: dict, column: str) -> np.ndarray:
+    if not isinstance(row.get(column), str):
+        raise ValueError(f"no text in column {column!r}; the columns are {', '.join(sorted(row))}")
+    return np.frombuffer(row[column].encode(), np.uint8)
+
+
+def shard(items: Iterable, rank: int, world: int) -> Iterator:
+    """One worker's share of anything that can be walked: every `world`-th, from the `rank`-th on.
+
+    All workers together take each item exactly once, and none takes two more than another. For a
+    random order walk a permutation that all workers draw from the same seed. A stream is read by
+    each worker in full, and all but its share is dropped.
+
+    Raises   ValueError when there is no such worker
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must lie in 0 … {world - 1} for a world of {world}, got {rank}")
+    return islice(items, rank, None, world)
+
+
+def pack(documents: Iterable, window: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Lay documents end to end and cut rows, with which document each id is from.
+
+    Neighbouring rows share one id, so that every id but the first of its document is a target once.
+    Documents are cut where a row ends, and only the last row is padded: id 0, document -1. A mark
+    between documents is the caller's to append to them.
+
+    Shapes   documents: any number of (n,) arrays  ->  yields ids (window + 1,), of the documents'
+             type, and documents (window + 1,) int64, numbered from 0
+    Raises   ValueError when the window is below 1
+    """
+    positive("pack", window=window)
+    ids = owners = None
+    for number, document in enumerate(documents):
+        new = torch.from_numpy(np.array(document))
+        owner = torch.full(new.shape, number)
+        ids = new if ids is None else torch.cat((ids, new))
+        owners = owner if owners is None else torch.cat((owners, owner))
+        while len(ids) > window:
+            yield ids[: window + 1], owners[: window + 1]
+            ids, owners = ids[window:], owners[window:]
+    if ids is not None and len(ids) > 1:
+        short = (0, window + 1 - len(ids))
+        yield F.pad(ids, short), F.pad(owners, short, value=-1)

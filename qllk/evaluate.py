@@ -8,21 +8,12 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .data import Corpus, all_windows
+from .objectives import byte_losses
 
 LN2 = math.log(2.0)
 UNIFORM = math.log(256)
-
-
-def byte_losses(logits, targets):
-    """Surprise of each byte, in nats, in float32 at least.
-
-    Shapes   logits (B,T,vocab), targets (B,T) of any integer type -> (B,T)
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    return F.cross_entropy(logits, targets.flatten().long(), reduction="none").view(targets.shape)
 
 
 def loss_by_position(model, data, window: int, *, rows=16):

@@ -13,7 +13,7 @@ ROOT = Path(qllk.__file__).parent
 ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "mixers", "patching", "models", "published"],
-    *["tokens", "data", "tasks", "probes", "measure", "evaluate", "by_hand"],
+    *["tokens", "data", "objectives", "tasks", "probes", "measure", "evaluate", "by_hand"],
     *["devices", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
     "lab",
 ]
