@@ -185,6 +185,13 @@ def test_latent_attention_computes_its_formula():
     same(mixer(x)[0][0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
 
 
+def test_a_step_of_latent_attention_rebuilds_no_keys_and_values():
+    mixer, N = LatentAttention(6, heads=2, **LATENT), 200
+    _, state = mixer(torch.randn(1, N, 6))
+    rebuilding = 2 * N * mixer.up.weight.numel()
+    assert operations(lambda: mixer(torch.randn(1, 1, 6), state)) < rebuilding / 2
+
+
 def test_latent_attention_counts_as_the_swa_mla_code_does():
     sizes = {"heads": 12, "d_latent": 256, "d_nope": 128, "d_rope": 64, "d_value": 128}
     with torch.device("meta"):
