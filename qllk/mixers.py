@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .layers import choose
+from .layers import NORMS, choose, make
+from .patching import PatchPath
 from .positions import NoPositions
+from .spec import as_part, positive
 
 
 class Sum(NamedTuple):
@@ -36,6 +38,14 @@ class KV(NamedTuple):
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
+    t: int
+
+
+class Latent(NamedTuple):
+    """State of latent attention: what keys and values are made from, and the steps so far."""
+
+    c: Tensor  # (B,N,L)
+    r: Tensor  # (B,N,U), turned to its position
     t: int
 
 
@@ -109,17 +119,20 @@ NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
 
 
 class SoftmaxAttention(nn.Module):
-    """Every query looks at every key before it, or at the last `window` of them.
+    """Every query looks at every key before it, or at the last `window` of them and the sinks.
 
-    Options  heads, which divide d_model; window in steps, none means all
-    State    KV: 2 D numbers per step still in sight, so it grows with length unless windowed
+    Options  heads, which divide d_model
+             window   in steps, none means all
+             sinks    the first steps of all, which stay in sight of every window
+    State    KV: 2 D numbers per step still in sight; with a window at most W - 1 + sinks steps
     Cost     time O(T N D) for N keys; adding to the cache copies it, the same order as reading it
-    Paper    Vaswani 2017, 1706.03762
+    Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
 
-    def __init__(self, d_model, positions=None, *, heads, window=None):
+    def __init__(self, d_model, positions=None, *, heads, window=None, sinks=0):
         super().__init__()
-        self.heads, self.window = divides(heads, d_model), window
+        self.heads = divides(heads, d_model)
+        self.window, self.sinks = checked_window(window, sinks)
         self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
@@ -130,11 +143,70 @@ class SoftmaxAttention(nn.Module):
         q, k = self.turn(q, t), self.turn(k, t)
         if state:
             k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
-        o = kernels.causal_attention(q, k, v, self.window)
+        o = kernels.causal_attention(q, k, v, self.window, self.sinks)
         if self.window:
-            first = max(0, k.shape[2] - self.window + 1)  # the next query brings its own key
-            k, v = k[:, :, first:].clone(), v[:, :, first:].clone()
+            k, v = self.in_sight(k), self.in_sight(v)
         return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
+
+    def in_sight(self, x):
+        """The sinks and the last W - 1, for the next query brings its own key."""
+        start = max(self.sinks, x.shape[2] - self.window + 1)
+        return torch.cat((x[:, :, : self.sinks], x[:, :, start:]), dim=2)
+
+
+class LatentAttention(nn.Module):
+    """Softmax attention that remembers one latent per step, not keys and values per head. "MLA".
+
+        c = norm(W_c x)      r = turn(W_r x)      k_h = [W_k,h c, r]      v_h = W_v,h c
+
+    Positions turn only r and the last `d_rope` channels of each query: a turn between W_q and W_k
+    would keep the two from being multiplied into one, which is what the short form lives on.
+
+    Options  heads, of any number: their widths do not depend on d_model
+             d_latent   L, numbers kept per step
+             d_nope     K, channels of a head's queries and keys that know no position
+             d_rope     U, channels that do, even if they are to turn; one key serves all heads
+             d_value    V, channels of a head's values
+             norm       of the latent (see NORMS)
+    State    Latent: L + U numbers per step
+    Cost     time O(T D H (K + U + V)), and that of `kernels.latent_attention` for a first piece,
+             of `kernels.absorbed_attention` for one that continues: those are short
+    Paper    DeepSeek-V2, 2405.04434, 2.1, without compressed queries
+    Raises   ValueError when a size is below one
+    """
+
+    def __init__(
+        self, d_model, positions=None, *, heads, d_latent, d_nope, d_rope, d_value, norm="rms"
+    ):
+        super().__init__()
+        sizes = {"d_latent": d_latent, "d_nope": d_nope, "d_rope": d_rope, "d_value": d_value}
+        positive("latent attention", heads=heads, **sizes)
+        self.heads, self.d_latent = heads, d_latent
+        self.d_nope, self.d_rope = d_nope, d_rope
+        self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
+        self.query = nn.Linear(d_model, heads * (d_nope + d_rope), bias=False)
+        self.down = nn.Linear(d_model, d_latent + d_rope, bias=False)
+        self.norm = choose(NORMS, norm, "norm")(d_latent)
+        self.up = nn.Linear(d_latent, heads * (d_nope + d_value), bias=False)
+        self.out = nn.Linear(heads * d_value, d_model, bias=False)
+
+    def forward(self, x, state=None):
+        t = state.t if state else 0
+        (q,) = split_heads(self.query(x), 1, self.heads)
+        plain, turned = q.split((self.d_nope, self.d_rope), dim=-1)
+        q = torch.cat((plain, self.turn(turned, t)), dim=-1)
+        c, r = self.down(x).split((self.d_latent, self.d_rope), dim=-1)
+        c, r = self.norm(c), self.turn(r[:, None], t)[:, 0]
+        if state:
+            c, r = torch.cat((state.c, c), dim=1), torch.cat((state.r, r), dim=1)
+        attend = kernels.absorbed_attention if state else kernels.latent_attention
+        o = attend(q, c, r, *self.to_keys_and_values())
+        return self.out(join_heads(o)), Latent(c, r, t + x.shape[1])
+
+    def to_keys_and_values(self):
+        """The matrix `up` head by head.  Shapes   -> (H,K,L), (H,V,L)"""
+        heads = self.up.weight.unflatten(0, (self.heads, -1))
+        return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)
 
 
 class LinearAttention(nn.Module):
@@ -158,9 +230,33 @@ class LinearAttention(nn.Module):
 
     def forward(self, x, state=None):
         q, k, v, g = split_heads(self.qkvg(x), 4, self.heads)
-        S = state.S if state else None
-        o, S = kernels.linear_attention(q, k, v, self.decay(x), S)
+        o, S = self.remember(x, q, k, v, state.S if state else None)
         return self.out(join_heads(self.norm(o) * g.sigmoid())), Memory(S)
+
+    def remember(self, x, q, k, v, S):
+        return kernels.linear_attention(q, k, v, self.decay(x), S)
+
+
+class DeltaRule(LinearAttention):
+    """Linear attention that corrects itself: what a key held before is replaced, not added to.
+
+    How far is learned: a strength in 0 … 1 per head and step.
+
+    Options  heads, which divide d_model; decay as in LinearAttention: "none" is DeltaNet, "head"
+             gated DeltaNet, "channel" Kimi's
+    State    Memory: D^2 / heads numbers
+    Cost     as LinearAttention, and one triangular solve per chunk, O(T C D)
+    Paper    DeltaNet, 2406.06484; gated DeltaNet, 2412.06464, without their short convolutions
+    """
+
+    def __init__(self, d_model, positions=None, *, heads, decay="none"):
+        super().__init__(d_model, positions, heads=heads, decay=decay)
+        self.strength = nn.Linear(d_model, heads, bias=False)
+
+    def remember(self, x, q, k, v, S):
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+        beta = self.strength(x).sigmoid().transpose(1, 2)[..., None]  # (B,H,T,1)
+        return kernels.delta_rule(q, k, v, beta, self.decay(x), S)
 
 
 class NoDecay(nn.Module):
@@ -238,6 +334,44 @@ class GatedConv(nn.Module):
         return self.out(nn.functional.silu(g) * y), Past(past)
 
 
+class Folding(nn.Module):
+    """Mix on a slow clock: fold R steps into one, run any mixer over the folds, unfold. "MELF".
+
+        y = W_o x + PatchPath(x)
+
+    Over folds, the N^2 pairs of attention are N^2 / R^2. MELF as published unfolds onto the steps
+    that it has folded, and leaks; here a fold speaks to the steps after it, and a step's own value
+    passes by it. `Spec.patch` does the same with a whole stack.
+
+    Options  size R, steps per fold; mixer, a part that runs over the folds
+    State    PatchState: (2 R - 1) D numbers and the inner mixer's state, which grows R times slower
+    Cost     time O(T D^2), and that of the inner mixer for T / R steps
+    Paper    MELF in QLLK 1.0 (2025), aligned as in `patching`
+    Raises   ValueError when size is below one, or mixer is no part
+    """
+
+    def __init__(self, d_model, positions=None, *, size, mixer):
+        super().__init__()
+        positive("folding", size=size)
+        inner = make(MIXERS, as_part(mixer, "folding: mixer"), "mixer", d_model, positions)
+        self.path = PatchPath(d_model, size, inner, d_model)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x, state=None):
+        hints, state = self.path(x, state)
+        return self.out(x) + hints, state
+
+
+def checked_window(window, sinks):
+    if window is None and sinks:
+        raise ValueError(f"sinks={sinks} need a window: without one every step stays in sight")
+    if window is not None:
+        positive("a window", steps=window)
+    if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
+        raise ValueError(f"sinks must be a whole number, 0 or more, got {sinks!r}")
+    return window, sinks
+
+
 def divides(heads, d_model):
     if heads < 1 or d_model % heads:
         raise ValueError(f"heads={heads} must divide d_model={d_model}")
@@ -257,6 +391,9 @@ def join_heads(x):
 MIXERS = {
     "cumsum": CumsumMixer,
     "softmax": SoftmaxAttention,
+    "latent": LatentAttention,
     "linear": LinearAttention,
+    "delta": DeltaRule,
     "conv": GatedConv,
+    "folded": Folding,
 }

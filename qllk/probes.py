@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mixers import KV, Memory, Past, Sum
+from .mixers import KV, Latent, Memory, Past, Sum
 from .patching import PatchState
 
-KINDS = {Sum: "cumsum", Memory: "linear", KV: "softmax", Past: "conv"}
+KINDS = {Sum: "cumsum", Memory: "linear", KV: "softmax", Latent: "latent", Past: "conv"}
 
 
 def tensors(state) -> list[Tensor]:

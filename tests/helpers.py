@@ -21,7 +21,10 @@ SPEC = Spec(
 BFLOAT16 = pytest.mark.skipif(
     devices.why_not("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
-SMALL = {"heads": 2, "window": 5, "width": 3, "ratio": 2}  # the options that cost time
+SMALL = {  # the options that cost time
+    **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},
+    **{"d_latent": 6, "d_nope": 4, "d_rope": 4, "d_value": 4},
+}
 
 
 def tiny_part(part: Part) -> Part:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from helpers import same
 
 from qllk import kernels
-from qllk.kernels import band
+from qllk.kernels import band, softmax_attention_loop
+from qllk.measure import allocation
 
 
 class Case(NamedTuple):
@@ -41,8 +42,16 @@ SOFTMAX = {"q": "BHTK", "k": "BHTK", "v": "BHTV"}
 RAGGED = {"q": "BHTK", "k": "BHNK", "v": "BHNV"}  # more keys than queries
 
 
+DELTA = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "beta": "BHT1"}
+LATENT = {"q": "BHTM", "c": "BNL", "r": "BNU", "to_k": "HKL", "to_v": "HVL"}
+
+
 def window(T, N):
     return band(T, N, window=3)
+
+
+def sinking(T, N):
+    return band(T, N, window=3, sinks=2)
 
 
 CASES = {
@@ -70,6 +79,24 @@ CASES = {
     "causal, window": case("causal_attention", {"window": 3}, window, **SOFTMAX),
     "causal, after other keys": case("causal_attention", keep=band, **RAGGED),
     "causal, window, after other keys": case("causal_attention", {"window": 3}, window, **RAGGED),
+    "causal, sinks": case("causal_attention", {"window": 3, "sinks": 2}, sinking, **SOFTMAX),
+    "causal, sinks, after other keys": case(
+        "causal_attention", {"window": 3, "sinks": 2}, sinking, **RAGGED
+    ),
+    "tiled": case("tiled_attention", {"tile": 4}, band, **SOFTMAX),
+    "tiled, after other keys": case("tiled_attention", {"tile": 3}, band, **RAGGED),
+    "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, band, **RAGGED),
+    "tiled, default tile": case("tiled_attention", keep=band, **RAGGED),
+    "latent": case("latent_attention", **LATENT),
+    "latent, absorbed": case("absorbed_attention", **LATENT),
+    "delta": case("delta_rule", {"chunk": 4}, **DELTA),
+    "delta, from a state": case("delta_rule", {"chunk": 3}, **DELTA, S="BHKV"),
+    "delta, in chunks of one": case("delta_rule", {"chunk": 1}, **DELTA, S="BHKV"),
+    "delta, decay per head": case("delta_rule", {"chunk": 4}, **DELTA, log_decay="BHT1", S="BHKV"),
+    "delta, decay per channel": case(
+        "delta_rule", {"chunk": 4}, **DELTA, log_decay="BHTK", S="BHKV"
+    ),
+    "delta, default chunk": case("delta_rule", **DELTA, log_decay="BHTK", S="BHKV"),
     "convolution": case("causal_conv", x="BTD", weight="WD"),
     "convolution, from a past": case("causal_conv", x="BTD", weight="WD", past="BLD"),
     "convolution of width one": case("causal_conv", x="BTD", weight="1D"),
@@ -82,20 +109,25 @@ SHAPES = {  # T ragged against every chunk above, and shorter than the window an
 }
 GRADCHECK = {"B": 1, "T": 5, "H": 2, "D": 2, "K": 2, "V": 1, "W": 3}
 
+ASKED = {
+    "log_decay": lambda x: -F.softplus(x),  # below zero
+    "beta": lambda x: x.sigmoid() / 8,  # small, since the keys are longer than 1
+}
+
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def sizes_of(shape):
-    return {**shape, "N": shape["T"] + 3, "L": shape["W"] - 1}
+    latent = {"L": shape["W"] - 1, "U": 2, "M": shape["K"] + 2}
+    return {**shape, "N": shape["T"] + 3, **latent}
 
 
 def inputs(case, sizes):
-    """Random tensors for a case; log decays below zero, as the kernels ask."""
+    """Random tensors for a case, within what the kernels ask of them."""
     tensors = {}
     for name, axes in case.tensors.items():
         x = torch.randn(*(1 if a == "1" else sizes[a] for a in axes), dtype=torch.float64)
-        x = -F.softplus(x) if name == "log_decay" else x
-        tensors[name] = x.requires_grad_()
+        tensors[name] = ASKED.get(name, torch.clone)(x).requires_grad_()
     return tensors
 
 
@@ -200,6 +232,63 @@ def test_causal_attention_equals_softmax_attention_over_the_band():
         same(kernels.causal_attention(q[:, :, -T:], k, v, window), table)
 
 
+@pytest.mark.parametrize("tile", [32, 64, 128])
+def test_tiled_attention_equals_the_table_in_outputs_and_gradients(tile):
+    q = torch.randn(1, 2, 150, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, 200, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    tensors = {"q": q, "k": k, "v": v}
+    tiled = kernels.tiled_attention(q, k, v, tile)
+    table = kernels.softmax_attention(q, k, v, band(150, 200))
+    same(tiled, table, atol=1e-12)
+    same(gradients((tiled,), tensors), gradients((table,), tensors))
+
+
+def kept_for_backward(attend, T):
+    """Numbers that a call keeps for its backward pass."""
+    q, k, v = (torch.randn(1, 1, T, 4, requires_grad=True) for _ in range(3))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x), lambda x: x):
+        attend(q, k, v)
+    return sum(x.numel() for x in kept)
+
+
+def test_tiled_attention_keeps_one_number_per_query_and_no_table():
+    assert kept_for_backward(kernels.tiled_attention, 300) == 300 * (4 + 4 + 4 + 4 + 1)
+    assert kept_for_backward(kernels.softmax_attention, 300) > 300 * 300
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_tiled_attention_never_holds_more_than_a_tile_of_the_table(pass_):
+    def peak(T):
+        q, k, v = (torch.randn(1, 1, T, 4, requires_grad=True) for _ in range(3))
+
+        def run():
+            o = kernels.tiled_attention(q, k, v, 32)
+            return o if pass_ == "forward" else torch.autograd.grad(o.sum(), (q, k, v))
+
+        return allocation(run).peak_bytes
+
+    table = 512 * 512 * 4
+    assert peak(512) < table / 8
+    assert peak(512) < 2.2 * peak(256)  # where a table would be 4 times as large
+
+
+def test_scores_too_large_for_an_exponential_stay_finite():
+    q, k, v = (torch.randn(1, 1, 9, 4, dtype=torch.float64) for _ in range(3))
+    for attend in (kernels.tiled_attention, kernels.causal_attention):
+        same(attend(1e4 * q, k, v), kernels.softmax_attention(1e4 * q, k, v, band(9, 9)))
+
+
+def test_attention_weights_are_shares_of_what_may_be_seen():
+    q, k = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 7, 5).double()
+    keep = band(4, 7, window=2, sinks=1)
+    table = kernels.attention_weights(q, k, keep)
+    same(table.sum(dim=-1), torch.ones(2, 3, 4, dtype=torch.float64))
+    assert ((table > 0) == keep).all()
+    each = torch.eye(7, dtype=torch.float64).expand(2, 3, 7, 7)  # every key's value is its name
+    same(table, softmax_attention_loop(q, k, each, keep))
+
+
 def test_a_window_of_one_returns_the_newest_value():
     q, k, v = (torch.randn(1, 2, 5, 3, dtype=torch.float64) for _ in range(3))
     same(kernels.causal_attention(q, k, v, window=1), v)
@@ -223,6 +312,12 @@ def test_the_band_of_a_window_shows_that_many_places_and_no_more():
     assert rows(band(2, 4, window=3)) == ["xxx.", ".xxx"]
     assert rows(band(3, 3, window=1)) == ["x..", ".x.", "..x"]
     assert rows(band(2, 3, window=99)) == rows(band(2, 3))
+
+
+def test_the_band_of_sinks_shows_the_first_places_beside_the_window():
+    assert rows(band(5, 5, window=2, sinks=1)) == ["x....", "xx...", "xxx..", "x.xx.", "x..xx"]
+    assert rows(band(1, 6, window=2, sinks=2)) == ["xx..xx"]
+    assert rows(band(3, 3, window=1, sinks=99)) == rows(band(3, 3))
 
 
 def row(*numbers):
@@ -254,6 +349,12 @@ def test_running_sum_adds_half_precision_in_single():
     assert S.item() == 1000
 
 
+def test_a_decaying_sum_can_be_counted_without_being_computed():
+    x, decay = torch.empty(2, 9, 3, device="meta"), torch.empty(3, device="meta")
+    sums, S = kernels.running_sum(x, log_decay=decay)
+    assert (sums.shape, S.shape) == ((2, 9, 3), (2, 3))
+
+
 def test_cumsum_kernel_by_hand():
     y, S = kernels.cumsum_kernel(row(1, 10, 100), row(1, 2, 3), row(5, 6, 7))
     same(y, row(5, 170, 3800))
@@ -267,6 +368,16 @@ def test_linear_attention_by_hand_finds_a_value_by_its_key():
     o, S = kernels.linear_attention(query, keys, values)
     same(o[0, 0, :, 0], torch.tensor([0.0, 3.0], dtype=torch.float64))
     same(S[0, 0, :, 0], torch.tensor([3.0, 7.0], dtype=torch.float64))
+
+
+def test_the_delta_rule_by_hand_replaces_what_a_key_held():
+    k = torch.tensor([[[[1.0, 0], [1, 0], [0, 1]]]], dtype=torch.float64)
+    v = torch.tensor([[[[3.0], [7], [4]]]], dtype=torch.float64)
+    beta = torch.tensor([[[[1.0], [1], [0.5]]]], dtype=torch.float64)
+    o, S = kernels.delta_rule(k, k, v, beta)
+    same(o.flatten(), torch.tensor([3.0, 7, 2], dtype=torch.float64))
+    same(S.flatten(), torch.tensor([7.0, 2], dtype=torch.float64))
+    assert kernels.linear_attention(k, k, v)[0].flatten()[1] == 3 + 7  # which only adds
 
 
 def test_softmax_attention_by_hand():
@@ -286,7 +397,12 @@ def test_causal_conv_by_hand_puts_the_first_tap_on_the_newest():
 
 
 @pytest.mark.parametrize(
-    "name", ["linear, decay per head", "linear, decay per channel", "sum, decaying"]
+    "name",
+    [
+        "sum, decaying",
+        *("linear, decay per head", "linear, decay per channel"),
+        *("delta, decay per head", "delta, decay per channel"),
+    ],
 )
 def test_strong_forgetting_stays_finite(name):
     case = CASES[name]

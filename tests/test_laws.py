@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import TINY, same
+from helpers import BFLOAT16, TINY, same
 
 from qllk import mixers
 from qllk.layers import make
@@ -24,13 +24,22 @@ from qllk.spec import Patch, Spec
 D = 16
 
 
+def all_before(t):
+    return set(range(t + 1))
+
+
+def last(steps, sinks=0):
+    """The last steps and the first ones."""
+    return lambda t: {i for i in range(t + 1) if i > t - steps or i < sinks}
+
+
 class Mixing(NamedTuple):
-    """A mixer with its options, how many numbers its state may hold, and how far back it sees."""
+    """A mixer with its options, how many numbers its state may hold, and which steps it sees."""
 
     name: str
     options: dict
     numbers: Callable[[int], int]  # after T steps of one row
-    reach: int | None = None  # steps in sight, none means all
+    sees: Callable[[int], set[int]] = all_before  # at step t
     positions: str = "none"
 
 
@@ -50,13 +59,45 @@ def linear(heads, **options):
     return Mixing("linear", {"heads": heads, **options}, constant(D * D // heads))
 
 
-def softmax(heads, window=None, positions="none"):
-    numbers = (lambda T: 2 * D * min(T, window - 1)) if window else cache
-    return Mixing("softmax", {"heads": heads, "window": window}, numbers, window, positions)
+def delta(heads, **options):
+    return linear(heads, **options)._replace(name="delta")
+
+
+def softmax(heads, positions="none"):
+    return Mixing("softmax", {"heads": heads}, cache, positions=positions)
+
+
+def windowed(heads, window, sinks=0, positions="none"):
+    def numbers(T):
+        return 2 * D * min(T, window - 1 + sinks)
+
+    options = {"heads": heads, "window": window, "sinks": sinks}
+    return Mixing("softmax", options, numbers, last(window, sinks), positions)
+
+
+def latent(heads, positions="none", **options):
+    def numbers(T):
+        return T * (widths["d_latent"] + widths["d_rope"])
+
+    widths = {"d_latent": 6, "d_nope": 5, "d_rope": 4, "d_value": 3}
+    return Mixing("latent", {"heads": heads, **widths, **options}, numbers, positions=positions)
+
+
+def folded(size, inner):
+    """Sees what is in complete folds, and the step itself."""
+
+    def numbers(T):
+        return (2 * size - 1) * D + (inner.numbers(T // size) if T // size else 0)
+
+    def sees(t):
+        return {*range((t + 1) // size * size), t}
+
+    options = {"size": size, "mixer": (inner.name, inner.options)}
+    return Mixing("folded", options, numbers, sees, inner.positions)
 
 
 def conv(width):
-    return Mixing("conv", {"width": width}, constant(D * (width - 1)), width)
+    return Mixing("conv", {"width": width}, constant(D * (width - 1)), last(width))
 
 
 MIXING = {
@@ -70,15 +111,28 @@ MIXING = {
     "softmax": softmax(4),
     "softmax, one head": softmax(1),
     "softmax, rotary": softmax(4, positions="rotary"),
-    "softmax, window": softmax(2, window=5),
-    "softmax, window, rotary": softmax(2, window=5, positions="rotary"),
-    "softmax, window of one": softmax(2, window=1),
-    "softmax, window beyond the input": softmax(2, window=99),
+    "softmax, window": windowed(2, 5),
+    "softmax, window, rotary": windowed(2, 5, positions="rotary"),
+    "softmax, window of one": windowed(2, 1),
+    "softmax, window beyond the input": windowed(2, 99),
+    "softmax, window and sinks": windowed(2, 5, sinks=3),
+    "softmax, window and sinks, rotary": windowed(2, 5, sinks=1, positions="rotary"),
+    "softmax, window of one and sinks": windowed(2, 1, sinks=2),
+    "softmax, sinks beyond the input": windowed(2, 5, sinks=99),
+    "latent": latent(3),
+    "latent, rotary": latent(3, positions="rotary"),
+    "latent, one head, layer norm": latent(1, positions="rotary", norm="layer"),
     "linear": linear(4),
     "linear, no decay": linear(4, decay="none"),
     "linear, fixed decay": linear(4, decay="fixed"),
     "linear, decay per head": linear(2, decay="head"),
     "linear, decay per channel": linear(2, decay="channel"),
+    "delta": delta(4),
+    "delta, decay per head": delta(2, decay="head"),
+    "delta, decay per channel": delta(2, decay="channel"),
+    "folded softmax": folded(4, softmax(2)),
+    "folded softmax, rotary": folded(3, softmax(2, positions="rotary")),
+    "folded by one": folded(1, cumsum()),
     "convolution": conv(4),
     "convolution of width one": conv(1),
 }
@@ -87,6 +141,10 @@ CONV, CUMSUM = ("conv", {"width": 3}), ("cumsum", {})
 SOFTMAX, LINEAR = ("softmax", {"heads": 2}), ("linear", {"heads": 2, "decay": "channel"})
 WINDOW = ("softmax", {"heads": 2, "window": 5})
 FORGETTING = ("cumsum", {"half_lives": (2, 32)})
+SINKS = ("softmax", {"heads": 2, "window": 5, "sinks": 2})
+LATENT = ("latent", {"heads": 2, "d_latent": 6, "d_nope": 5, "d_rope": 4, "d_value": 3})
+DELTA = ("delta", {"heads": 2, "decay": "head"})
+FOLDED = ("folded", {"size": 3, "mixer": DELTA})
 
 
 def patched(size, slow, after=1, layers=3, fast=(CONV,), **fields):
@@ -96,6 +154,8 @@ def patched(size, slow, after=1, layers=3, fast=(CONV,), **fields):
 
 SPECS = {
     "hybrid": Spec(d_model=D, layers=5, mixers=(CONV, CUMSUM, LINEAR, WINDOW, SOFTMAX)),
+    "sinks and latents": Spec(d_model=D, layers=3, mixers=(SINKS, LATENT), positions="rotary"),
+    "delta and folds": Spec(d_model=D, layers=2, mixers=(DELTA, FOLDED)),
     "learned positions": Spec(
         d_model=D, layers=2, mixers=(SOFTMAX,), positions="learned", context=80
     ),
@@ -207,8 +267,7 @@ def test_mixer_sees_the_past_as_far_as_it_reaches_and_never_the_future(row):
     mixer, x, t = mixer_of(row), vectors().requires_grad_(), 40
     y, _ = mixer(x)
     seen = (torch.autograd.grad(y[0, t].sum(), x)[0][0] != 0).any(dim=-1)
-    first = 0 if row.reach is None else max(0, t - row.reach + 1)
-    assert seen.nonzero().flatten().tolist() == list(range(first, t + 1))
+    assert set(seen.nonzero().flatten().tolist()) == row.sees(t)
 
 
 @each_mixing
@@ -324,7 +383,9 @@ def growth(spec, lengths):
 def forgets(part):
     """Whether the part's state is bounded."""
     name, options = part
-    return name != "softmax" or options.get("window") is not None
+    if name == "folded":
+        return forgets(options["mixer"])
+    return name not in ("softmax", "latent") or options.get("window") is not None
 
 
 @each_model
@@ -348,6 +409,29 @@ def test_a_batch_holds_a_state_for_each_row():
     model = build(MODELS["hybrid"], seed=0)
     one, three = (model.run(random_ids(model.spec, B=B))[1] for B in (1, 3))
     assert state_numbers(three) == 3 * state_numbers(one)
+
+
+# ---------------------------------------------------------------- other devices and precisions
+
+
+@each_mixing
+def test_a_mixer_can_be_counted_without_being_computed(row):
+    mixer, x = mixer_of(row).to("meta"), torch.empty(2, 9, D, dtype=torch.float64, device="meta")
+    y, state = mixer(x)
+    assert mixer(y, state)[0].shape == x.shape
+
+
+@BFLOAT16
+@each_mixing
+def test_a_mixer_in_half_precision_is_close_to_itself(row):
+    mixer, x = mixer_of(row).float(), vectors(B=2, T=40).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x[:, :30])
+        rest, _ = mixer(x[:, 30:], state)
+    (y.float().sum() + rest.float().sum()).backward()
+    found = torch.cat((y, rest), dim=1).float()
+    same(found, mixer(x)[0], atol=0.05)
+    assert all(p.grad.isfinite().all() for p in mixer.parameters())
 
 
 # ---------------------------------------------------------------- the probes and the rows above

@@ -12,7 +12,7 @@ import qllk
 ROOT = Path(qllk.__file__).parent
 ORDER = [
     *["spec", "presets"],
-    *["kernels", "positions", "layers", "mixers", "patching", "models", "published"],
+    *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
     *["tokens", "data", "objectives", "tasks", "probes", "measure", "evaluate", "by_hand"],
     *["devices", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
     "lab",

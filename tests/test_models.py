@@ -158,6 +158,39 @@ def test_heads_must_divide_the_width():
     refused("heads=0 must divide d_model=16", mixers=(("linear", {"heads": 0}),))
 
 
+def test_a_window_needs_a_size_and_sinks_need_a_window():
+    for options, message in (
+        ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
+        ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
+        ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
+        ({"sinks": 2}, "sinks=2 need a window: without one every step stays in sight"),
+    ):
+        refused(message, mixers=(("softmax", {"heads": 2, **options}),))
+
+
+def test_latent_attention_needs_sizes_above_zero():
+    sizes = {"heads": 2, "d_latent": 4, "d_nope": 4, "d_rope": 4, "d_value": 4}
+    for name in sizes:
+        message = f"latent attention: {name} must be a whole number above 0, got 0"
+        refused(message, mixers=(("latent", {**sizes, name: 0}),))
+    refused("unknown norm 'batch'; .*rms", mixers=(("latent", {**sizes, "norm": "batch"}),))
+
+
+def test_folding_needs_a_size_and_a_known_mixer():
+    refused(
+        "folding: size must be a whole number above 0, got 0",
+        mixers=(("folded", {"size": 0, "mixer": ["cumsum", {}]}),),
+    )
+    refused(
+        r"folding: mixer must be a pair \(name, options\), got 'cumsum'",
+        mixers=(("folded", {"size": 2, "mixer": "cumsum"}),),
+    )
+    refused(
+        "unknown mixer 'cumsun'; .*cumsum",
+        mixers=(("folded", {"size": 2, "mixer": ["cumsun", {}]}),),
+    )
+
+
 def test_a_convolution_needs_a_width():
     refused("width must be at least 1, got 0", mixers=(("conv", {"width": 0}),))
 

@@ -7,8 +7,25 @@ import torch
 from helpers import same
 
 from qllk import kernels, mixers
-from qllk.mixers import DECAYS, NORMALISERS, CumsumMixer, LinearAttention, SoftmaxAttention
+from qllk.layers import make
+from qllk.measure import operations
+from qllk.mixers import (
+    DECAYS,
+    KV,
+    MIXERS,
+    NORMALISERS,
+    CumsumMixer,
+    DeltaRule,
+    Folding,
+    Latent,
+    LatentAttention,
+    LinearAttention,
+    SoftmaxAttention,
+)
+from qllk.models import build, parameters
 from qllk.positions import Learned, NoPositions, Rotary, Sinusoidal
+from qllk.probes import state_numbers, visibility
+from qllk.spec import Spec
 
 
 def vectors(*shape):
@@ -150,3 +167,138 @@ def test_the_gated_convolution_computes_its_formula():
         [sum(mixer.taps[j] * values[t - j] for j in range(3) if t >= j) for t in range(5)]
     )
     same(mixer(x)[0][0], (gate * gate.sigmoid() * y) @ mixer.out.weight.T)
+
+
+LATENT = {"d_latent": 5, "d_nope": 3, "d_rope": 2, "d_value": 4}
+
+
+def test_latent_attention_computes_its_formula():
+    mixer, x = LatentAttention(6, heads=2, **LATENT).double(), vectors(1, 4, 6)
+    q = (x[0] @ mixer.query.weight.T).split(3 + 2, dim=1)
+    c, r = (x[0] @ mixer.down.weight.T).split((5, 2), dim=1)
+    c = c / (c.square().mean(1, keepdim=True) + torch.finfo(c.dtype).eps).sqrt()
+    heads = []
+    for h, up in enumerate(mixer.up.weight.split(3 + 4)):
+        k = torch.cat((c @ up[:3].T, r), dim=1)
+        scores = (q[h] @ k.T / 5**0.5).exp().tril()
+        heads.append(scores @ (c @ up[3:].T) / scores.sum(1, keepdim=True))
+    same(mixer(x)[0][0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
+
+
+def test_a_step_of_latent_attention_rebuilds_no_keys_and_values():
+    mixer, N = LatentAttention(6, heads=2, **LATENT), 200
+    _, state = mixer(torch.randn(1, N, 6))
+    rebuilding = 2 * N * mixer.up.weight.numel()
+    assert operations(lambda: mixer(torch.randn(1, 1, 6), state)) < rebuilding / 2
+
+
+def test_latent_attention_counts_as_the_swa_mla_code_does():
+    sizes = {"heads": 12, "d_latent": 256, "d_nope": 128, "d_rope": 64, "d_value": 128}
+    with torch.device("meta"):
+        mixer = LatentAttention(768, **sizes, norm="layer")
+    query, down, up, out = 768 * 12 * 192, 768 * (256 + 64), 256 * 12 * (128 + 128), 12 * 128 * 768
+    assert parameters(mixer) == query + down + 2 * 256 + up + out
+
+
+def test_the_delta_mixer_computes_its_formula():
+    mixer, x = DeltaRule(6, heads=2).double(), vectors(1, 4, 6)
+    q, k, v, g = (x[0] @ W.T for W in mixer.qkvg.weight.split(6))
+    heads = []
+    for h, part in enumerate((slice(0, 3), slice(3, 6))):
+        S, beta, rows = torch.zeros(3, 3).double(), (x[0] @ mixer.strength.weight[h]).sigmoid(), []
+        for t in range(4):
+            key = k[t, part] / k[t, part].norm()
+            S = S + beta[t] * torch.outer(key, v[t, part] - key @ S)
+            rows.append(q[t, part] / q[t, part].norm() @ S)
+        o = torch.stack(rows)
+        heads.append(o / (o.square().mean(-1, keepdim=True) + torch.finfo(o.dtype).eps).sqrt())
+    y = torch.cat(heads, dim=1) * g.sigmoid()
+    same(mixer(x)[0][0], y @ mixer.out.weight.T)
+
+
+def test_folding_computes_its_formula():
+    mixer, x = Folding(4, size=2, mixer=("softmax", {"heads": 1})).double(), vectors(1, 5, 4)
+    path = mixer.path
+    folds = torch.stack((x[0, 0:2].flatten(), x[0, 2:4].flatten())) @ path.fold.weight.T
+    hints = (path.trunk(folds[None])[0][0] @ path.unfold.weight.T).view(4, 4)
+    hints = torch.cat((torch.zeros(1, 4).double(), hints))  # the first speaks to the step after it
+    same(mixer(x)[0][0], x[0] @ mixer.out.weight.T + hints)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_folding_divides_the_pairs_of_attention_by_its_square(size):
+    softmax = ("softmax", {"heads": 1})
+
+    def pairs(mixer):
+        """What is left of the operations when everything that is linear in length is taken off."""
+        short, long = (operations(lambda T=T: mixer(torch.randn(1, T, 4))) for T in (64, 128))
+        return long - 2 * short
+
+    assert pairs(SoftmaxAttention(4, heads=1)) == size**2 * pairs(
+        Folding(4, size=size, mixer=softmax)
+    )
+
+
+# ---------------------------------------------------------------- windows, distances, options
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (4, 0), (4, 1), (4, 3), (1, 2)])
+def test_a_window_shows_exactly_its_steps_and_the_sinks(window, sinks):
+    options = {"heads": 2, "window": window, "sinks": sinks}
+    model = build(Spec(d_model=8, layers=1, mixers=(("softmax", options),)), seed=0).double()
+    seen = visibility(model, 20)
+    for t in range(20):
+        expected = {*range(max(0, t - window + 1), t + 1), *range(min(sinks, t + 1))}
+        assert set(seen[t].nonzero().flatten().tolist()) == expected
+    assert (seen.sum(dim=1)[window + sinks - 1 :] == window + sinks).all()
+
+
+@pytest.mark.parametrize("T", [16, 100, 1000])
+def test_a_windows_state_is_bounded_by_the_window_and_the_sinks(T):
+    _, state = SoftmaxAttention(8, heads=2, window=5, sinks=3)(torch.randn(1, T, 8))
+    assert state.t == T
+    assert state_numbers(state) == 2 * 8 * (5 + 3 - 1)  # the next step brings its own
+
+
+def nothing_before(mixer, t):
+    """A state of no steps, at position t."""
+    if isinstance(mixer, LatentAttention):
+        return Latent(torch.zeros(1, 0, 5).double(), torch.zeros(1, 0, 2).double(), t)
+    return KV(torch.zeros(1, 2, 0, 4).double(), torch.zeros(1, 2, 0, 4).double(), t)
+
+
+@pytest.mark.parametrize(("name", "options"), [("softmax", {}), ("latent", LATENT)])
+def test_rotary_attention_depends_on_distance_and_on_nothing_else(name, options):
+    x, part = vectors(1, 6, 8), (name, {"heads": 2, **options})
+    torch.manual_seed(0)
+    mixer = make(MIXERS, part, "mixer", 8, Rotary(8)).double()
+    torch.manual_seed(0)
+    placeless = make(MIXERS, part, "mixer", 8).double()
+    same(mixer(x, nothing_before(mixer, 1000))[0], mixer(x)[0], atol=1e-9)
+    assert not torch.allclose(mixer(x)[0], placeless(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "change"),
+    [
+        ("softmax", {"heads": 2}, {"heads": 4}),
+        ("softmax", {"heads": 2}, {"window": 5}),
+        ("softmax", {"heads": 2, "window": 5}, {"sinks": 1}),
+        ("latent", {"heads": 2, **LATENT}, {"norm": "layer"}),
+        ("linear", {"heads": 2}, {"decay": "fixed"}),
+        ("delta", {"heads": 2}, {"decay": "fixed"}),
+        ("cumsum", {}, {"half_lives": (2, 9)}),
+        ("cumsum", {}, {"normaliser": "count"}),
+        (
+            "folded",
+            {"size": 2, "mixer": ("cumsum", {})},
+            {"mixer": ("cumsum", {"normaliser": "root"})},
+        ),
+    ],
+)
+def test_an_option_changes_the_output_with_the_same_weights(name, base, change):
+    x, outputs = vectors(1, 20, 8), []
+    for options in (base, {**base, **change}):
+        torch.manual_seed(0)
+        outputs.append(make(MIXERS, (name, options), "mixer", 8).double()(x)[0])
+    assert not torch.allclose(*outputs)
