@@ -111,18 +111,19 @@ NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
 class SoftmaxAttention(nn.Module):
     """Every query looks at every key before it, or at the last `window` of them.
 
-    Options  heads, which divide d_model; window in steps, none means all
+    Options  heads, which divide d_model; window in steps, none means all; bias in the projections
     State    KV: 2 D numbers per step still in sight, so it grows with length unless windowed
     Cost     time O(T N D) for N keys; adding to the cache copies it, the same order as reading it
     Paper    Vaswani 2017, 1706.03762
     """
 
-    def __init__(self, d_model, positions=None, *, heads, window=None):
+    def __init__(self, d_model, positions=None, *, heads, window=None, bias=False):
         super().__init__()
         self.heads, self.window = divides(heads, d_model), window
-        self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        positions = positions or NoPositions(d_model)
+        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(self, x, state=None):
         t = state.t if state else 0
@@ -130,11 +131,67 @@ class SoftmaxAttention(nn.Module):
         q, k = self.turn(q, t), self.turn(k, t)
         if state:
             k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
-        o = kernels.causal_attention(q, k, v, self.window)
+        o = self.attend(q, k, v, self.bias(self.heads, q.shape[2], k.shape[2]))
         if self.window:
             first = max(0, k.shape[2] - self.window + 1)  # the next query brings its own key
             k, v = k[:, :, first:].clone(), v[:, :, first:].clone()
         return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
+
+    def attend(self, q, k, v, bias):
+        if bias is None:
+            return kernels.causal_attention(q, k, v, self.window)
+        keep = kernels.band(q.shape[2], k.shape[2], self.window, q.device)
+        return kernels.fused_attention(q, k, v, keep, bias)
+
+
+class BidirectionalAttention(nn.Module):
+    """Every query looks at every key, before it and after: for encoders, which read texts whole.
+
+    Options  heads, which divide d_model; bias in the projections
+    State    none: nothing can be read on to a text whose end was seen
+    Cost     time O(T^2 D)
+    Paper    BERT, Devlin 2018, 1810.04805
+    """
+
+    def __init__(self, d_model, positions=None, *, heads, bias=False):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        positions = positions or NoPositions(d_model)
+        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def forward(self, x, state=None):
+        T = x.shape[1]
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        bias = self.bias(self.heads, T, T)
+        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, bias=bias)
+        return self.out(join_heads(o)), None
+
+
+class CrossAttention(nn.Module):
+    """Every query looks at every key of another text, the memory, which `read` projects once.
+
+    Options  heads, which divide d_model; bias in the projections
+    State    KV of the memory: 2 D numbers for each of its steps, whatever T
+    Cost     time O(T N D) for a memory of N
+    Paper    Vaswani 2017, 1706.03762, 3.2.3
+    """
+
+    def __init__(self, d_model, *, heads, bias=False):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        self.q = nn.Linear(d_model, d_model, bias=bias)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def read(self, memory) -> KV:
+        """The state to start from.  Shapes   memory (B,N,D)"""
+        return KV(*split_heads(self.kv(memory), 2, self.heads), memory.shape[1])
+
+    def forward(self, x, state):
+        (q,) = split_heads(self.q(x), 1, self.heads)
+        return self.out(join_heads(kernels.fused_attention(q, state.k, state.v))), state
 
 
 class LinearAttention(nn.Module):
@@ -260,3 +317,6 @@ MIXERS = {
     "linear": LinearAttention,
     "conv": GatedConv,
 }
+# What encoders mix with, and how decoders look at what an encoder read.
+BIDIRECTIONAL_MIXERS = {"softmax": BidirectionalAttention}
+CROSS_MIXERS = {"softmax": CrossAttention}

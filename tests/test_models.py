@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, same
+from helpers import TINY, built, same
 
 from qllk.models import LanguageModel, PatchedLanguageModel, build, parameters
 from qllk.positions import POSITIONS
@@ -20,9 +20,18 @@ PARAMETERS = {
     "qllk-2-local": 610_176,
     "gpt": 1_312_160,
     "gpt-nano": 229_952,
+    "gpt2": 124_439_808,
+    "gpt2-nano": 232_832,
+    "bert-base": 109_514_298,
+    "bert-nano": 237_569,
+    "t5-base": 222_903_552,
+    "t5-nano": 253_120,
 }
 CONV = ("conv", {"width": 3})
+SOFTMAX = ("softmax", {"heads": 2})
 BASE = Spec(d_model=16, layers=2, mixers=(CONV,))
+ENCODER = BASE.but(mixers=(SOFTMAX,), family="encoder")
+SEQ2SEQ = BASE.but(mixers=(SOFTMAX,), family="encoder-decoder", cross=SOFTMAX)
 
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -77,7 +86,7 @@ def test_a_name_builds_the_preset():
 
 @each_preset
 def test_the_first_loss_is_that_of_a_uniform_guess(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids = torch.randint(model.spec.vocab_size, (8, 33))
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(model.spec.vocab_size)) < 0.1
@@ -85,7 +94,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(name):
 
 @each_preset
 def test_a_preset_can_learn_one_batch_by_heart(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids = torch.randint(model.spec.vocab_size, (2, 17))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     for _ in range(60):
@@ -97,7 +106,7 @@ def test_a_preset_can_learn_one_batch_by_heart(name):
 
 
 def idle_parameters(spec):
-    model = build(spec, seed=0)
+    model = built(spec)
     model(torch.randint(spec.vocab_size, (2, 17))).square().mean().backward()
     return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -109,13 +118,15 @@ def test_every_parameter_of_a_preset_is_used(name):
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_every_parameter_of_positions_is_used_beside_patches(positions):
+    if positions == "relative":
+        positions = ("relative", {"heads": 2, "buckets": 4, "distance": 5})
     patch = Patch(size=3, d_model=8, layers=1, mixers=(("softmax", {"heads": 2}),))
     assert not idle_parameters(BASE.but(patch=patch, positions=positions, context=20))
 
 
-@each_preset
+@pytest.mark.parametrize("name", [n for n, spec in PRESETS.items() if spec.family != "encoder"])
 def test_streaming_byte_by_byte_equals_the_whole_in_single_precision(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids, state = torch.randint(model.spec.vocab_size, (2, 33)), None
     whole = model(ids)
     for t in range(33):
@@ -248,12 +259,14 @@ def test_json_with_an_unknown_or_missing_field_is_refused():
 MODEL_SPECS = {
     "bytes": BASE,
     "patched": BASE.but(patch=Patch(size=3, d_model=8, layers=1, mixers=(("cumsum", {}),))),
+    "encoder": ENCODER,
+    "encoder-decoder": SEQ2SEQ,
 }
 
 
 @pytest.mark.parametrize("spec", MODEL_SPECS.values(), ids=MODEL_SPECS)
 def test_ids_that_are_not_ids_are_refused(spec):
-    model = build(spec)
+    model = built(spec)
     for bad in (
         torch.zeros(1, 4),
         torch.zeros(4, dtype=torch.long),
