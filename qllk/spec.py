@@ -103,6 +103,8 @@ class Spec:
         positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
         object.__setattr__(self, "mixers", as_parts(self.mixers, "Spec.mixers"))
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
+        if self.segments:
+            positive("Spec", segments=self.segments)
         for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
             if (part := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_named(part, f"Spec.{name}"))

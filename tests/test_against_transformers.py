@@ -13,8 +13,10 @@ import pytest
 import torch
 import transformers
 from helpers import same
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from qllk.models import build
+from qllk.positions import BidirectionalRelative, Relative
 from qllk.presets import PRESETS
 from qllk.spec import Spec
 
@@ -246,3 +248,14 @@ def test_logits_and_gradients_equal_those_of_transformers(rival):
     ):
         assert wanted.any(), name
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("kind", [Relative, BidirectionalRelative])
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (8, 20), (16, 50), (10, 33)])
+def test_relative_buckets_are_those_of_transformers(kind, buckets, distance):
+    ahead = torch.arange(-300, 301)
+    expected = T5Attention._relative_position_bucket(
+        ahead, kind is BidirectionalRelative, buckets, distance
+    )
+    relative = kind(D, heads=HEADS, buckets=buckets, distance=distance)
+    same(relative.bucket(ahead, buckets), expected, atol=0)

@@ -153,6 +153,17 @@ def test_unknown_parts_list_the_known():
     refused("unknown decay 'slow'; .*head", mixers=(("linear", {"heads": 2, "decay": "slow"}),))
 
 
+def test_unknown_parts_of_other_families_list_the_known():
+    refused("unknown family 'encodre'; choose from .*encoder-decoder", family="encodre")
+    refused("unknown head 'big'; choose from .*masked", head="big")
+    refused("unknown norm_at 'middle'; choose from .*post, pre, sublayer", norm_at="middle")
+    refused("unknown norm 'batch'; ", norm_in="batch")
+    refused("unknown norm 'batch'; ", norm_out="batch")
+    refused("unknown mixer 'conv'; choose from softmax", ENCODER, mixers=(CONV,))
+    refused("unknown cross 'conv'; choose from softmax", SEQ2SEQ, cross=CONV)
+    refused("unknown norm_at 'post'; choose from pre", SEQ2SEQ, norm_at="post")
+
+
 def test_unknown_parts_of_the_patch_path_list_the_known():
     slow = Patch(size=2, d_model=8, layers=1, mixers=(("cumsun", {}),))
     refused("unknown mixer 'cumsun'; choose from .*cumsum", patch=slow)
@@ -162,6 +173,8 @@ def test_an_unknown_or_missing_option_names_the_part():
     refused("mixer 'conv': .*'widht'", mixers=(("conv", {"widht": 3}),))
     refused("mixer 'conv': .*'width'", mixers=(("conv", {}),))
     refused("mlp 'gelu': .*'wide'", mlp=("gelu", {"wide": 3}))
+    refused("norm 'layer': .*'epz'", norm=("layer", {"epz": 1e-5}))
+    refused("positions 'relative': .*'heads'", positions="relative")
 
 
 def test_heads_must_divide_the_width():
@@ -213,6 +226,30 @@ def test_a_spec_refuses_parts_that_are_no_pairs():
             BASE.but(mixers=mixers)
     with pytest.raises(ValueError, match=r"Spec.mlp must be a pair \(name, options\), got 'gelu'"):
         BASE.but(mlp="gelu")
+
+
+def test_a_name_alone_is_a_part_without_options():
+    pair, name = BASE.but(norm=("layer", {}), head=["linear", {}]), BASE.but(norm="layer")
+    assert pair == name
+    assert name.norm == ("layer", {})
+    with pytest.raises(ValueError, match=r"Spec.norm must be a pair \(name, options\), got 3"):
+        BASE.but(norm=3)
+
+
+def test_a_spec_refuses_what_its_family_has_not():
+    patch = Patch(size=3, d_model=8, layers=1, mixers=(CONV,))
+    for field, value, family in (
+        ("cross", SOFTMAX, "encoder-decoder"),
+        ("segments", 2, "encoder"),
+        ("patch", patch, "decoder"),
+    ):
+        wrong = ENCODER if field == "patch" else BASE
+        with pytest.raises(ValueError, match=f"{field} is for the family '{family}', not '"):
+            wrong.but(**{field: value})
+    with pytest.raises(ValueError, match="an encoder-decoder needs cross, a pair"):
+        SEQ2SEQ.but(cross=None)
+    with pytest.raises(ValueError, match="segments must be a whole number above 0, got -1"):
+        ENCODER.but(segments=-1)
 
 
 def test_a_spec_refuses_a_dropout_of_one():
@@ -315,6 +352,41 @@ def test_a_patch_makes_a_patched_model_and_taking_it_away_leaves_its_control():
     assert isinstance(model, PatchedLanguageModel)
     assert type(control) is LanguageModel
     assert len(model.body.before.blocks) + len(model.body.after.blocks) == len(control.body.blocks)
+
+
+def test_norms_stand_before_and_after_the_layers_as_the_spec_says():
+    model = build(BASE.but(norm_in="layer"))
+    assert isinstance(model.norm_in, torch.nn.LayerNorm)
+    assert isinstance(model.norm, torch.nn.RMSNorm)
+    assert isinstance(build(BASE.but(norm_out="none")).norm, torch.nn.Identity)
+
+
+def test_an_encoder_cannot_read_on_and_says_so():
+    with pytest.raises(ValueError, match=r"cannot read on .* call model\(ids\), or .*'decoder'"):
+        build(ENCODER).run(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_segments_are_told_apart_and_the_first_is_meant_by_none():
+    model, ids = build(ENCODER.but(segments=2), seed=0), torch.randint(256, (2, 5))
+    first = torch.zeros_like(ids)
+    same(model(ids), model(ids, first), atol=0)
+    assert not torch.allclose(model(ids), model(ids, 1 - first))
+    with pytest.raises(ValueError, match="0 … 1, got 2 … 2"):
+        model(ids, first + 2)
+    with pytest.raises(ValueError, match=r"a model that has none; set Spec\.segments"):
+        build(ENCODER)(ids, first)
+
+
+def test_an_encoder_decoder_reads_its_source_once_and_then_streams():
+    model = build(SEQ2SEQ.but(positions="sinusoidal"), seed=0).double()
+    source, ids = torch.randint(256, (2, 9)), torch.randint(256, (2, 5))
+    state = model.read(source)
+    first, after = model.run(ids[:, :2], state)
+    second, _ = model.run(ids[:, 2:], after)
+    same(torch.cat((first, second), dim=1), model(source, ids))
+    assert not torch.allclose(model(source.flip(1), ids), model(source, ids))
+    with pytest.raises(ValueError, match=r"starts from model.read\(source\), got no state"):
+        model.run(ids)
 
 
 def test_tied_weights_are_one_tensor_counted_once():
