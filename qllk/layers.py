@@ -1,4 +1,4 @@
-"""Norms, feed-forward layers and dropout: the parts that act on each position alone."""
+"""Norms, feed-forward layers, dropout and heads: the parts that act on each position alone."""
 
 from __future__ import annotations
 
@@ -27,31 +27,74 @@ def make(table: dict, part, what: str, *args):
         raise ValueError(f"{what} {name!r}: {error}") from None
 
 
-class GeluMLP(nn.Module):
-    """x -> W2 gelu(W1 x), `ratio` times as wide inside.  Shapes  (B,T,D) -> (B,T,D)"""
+class ReluMLP(nn.Module):
+    """x -> W2 relu(W1 x), `ratio` times as wide inside.  Shapes  (B,T,D) -> (B,T,D)"""
 
-    def __init__(self, d_model, *, ratio=4):
+    def __init__(self, d_model, *, ratio=4, bias=False):
         super().__init__()
-        self.up = nn.Linear(d_model, ratio * d_model, bias=False)
-        self.out = nn.Linear(ratio * d_model, d_model, bias=False)
+        self.up = nn.Linear(d_model, ratio * d_model, bias=bias)
+        self.out = nn.Linear(ratio * d_model, d_model, bias=bias)
 
     def forward(self, x):
-        return self.out(F.gelu(self.up(x), approximate="tanh"))
+        return self.out(self.bend(self.up(x)))
+
+    def bend(self, x):
+        return F.relu(x)
 
 
-class SquaredReluMLP(nn.Module):
-    """x -> W2 relu(W1 x)^2, `ratio` times as wide inside.  Primer, So 2021, 2109.08668, 3.
+class GeluMLP(ReluMLP):
+    """x -> W2 gelu(W1 x), by the tanh that GPT-2 takes for the bell curve's sum."""
+
+    def bend(self, x):
+        return F.gelu(x, approximate="tanh")
+
+
+class ExactGeluMLP(ReluMLP):
+    """x -> W2 gelu(W1 x), by the bell curve's sum itself.  Hendrycks 2016, 1606.08415."""
+
+    def bend(self, x):
+        return F.gelu(x)
+
+
+class SquaredReluMLP(ReluMLP):
+    """x -> W2 relu(W1 x)^2.  Primer, So 2021, 2109.08668, 3."""
+
+    def bend(self, x):
+        return F.relu(x).square()
+
+
+class SwiGLU(nn.Module):
+    """x -> W3 ( silu(W1 x) * W2 x ), `ratio` times as wide inside.  Shazeer 2020, 2002.05202.
+
+    Three matrices: a ratio of 8/3 has the parameters of the other MLPs at 4.
 
     Shapes   (B,T,D) -> (B,T,D)
     """
 
-    def __init__(self, d_model, *, ratio=4):
+    def __init__(self, d_model, *, ratio=4, bias=False):
         super().__init__()
-        self.up = nn.Linear(d_model, ratio * d_model, bias=False)
-        self.out = nn.Linear(ratio * d_model, d_model, bias=False)
+        width = round(ratio * d_model)
+        self.gate_up = nn.Linear(d_model, 2 * width, bias=bias)
+        self.out = nn.Linear(width, d_model, bias=bias)
 
     def forward(self, x):
-        return self.out(F.relu(self.up(x)).square())
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up)
+
+
+class DynamicTanh(nn.Module):
+    """x -> tanh(a x) w + b: squeezes like a norm and measures nothing.  Zhu 2025, 2503.10622.
+
+    Shapes   (B,T,D) -> (B,T,D)
+    """
+
+    def __init__(self, d_model, *, slope=0.5):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([slope]))
+        self.weight, self.bias = (nn.Parameter(f(d_model)) for f in (torch.ones, torch.zeros))
+
+    def forward(self, x):
+        return torch.tanh(self.slope * x) * self.weight + self.bias
 
 
 class Dropout(nn.Module):
@@ -73,5 +116,32 @@ class Dropout(nn.Module):
         return x * mask / (1.0 - self.share)
 
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-MLPS = {"gelu": GeluMLP, "relu2": SquaredReluMLP}
+class LinearHead(nn.Linear):
+    """Vectors to logits.  Shapes  (B,T,D) -> (B,T,vocab_size)"""
+
+    def __init__(self, d_model, vocab_size, *, bias=False):
+        super().__init__(d_model, vocab_size, bias=bias)
+
+
+class MaskedHead(LinearHead):
+    """BERT's: one more layer at each position, then logits.  Devlin 2018, 1810.04805, code."""
+
+    def __init__(self, d_model, vocab_size, *, eps=1e-5):
+        super().__init__(d_model, vocab_size, bias=True)
+        self.transform = nn.Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model, eps)
+
+    def forward(self, x):
+        return super().forward(self.norm(F.gelu(self.transform(x))))
+
+
+# Options of the norms are torch's own: eps; for "rms" also elementwise_affine, false for no weight.
+NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "tanh": DynamicTanh}
+MLPS = {
+    "gelu": GeluMLP,
+    "gelu-exact": ExactGeluMLP,
+    "relu": ReluMLP,
+    "relu2": SquaredReluMLP,
+    "swiglu": SwiGLU,
+}
+HEADS = {"linear": LinearHead, "masked": MaskedHead}

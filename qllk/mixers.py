@@ -124,18 +124,26 @@ class SoftmaxAttention(nn.Module):
     Options  heads, which divide d_model
              window   in steps, none means all
              sinks    the first steps of all, which stay in sight of every window
+             bias     in the projections
+    Raises   ValueError when the window or the sinks do not fit each other or the positions
     State    KV: 2 D numbers per step still in sight; with a window at most W - 1 + sinks steps
     Cost     time O(T N D) for N keys; adding to the cache copies it, the same order as reading it
     Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
 
-    def __init__(self, d_model, positions=None, *, heads, window=None, sinks=0):
+    def __init__(self, d_model, positions=None, *, heads, window=None, sinks=0, bias=False):
         super().__init__()
         self.heads = divides(heads, d_model)
         self.window, self.sinks = checked_window(window, sinks)
-        self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        positions = positions or NoPositions(d_model)
+        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
+        if sinks and self.bias(heads, 1, 1) is not None:
+            raise ValueError(
+                f"positions that weigh distances do not know how far {sinks} sinks are by now; "
+                "use rotary positions or none"
+            )
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(self, x, state=None):
         t = state.t if state else 0
@@ -143,7 +151,7 @@ class SoftmaxAttention(nn.Module):
         q, k = self.turn(q, t), self.turn(k, t)
         if state:
             k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
-        o = kernels.causal_attention(q, k, v, self.window, self.sinks)
+        o = self.attend(q, k, v, self.bias(self.heads, q.shape[2], k.shape[2]))
         if self.window:
             k, v = self.in_sight(k), self.in_sight(v)
         return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
@@ -152,6 +160,12 @@ class SoftmaxAttention(nn.Module):
         """The sinks and the last W - 1, for the next query brings its own key."""
         start = max(self.sinks, x.shape[2] - self.window + 1)
         return torch.cat((x[:, :, : self.sinks], x[:, :, start:]), dim=2)
+
+    def attend(self, q, k, v, bias):
+        if bias is None:
+            return kernels.causal_attention(q, k, v, self.window, self.sinks)
+        keep = kernels.band(q.shape[2], k.shape[2], self.window, device=q.device)
+        return kernels.fused_attention(q, k, v, keep, bias)
 
 
 class LatentAttention(nn.Module):
@@ -207,6 +221,56 @@ class LatentAttention(nn.Module):
         """The matrix `up` head by head.  Shapes   -> (H,K,L), (H,V,L)"""
         heads = self.up.weight.unflatten(0, (self.heads, -1))
         return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)
+
+
+class BidirectionalAttention(nn.Module):
+    """Every query looks at every key, before it and after: for encoders, which read texts whole.
+
+    Options  heads, which divide d_model; bias in the projections
+    State    none: nothing can be read on to a text whose end was seen
+    Cost     time O(T^2 D)
+    Paper    BERT, Devlin 2018, 1810.04805
+    """
+
+    def __init__(self, d_model, positions=None, *, heads, bias=False):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        positions = positions or NoPositions(d_model)
+        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def forward(self, x, state=None):
+        T = x.shape[1]
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        bias = self.bias(self.heads, T, T)
+        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, bias=bias)
+        return self.out(join_heads(o)), None
+
+
+class CrossAttention(nn.Module):
+    """Every query looks at every key of another text, the memory, which `read` projects once.
+
+    Options  heads, which divide d_model; bias in the projections
+    State    KV of the memory: 2 D numbers for each of its steps, whatever T
+    Cost     time O(T N D) for a memory of N
+    Paper    Vaswani 2017, 1706.03762, 3.2.3
+    """
+
+    def __init__(self, d_model, *, heads, bias=False):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        self.q = nn.Linear(d_model, d_model, bias=bias)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def read(self, memory) -> KV:
+        """The state to start from.  Shapes   memory (B,N,D)"""
+        return KV(*split_heads(self.kv(memory), 2, self.heads), memory.shape[1])
+
+    def forward(self, x, state):
+        (q,) = split_heads(self.q(x), 1, self.heads)
+        return self.out(join_heads(kernels.fused_attention(q, state.k, state.v))), state
 
 
 class LinearAttention(nn.Module):
@@ -397,3 +461,6 @@ MIXERS = {
     "conv": GatedConv,
     "folded": Folding,
 }
+# What encoders mix with, and how decoders look at what an encoder read.
+BIDIRECTIONAL_MIXERS = {"softmax": BidirectionalAttention}
+CROSS_MIXERS = {"softmax": CrossAttention}

@@ -3,20 +3,22 @@
     logits, state = model.run(ids, state)        logits = model(ids)
 
 ids are (B,T) bytes of any integer type, logits (B,T,vocab_size). Training uses the second,
-streaming the first.
+streaming the first. An encoder sees both ways and has the second alone. An encoder-decoder is
+called `model(source, ids)`, and its `run` starts from the state `model.read(source)`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .layers import MLPS, NORMS, Dropout, choose, make
-from .mixers import MIXERS
+from .layers import HEADS, MLPS, NORMS, Dropout, choose, make
+from .mixers import BIDIRECTIONAL_MIXERS, CROSS_MIXERS, MIXERS
 from .patching import PatchPath
-from .positions import POSITIONS
+from .positions import BIDIRECTIONAL_POSITIONS, POSITIONS
 from .presets import PRESETS
 from .spec import Spec
 
@@ -36,6 +38,48 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm_mlp(x))), state
 
 
+class PostNormBlock(Block):
+    """The norms act on the sums, so that no skip runs through unchanged.  Vaswani 2017, 3.1."""
+
+    def forward(self, x, state=None):
+        y, state = self.mix(x, state)
+        x = self.norm_mix(x + self.dropout(y))
+        return self.norm_mlp(x + self.dropout(self.mlp(x))), state
+
+
+class SublayerNormBlock(Block):
+    """The norms act on what each part adds.  Swin v2, Liu 2021, 2111.09883, 3.2."""
+
+    def forward(self, x, state=None):
+        y, state = self.mix(x, state)
+        x = x + self.dropout(self.norm_mix(y))
+        return x + self.dropout(self.norm_mlp(self.mlp(x))), state
+
+
+class CrossBlock(Block):
+    """A block that looks, between the two, at what an encoder read.
+
+    State    the mixer's, and that of `cross`, which must be given
+    """
+
+    def __init__(self, *block, cross):
+        super().__init__(*block)
+        _, _, norm, d_model, _ = block
+        self.norm_cross, self.cross = norm(d_model), cross
+
+    def forward(self, x, state):
+        before, memory = state
+        y, before = self.mix(self.norm_mix(x), before)
+        x = x + self.dropout(y)
+        y, memory = self.cross(self.norm_cross(x), memory)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.norm_mlp(x))), (before, memory)
+
+
+BLOCKS = {"pre": Block, "post": PostNormBlock, "sublayer": SublayerNormBlock}
+CROSS_BLOCKS = {"pre": CrossBlock}
+
+
 class Stack(nn.Module):
     """Layers one after the other; the mixers of `parts` in turn, over and over.
 
@@ -43,12 +87,14 @@ class Stack(nn.Module):
     State    a tuple, one state per layer
     """
 
+    mixers = MIXERS
+
     def __init__(self, spec, d_model, parts, positions):
         super().__init__()
-        norm = choose(NORMS, spec.norm, "norm")
+        norm = norm_of(spec.norm)
         self.blocks = nn.ModuleList(
-            Block(
-                make(MIXERS, part, "mixer", d_model, positions),
+            self.block(spec)(
+                make(self.mixers, part, "mixer", d_model, positions),
                 make(MLPS, spec.mlp, "mlp", d_model),
                 norm,
                 d_model,
@@ -57,6 +103,9 @@ class Stack(nn.Module):
             for part in parts
         )
 
+    def block(self, spec):
+        return choose(BLOCKS, spec.norm_at, "norm_at")
+
     def forward(self, x, states=None):
         states = states or (None,) * len(self.blocks)
         after = []
@@ -64,6 +113,26 @@ class Stack(nn.Module):
             x, state = block(x, state)
             after.append(state)
         return x, tuple(after)
+
+
+class BidirectionalStack(Stack):
+    """Layers of an encoder. They keep no state."""
+
+    mixers = BIDIRECTIONAL_MIXERS
+
+
+class CrossStack(Stack):
+    """Layers of a decoder that looks at an encoder's text."""
+
+    def block(self, spec):
+        cross = make(CROSS_MIXERS, spec.cross, "cross", spec.d_model)
+        return partial(choose(CROSS_BLOCKS, spec.norm_at, "norm_at"), cross=cross)
+
+
+def norm_of(part):
+    """A norm by name and options, yet without its width."""
+    choose(NORMS, part[0], "norm")
+    return partial(make, NORMS, part, "norm")
 
 
 def cycle(parts, layers):
@@ -89,13 +158,12 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
-        self.positions = choose(POSITIONS, spec.positions, "positions")(spec.d_model, spec.context)
+        self.positions = make(POSITIONS, spec.positions, "positions", spec.d_model, spec.context)
+        self.norm_in = norm_of(spec.norm_in)(spec.d_model)
         self.body = self._body(cycle(spec.mixers, spec.layers))
-        self.norm = choose(NORMS, spec.norm, "norm")(spec.d_model)
-        self.head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.norm = norm_of(spec.norm_out or spec.norm)(spec.d_model)
+        self.head = make(HEADS, spec.head, "head", spec.d_model, spec.vocab_size)
         initialise(self)
-        if spec.tied:
-            self.embed.weight = self.head.weight  # small, or the first loss would be large
 
     def _body(self, parts) -> nn.Module:
         return Stack(self.spec, self.spec.d_model, parts, self.positions)
@@ -103,7 +171,7 @@ class LanguageModel(nn.Module):
     def run(self, ids, state=None):
         ids = checked_ids(ids, self.spec.vocab_size)
         t, parts = state or (0, None)
-        x = self.positions.add(self.embed(ids), t)
+        x = self.norm_in(self.positions.add(self.embed(ids), t))
         x, parts = self.body(x, parts)
         return self.head(self.norm(x)), ModelState(t + ids.shape[1], parts)
 
@@ -152,7 +220,7 @@ class TwoClocks(nn.Module):
         self.before = Stack(spec, spec.d_model, parts[:join], positions)
         slow = cycle(patch.mixers, patch.layers)
         trunk = Stack(spec, patch.d_model, slow, positions)  # adding was done to the bytes
-        self.norm = choose(NORMS, spec.norm, "norm")(spec.d_model)
+        self.norm = norm_of(spec.norm)(spec.d_model)
         self.path = PatchPath(spec.d_model, patch.size, trunk, patch.d_model)
         self.after = Stack(spec, spec.d_model, parts[join:], positions)
 
@@ -164,11 +232,100 @@ class TwoClocks(nn.Module):
         return x, (before, path, after)
 
 
+class Encoder(nn.Module):
+    """Read a text whole, each position from both sides: positions, norm, layers, norm.
+
+    Shapes   x (B,T,D) -> (B,T,D)
+    """
+
+    def __init__(self, spec):
+        super().__init__()
+        self.positions = make(
+            BIDIRECTIONAL_POSITIONS, spec.positions, "positions", spec.d_model, spec.context
+        )
+        self.norm_in = norm_of(spec.norm_in)(spec.d_model)
+        parts = cycle(spec.mixers, spec.layers)
+        self.body = BidirectionalStack(spec, spec.d_model, parts, self.positions)
+        self.norm = norm_of(spec.norm_out or spec.norm)(spec.d_model)
+
+    def forward(self, x):
+        return self.norm(self.body(self.norm_in(self.positions.add(x, 0)))[0])
+
+
+class MaskedLanguageModel(nn.Module):
+    """Guess bytes that were hidden from those on both sides.  BERT, Devlin 2018, 1810.04805.
+
+    Shapes   ids (B,T), and of the same shape `segments`, none means that all are of the first kind
+             ->  logits (B,T,vocab_size)
+    Raises   ValueError when ids or segments are not (B,T), are empty, or lie outside their range
+    """
+
+    def __init__(self, spec: Spec):
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.segments = nn.Embedding(spec.segments, spec.d_model) if spec.segments else None
+        self.encoder = Encoder(spec)
+        self.head = make(HEADS, spec.head, "head", spec.d_model, spec.vocab_size)
+        initialise(self)
+
+    def forward(self, ids, segments=None):
+        ids = checked_ids(ids, self.spec.vocab_size)
+        x = self.embed(ids)
+        if self.segments:
+            kinds = torch.zeros_like(ids) if segments is None else segments
+            x = x + self.segments(checked_ids(kinds, self.spec.segments))
+        elif segments is not None:
+            raise ValueError("segments were given to a model that has none; set Spec.segments")
+        return self.head(self.encoder(x))
+
+    def run(self, ids, state=None):
+        raise ValueError(
+            "an encoder sees both ways, so it cannot read on from a state or write a text: call "
+            "model(ids), or build a model of the family 'decoder'"
+        )
+
+
+class Seq2Seq(LanguageModel):
+    """Write one text while looking at another: an encoder reads it, each layer looks at it.
+
+        state = model.read(source)        logits, state = model.run(ids, state)
+
+    Both texts share one embedding.
+
+    Shapes   source (B,N), ids (B,T) -> logits (B,T,vocab_size)
+    State    ModelState(bytes written, a pair per layer: its mixer's state, the source's KV)
+    Paper    T5, Raffel 2019, 1910.10683
+    Raises   ValueError when ids do not fit the vocabulary, or `run` is not told the source
+    """
+
+    def __init__(self, spec: Spec):
+        super().__init__(spec)
+        self.encoder = Encoder(spec)
+        initialise(self)  # again: now the skip has the encoder's layers too
+
+    def _body(self, parts):
+        return CrossStack(self.spec, self.spec.d_model, parts, self.positions)
+
+    def read(self, source) -> ModelState:
+        memory = self.encoder(self.embed(checked_ids(source, self.spec.vocab_size)))
+        return ModelState(0, tuple((None, block.cross.read(memory)) for block in self.body.blocks))
+
+    def run(self, ids, state=None):
+        if state is None:
+            raise ValueError("an encoder-decoder starts from model.read(source), got no state")
+        return super().run(ids, state)
+
+    def forward(self, source, ids):
+        return self.run(ids, self.read(source))[0]
+
+
 def initialise(model):
     """Normal weights scaled to their input, smaller where they add to the skip or make logits.
 
     So activations start at a steady size at any width and depth, and the first loss is near that
-    of a uniform guess.  GPT-2, Radford 2019, 2.3, for the layers' share of the skip.
+    of a uniform guess.  GPT-2, Radford 2019, 2.3, for the layers' share of the skip. A tied
+    embedding is the head's.
     """
     layers = sum(isinstance(module, Block) for module in model.modules())
     for name, module in model.named_modules():
@@ -180,15 +337,25 @@ def initialise(model):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    if model.spec.tied:
+        model.embed.weight = model.head.weight  # small, or the first loss would be large
 
 
-def build(what: str | Spec, *, seed: int | None = None) -> LanguageModel:
+# Patches make of a decoder a PatchedLanguageModel.
+FAMILIES = {
+    "decoder": LanguageModel,
+    "encoder": MaskedLanguageModel,
+    "encoder-decoder": Seq2Seq,
+}
+
+
+def build(what: str | Spec, *, seed: int | None = None) -> nn.Module:
     """The model of a preset's name or of a Spec. A seed makes its weights reproducible.
 
     Raises   ValueError when there is no such preset or part; it lists those that there are
     """
     spec = what if isinstance(what, Spec) else choose(PRESETS, what, "preset")
-    family = PatchedLanguageModel if spec.patch else LanguageModel
+    family = PatchedLanguageModel if spec.patch else choose(FAMILIES, spec.family, "family")
     if seed is None:
         return family(spec)
     with torch.random.fork_rng(devices=[]):

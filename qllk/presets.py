@@ -30,6 +30,52 @@ def _gpt(d_model: int, layers: int, heads: int) -> Spec:
     )
 
 
+def _gpt2(d_model: int, layers: int, heads: int, **sizes) -> Spec:
+    return Spec(
+        d_model=d_model,
+        layers=layers,
+        mixers=(("softmax", {"heads": heads, "bias": True}),),
+        mlp=("gelu", {"ratio": 4, "bias": True}),
+        norm="layer",
+        positions="learned",
+        tied=True,
+        **sizes,
+    )
+
+
+def _bert(d_model: int, layers: int, heads: int, **sizes) -> Spec:
+    norm = ("layer", {"eps": 1e-12})
+    return _gpt2(d_model, layers, heads, **sizes).but(
+        mlp=("gelu-exact", {"ratio": 4, "bias": True}),
+        norm=norm,
+        norm_at="post",
+        norm_in=norm,
+        norm_out="none",
+        head=("masked", {"eps": 1e-12}),
+        family="encoder",
+        segments=2,
+    )
+
+
+def _t5(d_model: int, layers: int, heads: int, vocab_size: int) -> Spec:
+    """T5 does not divide its scores by sqrt(K), nor skip a division by sqrt(D) before its tied
+    head: the weights of queries and of the last norm hold the same numbers otherwise scaled.
+    """
+    attention = ("softmax", {"heads": heads})
+    return Spec(
+        d_model=d_model,
+        layers=layers,
+        mixers=(attention,),
+        mlp=("relu", {"ratio": 4}),
+        norm=("rms", {"eps": 1e-6}),
+        positions=("relative", {"heads": heads, "buckets": 32, "distance": 128}),
+        vocab_size=vocab_size,
+        tied=True,
+        family="encoder-decoder",
+        cross=attention,
+    )
+
+
 PRESETS = {
     # QLLK corrected: patches aligned by target, a local decoder, the cumulative sum as the global
     # mixer. Chosen by the race, see README.  1,298,944 parameters.
@@ -41,4 +87,17 @@ PRESETS = {
     # The baseline, at the parameters of qllk-2.
     "gpt": _gpt(160, layers=4, heads=5),
     "gpt-nano": _gpt(64, layers=4, heads=2),
+    # Radford 2019, table 2, the smallest; as openai/gpt-2 has it.  124,439,808 parameters.
+    "gpt2": _gpt2(768, layers=12, heads=12, context=1024, vocab_size=50_257),
+    "gpt2-nano": _gpt2(64, layers=4, heads=2, context=256),
+    # Devlin 2018, 1810.04805, section 3, base, with the head for masked bytes; as
+    # google-research/bert has it.  109,514,298 parameters.
+    "bert-base": _bert(768, layers=12, heads=12, context=512, vocab_size=30_522),
+    # Bytes, and one more id for the hidden ones.
+    "bert-nano": _bert(64, layers=4, heads=2, context=256, vocab_size=257),
+    # Raffel 2019, 1910.10683, 3.1.1, base, with the vocabulary of the published weights; as
+    # google-research/text-to-text-transfer-transformer has it.  222,903,552 parameters.
+    "t5-base": _t5(768, layers=12, heads=12, vocab_size=32_128),
+    # Bytes, one id to start with and a hundred sentinels.
+    "t5-nano": _t5(64, layers=2, heads=2, vocab_size=357),
 }

@@ -68,7 +68,7 @@ def _seen(model, T, rows):
 
     def cut(module, args, output):
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
+        return leaves[-1]  # the last text: an encoder-decoder embeds its source before
 
     hook = embedding.register_forward_hook(cut)
     model.eval()
@@ -79,7 +79,7 @@ def _seen(model, T, rows):
     finally:
         hook.remove()
         model.train(training)
-    gradients = (torch.autograd.grad(totals[t], leaves[0], retain_graph=True)[0] for t in rows)
+    gradients = (torch.autograd.grad(totals[t], leaves[-1], retain_graph=True)[0] for t in rows)
     return torch.stack([(gradient[0] != 0).any(dim=-1).cpu() for gradient in gradients])
 
 

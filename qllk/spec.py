@@ -2,8 +2,9 @@
 
     Spec(d_model=128, layers=2, mixers=(("conv", {"width": 8}),))
 
-A part is a pair `(name, options)`. `mixers` is cycled over the layers: two mixers and six layers
-give three of each. Names are looked up, and options checked, when the model is built.
+A part is a pair `(name, options)`; where options are rare, the name alone will do. `mixers` is
+cycled over the layers: two mixers and six layers give three of each. Names are looked up, and
+options checked, when the model is built.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def as_part(value, what: str) -> Part:
         case (str() as name, dict() as options):
             return name, dict(options)
     raise ValueError(f"{what} must be a pair (name, options), got {value!r}")
+
+
+def as_named(value, what: str) -> Part:
+    """The same, or a name alone, which takes no options."""
+    return (value, {}) if isinstance(value, str) else as_part(value, what)
 
 
 def as_parts(values, what: str) -> tuple[Part, ...]:
@@ -63,6 +69,10 @@ class Patch:
         object.__setattr__(self, "mixers", as_parts(self.mixers, "Patch.mixers"))
 
 
+# Fields that one family of models has.
+ONLY_IN = {"patch": "decoder", "segments": "encoder", "cross": "encoder-decoder"}
+
+
 @dataclass(frozen=True)
 class Spec:
     """One model. Change one thing at a time with `spec.but(layers=4)`.
@@ -74,18 +84,30 @@ class Spec:
     layers: int
     mixers: tuple[Part, ...]
     mlp: Part = ("gelu", {"ratio": 4})
-    norm: str = "rms"
-    positions: str = "none"
+    norm: str | Part = "rms"
+    positions: str | Part = "none"
     context: int | None = None  # longest input; only learned positions need it
     vocab_size: int = 256
     patch: Patch | None = None
     tied: bool = False
     dropout: float = 0.0
+    norm_at: str = "pre"  # where a layer's norms stand: before its parts, or after
+    norm_in: str | Part = "none"  # between the embedding and the layers
+    norm_out: str | Part | None = None  # between the layers and the head; none means as `norm`
+    head: str | Part = "linear"
+    family: str = "decoder"
+    cross: Part | None = None  # how the decoder of an encoder-decoder looks at the encoder's text
+    segments: int = 0  # how many kinds of segments an encoder tells apart
 
     def __post_init__(self):
         positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
         object.__setattr__(self, "mixers", as_parts(self.mixers, "Spec.mixers"))
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
+        if self.segments:
+            positive("Spec", segments=self.segments)
+        for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
+            if (part := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_named(part, f"Spec.{name}"))
         if isinstance(self.patch, dict):
             object.__setattr__(self, "patch", Patch(**known_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:
@@ -95,6 +117,11 @@ class Spec:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"Spec: dropout must lie in [0, 1), got {self.dropout!r}")
+        for name, family in ONLY_IN.items():
+            if getattr(self, name) and self.family != family:
+                raise ValueError(f"Spec.{name} is for the family {family!r}, not {self.family!r}")
+        if self.family == "encoder-decoder" and not self.cross:
+            raise ValueError("Spec: an encoder-decoder needs cross, a pair (name, options)")
 
     def but(self, **changes) -> Spec:
         """This spec with some fields changed."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qllk import devices
+from qllk.models import build
 from qllk.presets import PRESETS
 from qllk.spec import Part, Patch, Spec
 
@@ -51,10 +52,33 @@ def tiny(spec: Spec) -> Spec:
         layers=min(spec.layers, needed),
         mixers=mixers,
         mlp=tiny_part(spec.mlp),
-        context=spec.context and 64,
+        positions=tiny_part(spec.positions),
+        cross=spec.cross and tiny_part(spec.cross),
+        context=spec.context and 80,
         vocab_size=min(spec.vocab_size, 256),
         patch=patch,
     )
+
+
+class Reading(torch.nn.Module):
+    """An encoder-decoder beside a source that it reads first: a causal model as all others."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.embed, self.spec = model, model.embed, model.spec
+        self.register_buffer("source", torch.arange(11)[None])
+
+    def run(self, ids, state=None):
+        return self.model.run(ids, state or self.model.read(self.source.expand(len(ids), -1)))
+
+    def forward(self, ids):
+        return self.run(ids)[0]
+
+
+def built(spec):
+    """The model of a spec as something that maps ids to logits."""
+    model = build(spec, seed=0)
+    return Reading(model) if spec.family == "encoder-decoder" else model
 
 
 TINY = {name: tiny(spec) for name, spec in PRESETS.items()}

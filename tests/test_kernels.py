@@ -97,6 +97,10 @@ CASES = {
         "delta_rule", {"chunk": 4}, **DELTA, log_decay="BHTK", S="BHKV"
     ),
     "delta, default chunk": case("delta_rule", **DELTA, log_decay="BHTK", S="BHKV"),
+    "fused, seeing all": case("fused_attention", **RAGGED),
+    "fused, masked": case("fused_attention", keep=window, **RAGGED),
+    "fused, biased": case("fused_attention", **RAGGED, bias="HTN"),
+    "fused, masked and biased": case("fused_attention", keep=window, **RAGGED, bias="HTN"),
     "convolution": case("causal_conv", x="BTD", weight="WD"),
     "convolution, from a past": case("causal_conv", x="BTD", weight="WD", past="BLD"),
     "convolution of width one": case("causal_conv", x="BTD", weight="1D"),

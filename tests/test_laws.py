@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import BFLOAT16, TINY, same
+from helpers import BFLOAT16, TINY, built, same
 
 from qllk import mixers
-from qllk.layers import make
+from qllk.layers import HEADS, MLPS, NORMS, make
 from qllk.mixers import DECAYS, MIXERS, NORMALISERS
-from qllk.models import build
+from qllk.models import BLOCKS, FAMILIES
 from qllk.positions import POSITIONS, NoPositions
 from qllk.probes import positions_seen, state_bytes, state_numbers, tensors, visibility
 from qllk.published import MELF, QLLK10, QLLK11
@@ -63,8 +63,8 @@ def delta(heads, **options):
     return linear(heads, **options)._replace(name="delta")
 
 
-def softmax(heads, positions="none"):
-    return Mixing("softmax", {"heads": heads}, cache, positions=positions)
+def softmax(heads, positions="none", **options):
+    return Mixing("softmax", {"heads": heads, **options}, cache, positions=positions)
 
 
 def windowed(heads, window, sinks=0, positions="none"):
@@ -111,6 +111,7 @@ MIXING = {
     "softmax": softmax(4),
     "softmax, one head": softmax(1),
     "softmax, rotary": softmax(4, positions="rotary"),
+    "softmax, with biases": softmax(2, bias=True),
     "softmax, window": windowed(2, 5),
     "softmax, window, rotary": windowed(2, 5, positions="rotary"),
     "softmax, window of one": windowed(2, 1),
@@ -140,6 +141,7 @@ MIXING = {
 CONV, CUMSUM = ("conv", {"width": 3}), ("cumsum", {})
 SOFTMAX, LINEAR = ("softmax", {"heads": 2}), ("linear", {"heads": 2, "decay": "channel"})
 WINDOW = ("softmax", {"heads": 2, "window": 5})
+RELATIVE = ("relative", {"heads": 2, "buckets": 8, "distance": 20})
 FORGETTING = ("cumsum", {"half_lives": (2, 32)})
 SINKS = ("softmax", {"heads": 2, "window": 5, "sinks": 2})
 LATENT = ("latent", {"heads": 2, "d_latent": 6, "d_nope": 5, "d_rope": 4, "d_value": 3})
@@ -171,11 +173,46 @@ SPECS = {
     "patches of 3, nothing after": patched(3, (LINEAR,), after=0),
     "patches of 3, rotary cache": patched(3, (SOFTMAX,), after=2, positions="rotary"),
     "patches of 3, window": patched(3, (WINDOW,), fast=(WINDOW, CONV), positions="rotary"),
+    "patches of 3, relative positions": patched(3, (SOFTMAX,), positions=RELATIVE, fast=(WINDOW,)),
     "patches of 3, learned positions": patched(
         3, (CUMSUM,), positions="learned", context=80, fast=(CUMSUM,)
     ),
 }
+# The parts that act on each position alone, two or three to a row.
+SPECS |= {
+    f"{norm}, {mlp}, {head}, {at}": Spec(
+        d_model=D,
+        layers=2,
+        mixers=(SOFTMAX, CUMSUM),
+        norm=norm,
+        mlp=(mlp, {}),
+        head=head,
+        norm_at=at,
+    )
+    for norm, mlp, head, at in (
+        ("layer", "gelu", "linear", "post"),
+        ("none", "gelu-exact", "masked", "sublayer"),
+        ("rms", "relu", "linear", "sublayer"),
+        ("tanh", "swiglu", "masked", "post"),
+        ("rms", "relu2", "linear", "pre"),
+    )
+}
+SPECS |= {
+    f"{family}, {positions}": Spec(
+        d_model=D,
+        layers=2,
+        mixers=(SOFTMAX,),
+        positions=RELATIVE if positions == "relative" else positions,
+        context=80,
+        family=family,
+        cross=SOFTMAX if family == "encoder-decoder" else None,
+    )
+    for family in ("encoder", "encoder-decoder")
+    for positions in POSITIONS
+}
 MODELS = {**{f"preset {name}": spec for name, spec in TINY.items()}, **SPECS}
+ENCODERS = {name: spec for name, spec in MODELS.items() if spec.family == "encoder"}
+CAUSAL = {name: spec for name, spec in MODELS.items() if spec.family != "encoder"}
 PUBLISHED = {"QLLK 1.0": QLLK10, "QLLK 1.1": QLLK11, "MELF": MELF}
 
 T = 67  # past the default chunks of every kernel
@@ -186,7 +223,8 @@ SHORT = 29  # for models: odd, and no multiple of any patch but 1
 SHORT_CUTS = {"one by one": (1,) * SHORT, "all but one": (SHORT - 1, 1), "ragged": (1, 10, 2, 16)}
 
 each_mixing = pytest.mark.parametrize("row", MIXING.values(), ids=MIXING)
-each_model = pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+each_model = pytest.mark.parametrize("spec", CAUSAL.values(), ids=CAUSAL)
+each_encoder = pytest.mark.parametrize("spec", ENCODERS.values(), ids=ENCODERS)
 each_published = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 
 
@@ -196,7 +234,7 @@ def mixer_of(row):
 
 
 def model_of(spec):
-    return build(spec, seed=0).double()
+    return built(spec).double()
 
 
 def vectors(B=1, T=T):
@@ -312,6 +350,20 @@ def test_the_first_byte_reaches_as_far_as_the_patches_carry_it(size):
         assert seen[t].nonzero().flatten().tolist() == expected
 
 
+@each_encoder
+def test_every_position_of_an_encoder_sees_the_past_and_the_future(spec):
+    assert visibility(model_of(spec), SHORT).all()
+
+
+def test_every_position_of_a_decoder_sees_all_that_its_encoder_read():
+    model = built(SPECS["encoder-decoder, none"]).model.double()
+    x, ids = torch.randn(1, 5, D, dtype=torch.float64, requires_grad=True), torch.zeros(1, 7).long()
+    model.embed.register_forward_hook(lambda embed, args, y: x if args[0].shape[1] == 5 else y)
+    for t, logits in enumerate(model(ids[:, :5], ids)[0]):
+        seen = torch.autograd.grad(logits.sum(), x, retain_graph=True)[0]
+        assert (seen[0] != 0).any(dim=-1).all(), t
+
+
 @each_published
 def test_the_published_models_fail_causality(published):
     with pytest.raises(AssertionError, match="see the future"):
@@ -348,7 +400,7 @@ def test_a_row_of_a_batch_equals_that_row_alone(row):
         same(second[i : i + 1], mixer(x[i : i + 1, 30:], after)[0])
 
 
-@each_model
+@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
 def test_a_row_of_ids_equals_that_row_alone(spec):
     model, ids = model_of(spec), random_ids(spec, B=3)
     logits = model(ids)
@@ -376,7 +428,7 @@ def test_a_mixers_state_holds_the_numbers_it_says(row):
 
 
 def growth(spec, lengths):
-    model = build(spec, seed=0)
+    model = built(spec)
     return [state_numbers(model.run(random_ids(spec, T=length))[1]) for length in lengths]
 
 
@@ -406,7 +458,7 @@ def test_a_cache_on_patches_grows_once_a_patch():
 
 
 def test_a_batch_holds_a_state_for_each_row():
-    model = build(MODELS["hybrid"], seed=0)
+    model = built(MODELS["hybrid"])
     one, three = (model.run(random_ids(model.spec, B=B))[1] for B in (1, 3))
     assert state_numbers(three) == 3 * state_numbers(one)
 
@@ -494,6 +546,15 @@ def test_every_choice_of_an_option_has_a_row(option, table):
 
 
 def test_every_kind_of_positions_has_a_row():
-    assert {spec.positions for spec in SPECS.values()} == set(POSITIONS)
+    assert {spec.positions[0] for spec in SPECS.values()} == set(POSITIONS)
     turning = {name for name, cls in POSITIONS.items() if cls.turn is not NoPositions.turn}
     assert turning <= {row.positions for row in MIXING.values()}
+
+
+@pytest.mark.parametrize(
+    ("field", "table"),
+    [("norm", NORMS), ("mlp", MLPS), ("head", HEADS), ("norm_at", BLOCKS), ("family", FAMILIES)],
+)
+def test_every_choice_of_a_field_has_a_row(field, table):
+    found = [getattr(spec, field) for spec in SPECS.values()]
+    assert {part if isinstance(part, str) else part[0] for part in found} == set(table)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, same
+from helpers import TINY, built, same
 
 from qllk.models import LanguageModel, PatchedLanguageModel, build, parameters
 from qllk.positions import POSITIONS
@@ -20,9 +20,18 @@ PARAMETERS = {
     "qllk-2-local": 610_176,
     "gpt": 1_312_160,
     "gpt-nano": 229_952,
+    "gpt2": 124_439_808,
+    "gpt2-nano": 232_832,
+    "bert-base": 109_514_298,
+    "bert-nano": 237_569,
+    "t5-base": 222_903_552,
+    "t5-nano": 253_120,
 }
 CONV = ("conv", {"width": 3})
+SOFTMAX = ("softmax", {"heads": 2})
 BASE = Spec(d_model=16, layers=2, mixers=(CONV,))
+ENCODER = BASE.but(mixers=(SOFTMAX,), family="encoder")
+SEQ2SEQ = BASE.but(mixers=(SOFTMAX,), family="encoder-decoder", cross=SOFTMAX)
 
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -77,7 +86,7 @@ def test_a_name_builds_the_preset():
 
 @each_preset
 def test_the_first_loss_is_that_of_a_uniform_guess(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids = torch.randint(model.spec.vocab_size, (8, 33))
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(model.spec.vocab_size)) < 0.1
@@ -85,7 +94,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(name):
 
 @each_preset
 def test_a_preset_can_learn_one_batch_by_heart(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids = torch.randint(model.spec.vocab_size, (2, 17))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     for _ in range(60):
@@ -97,7 +106,7 @@ def test_a_preset_can_learn_one_batch_by_heart(name):
 
 
 def idle_parameters(spec):
-    model = build(spec, seed=0)
+    model = built(spec)
     model(torch.randint(spec.vocab_size, (2, 17))).square().mean().backward()
     return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -109,13 +118,15 @@ def test_every_parameter_of_a_preset_is_used(name):
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_every_parameter_of_positions_is_used_beside_patches(positions):
+    if positions == "relative":
+        positions = ("relative", {"heads": 2, "buckets": 4, "distance": 5})
     patch = Patch(size=3, d_model=8, layers=1, mixers=(("softmax", {"heads": 2}),))
     assert not idle_parameters(BASE.but(patch=patch, positions=positions, context=20))
 
 
-@each_preset
+@pytest.mark.parametrize("name", [n for n, spec in PRESETS.items() if spec.family != "encoder"])
 def test_streaming_byte_by_byte_equals_the_whole_in_single_precision(name):
-    model = build(TINY[name], seed=0)
+    model = built(TINY[name])
     ids, state = torch.randint(model.spec.vocab_size, (2, 33)), None
     whole = model(ids)
     for t in range(33):
@@ -142,6 +153,17 @@ def test_unknown_parts_list_the_known():
     refused("unknown decay 'slow'; .*head", mixers=(("linear", {"heads": 2, "decay": "slow"}),))
 
 
+def test_unknown_parts_of_other_families_list_the_known():
+    refused("unknown family 'encodre'; choose from .*encoder-decoder", family="encodre")
+    refused("unknown head 'big'; choose from .*masked", head="big")
+    refused("unknown norm_at 'middle'; choose from .*post, pre, sublayer", norm_at="middle")
+    refused("unknown norm 'batch'; ", norm_in="batch")
+    refused("unknown norm 'batch'; ", norm_out="batch")
+    refused("unknown mixer 'conv'; choose from softmax", ENCODER, mixers=(CONV,))
+    refused("unknown cross 'conv'; choose from softmax", SEQ2SEQ, cross=CONV)
+    refused("unknown norm_at 'post'; choose from pre", SEQ2SEQ, norm_at="post")
+
+
 def test_unknown_parts_of_the_patch_path_list_the_known():
     slow = Patch(size=2, d_model=8, layers=1, mixers=(("cumsun", {}),))
     refused("unknown mixer 'cumsun'; choose from .*cumsum", patch=slow)
@@ -151,6 +173,8 @@ def test_an_unknown_or_missing_option_names_the_part():
     refused("mixer 'conv': .*'widht'", mixers=(("conv", {"widht": 3}),))
     refused("mixer 'conv': .*'width'", mixers=(("conv", {}),))
     refused("mlp 'gelu': .*'wide'", mlp=("gelu", {"wide": 3}))
+    refused("norm 'layer': .*'epz'", norm=("layer", {"epz": 1e-5}))
+    refused("positions 'relative': .*'heads'", positions="relative")
 
 
 def test_heads_must_divide_the_width():
@@ -237,6 +261,30 @@ def test_a_spec_refuses_parts_that_are_no_pairs():
         BASE.but(mlp="gelu")
 
 
+def test_a_name_alone_is_a_part_without_options():
+    pair, name = BASE.but(norm=("layer", {}), head=["linear", {}]), BASE.but(norm="layer")
+    assert pair == name
+    assert name.norm == ("layer", {})
+    with pytest.raises(ValueError, match=r"Spec.norm must be a pair \(name, options\), got 3"):
+        BASE.but(norm=3)
+
+
+def test_a_spec_refuses_what_its_family_has_not():
+    patch = Patch(size=3, d_model=8, layers=1, mixers=(CONV,))
+    for field, value, family in (
+        ("cross", SOFTMAX, "encoder-decoder"),
+        ("segments", 2, "encoder"),
+        ("patch", patch, "decoder"),
+    ):
+        wrong = ENCODER if field == "patch" else BASE
+        with pytest.raises(ValueError, match=f"{field} is for the family '{family}', not '"):
+            wrong.but(**{field: value})
+    with pytest.raises(ValueError, match="an encoder-decoder needs cross, a pair"):
+        SEQ2SEQ.but(cross=None)
+    with pytest.raises(ValueError, match="segments must be a whole number above 0, got -1"):
+        ENCODER.but(segments=-1)
+
+
 def test_a_spec_refuses_a_dropout_of_one():
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         BASE.but(dropout=1.0)
@@ -281,12 +329,14 @@ def test_json_with_an_unknown_or_missing_field_is_refused():
 MODEL_SPECS = {
     "bytes": BASE,
     "patched": BASE.but(patch=Patch(size=3, d_model=8, layers=1, mixers=(("cumsum", {}),))),
+    "encoder": ENCODER,
+    "encoder-decoder": SEQ2SEQ,
 }
 
 
 @pytest.mark.parametrize("spec", MODEL_SPECS.values(), ids=MODEL_SPECS)
 def test_ids_that_are_not_ids_are_refused(spec):
-    model = build(spec)
+    model = built(spec)
     for bad in (
         torch.zeros(1, 4),
         torch.zeros(4, dtype=torch.long),
@@ -335,6 +385,41 @@ def test_a_patch_makes_a_patched_model_and_taking_it_away_leaves_its_control():
     assert isinstance(model, PatchedLanguageModel)
     assert type(control) is LanguageModel
     assert len(model.body.before.blocks) + len(model.body.after.blocks) == len(control.body.blocks)
+
+
+def test_norms_stand_before_and_after_the_layers_as_the_spec_says():
+    model = build(BASE.but(norm_in="layer"))
+    assert isinstance(model.norm_in, torch.nn.LayerNorm)
+    assert isinstance(model.norm, torch.nn.RMSNorm)
+    assert isinstance(build(BASE.but(norm_out="none")).norm, torch.nn.Identity)
+
+
+def test_an_encoder_cannot_read_on_and_says_so():
+    with pytest.raises(ValueError, match=r"cannot read on .* call model\(ids\), or .*'decoder'"):
+        build(ENCODER).run(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_segments_are_told_apart_and_the_first_is_meant_by_none():
+    model, ids = build(ENCODER.but(segments=2), seed=0), torch.randint(256, (2, 5))
+    first = torch.zeros_like(ids)
+    same(model(ids), model(ids, first), atol=0)
+    assert not torch.allclose(model(ids), model(ids, 1 - first))
+    with pytest.raises(ValueError, match="0 … 1, got 2 … 2"):
+        model(ids, first + 2)
+    with pytest.raises(ValueError, match=r"a model that has none; set Spec\.segments"):
+        build(ENCODER)(ids, first)
+
+
+def test_an_encoder_decoder_reads_its_source_once_and_then_streams():
+    model = build(SEQ2SEQ.but(positions="sinusoidal"), seed=0).double()
+    source, ids = torch.randint(256, (2, 9)), torch.randint(256, (2, 5))
+    state = model.read(source)
+    first, after = model.run(ids[:, :2], state)
+    second, _ = model.run(ids[:, 2:], after)
+    same(torch.cat((first, second), dim=1), model(source, ids))
+    assert not torch.allclose(model(source.flip(1), ids), model(source, ids))
+    with pytest.raises(ValueError, match=r"starts from model.read\(source\), got no state"):
+        model.run(ids)
 
 
 def test_tied_weights_are_one_tensor_counted_once():

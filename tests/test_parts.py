@@ -1,13 +1,15 @@
-"""Parts with a formula of their own: positions, decays, normalisers. The laws cannot see these."""
+"""Parts with a formula of their own: positions, MLPs, decays … The laws cannot see these."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import same
+from torch import nn
 
 from qllk import kernels, mixers
-from qllk.layers import make
+from qllk.layers import HEADS, MLPS, NORMS, make
 from qllk.measure import operations
 from qllk.mixers import (
     DECAYS,
@@ -22,8 +24,15 @@ from qllk.mixers import (
     LinearAttention,
     SoftmaxAttention,
 )
-from qllk.models import build, parameters
-from qllk.positions import Learned, NoPositions, Rotary, Sinusoidal
+from qllk.models import BLOCKS, CrossBlock, build, parameters
+from qllk.positions import (
+    BidirectionalRelative,
+    Learned,
+    NoPositions,
+    Relative,
+    Rotary,
+    Sinusoidal,
+)
 from qllk.probes import state_numbers, visibility
 from qllk.spec import Spec
 
@@ -77,6 +86,156 @@ def test_positions_that_only_add_do_not_turn_and_the_other_way_round():
         assert positions.turn(x, 5) is x
     for positions in (NoPositions(4), Rotary(4)):
         same(positions.add(x[0], 5), x[0], atol=0)
+
+
+def test_a_scaled_rotary_turns_so_many_times_slower():
+    x = vectors(1, 1, 4, 8).expand(1, 1, 4, 8)
+    slow, rotary = Rotary(8, scaling=3.0), Rotary(8)
+    same(
+        slow.turn(x, 6)[:, :, ::3],
+        torch.cat([rotary.turn(x[:, :, i : i + 1], 2 + i // 3) for i in (0, 3)], 2),
+    )
+
+
+def test_rotary_positions_refuse_a_scaling_that_does_not_turn():
+    with pytest.raises(ValueError, match="scaling of rotary positions must be above 0, got 0"):
+        Rotary(8, scaling=0)
+
+
+def test_relative_buckets_hold_one_distance_each_and_then_ever_more():
+    ahead = -torch.arange(24)
+    found = Relative(8, heads=1, buckets=8, distance=20).bucket(ahead, 8).tolist()
+    assert found[:5] == [0, 1, 2, 3, 4]
+    assert found[4:20] == sorted(found[4:20])
+    assert set(found) == set(range(8))
+    assert found[20:] == [7] * 4
+
+
+def test_a_decoders_relative_buckets_do_not_tell_the_future_apart():
+    relative = Relative(8, heads=1, buckets=8, distance=20)
+    assert relative.bucket(torch.arange(5), 8).tolist() == [0] * 5
+
+
+def test_an_encoders_relative_buckets_are_half_for_each_direction():
+    relative = BidirectionalRelative(8, heads=1, buckets=8, distance=20)
+    assert relative.bucket(torch.tensor([-30, -1, 0, 1, 30]), 8).tolist() == [3, 1, 0, 5, 7]
+
+
+@pytest.mark.parametrize("kind", [Relative, BidirectionalRelative])
+def test_a_relative_bias_is_read_from_the_table_by_head_and_distance(kind):
+    relative = kind(8, heads=2, buckets=8, distance=20)
+    bias = relative.bias(2, 3, 7)
+    assert bias.shape == (2, 3, 7)
+    same(bias, relative.bias(2, 7, 7)[:, 4:], atol=0)
+    same(bias[:, 1, 3], relative.table.weight[2], atol=0)  # the query at place 5, two back
+
+
+def test_relative_positions_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="positions of heads=2 meet a mixer of heads=4"):
+        SoftmaxAttention(8, Relative(8, heads=2), heads=4)(torch.zeros(1, 2, 8))
+    for sizes in ({"buckets": 2}, {"buckets": 8, "distance": 8}):
+        with pytest.raises(ValueError, match="4 buckets or more and a distance beyond them, got"):
+            Relative(8, heads=2, **sizes)
+
+
+# ---------------------------------------------------------------- norms, MLPs, heads
+
+
+MLP_FORMULAS = {
+    "gelu": lambda x: x * 0.5 * (1 + (0.797884560802865 * (x + 0.044715 * x**3)).tanh()),
+    "gelu-exact": lambda x: x * 0.5 * (1 + (x / 2**0.5).erf()),
+    "relu": lambda x: x * (x > 0),
+    "relu2": lambda x: x * x * (x > 0),
+}
+
+
+@pytest.mark.parametrize("name", MLP_FORMULAS)
+def test_an_mlp_computes_its_formula(name):
+    mlp, x = MLPS[name](4, ratio=3, bias=True).double(), vectors(2, 5, 4)
+    inside = MLP_FORMULAS[name](x @ mlp.up.weight.T + mlp.up.bias)
+    assert inside.shape[-1] == 12
+    same(mlp(x), inside @ mlp.out.weight.T + mlp.out.bias)
+    assert parameters(MLPS[name](4)) == 8 * 4 * 4
+
+
+def test_swiglu_computes_its_formula():
+    mlp, x = MLPS["swiglu"](4, ratio=3).double(), vectors(2, 5, 4)
+    gate, up = (x @ W.T for W in mlp.gate_up.weight.split(12))
+    same(mlp(x), (gate * gate.sigmoid() * up) @ mlp.out.weight.T)
+
+
+@pytest.mark.parametrize(("ratio", "squares"), [(4, 12), (8 / 3, 8)])
+def test_both_hidden_sizes_of_swiglu_have_the_parameters_they_are_known_for(ratio, squares):
+    assert parameters(MLPS["swiglu"](768, ratio=ratio)) == squares * 768**2
+
+
+def test_norms_by_hand():
+    x, slope = torch.tensor([[[1.0, -3.0]]], dtype=torch.float64), math.tanh(0.5)
+    expected = {
+        ("none", ()): [1, -3],
+        ("layer", (("eps", 0.0),)): [1, -1],
+        ("rms", (("eps", 4.0),)): [1 / 3, -1],
+        ("rms", (("eps", 4.0), ("elementwise_affine", False))): [1 / 3, -1],
+        ("tanh", ()): [slope, -math.tanh(1.5)],
+        ("tanh", (("slope", 1.0),)): [math.tanh(1), -math.tanh(3)],
+    }
+    assert {name for name, _ in expected} == set(NORMS)
+    for (name, options), row in expected.items():
+        norm = make(NORMS, (name, dict(options)), "norm", 2).double()
+        same(norm(x), torch.tensor([[row]], dtype=torch.float64))
+
+
+def test_an_rms_norm_can_do_without_weights():
+    assert parameters(make(NORMS, ("rms", {"elementwise_affine": False}), "norm", 8)) == 0
+
+
+def test_the_masked_head_computes_its_formula():
+    head, x = HEADS["masked"](4, 9).double(), vectors(2, 3, 4)
+    inside = MLP_FORMULAS["gelu-exact"](x @ head.transform.weight.T + head.transform.bias)
+    same(head(x), F.layer_norm(inside, (4,)) @ head.weight.T + head.bias)
+
+
+# ---------------------------------------------------------------- where norms stand
+
+
+class Times(nn.Module):
+    """A mixer that multiplies, and leaves the state alone."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x, state=None):
+        return self.factor * x, state
+
+
+def thirds(width):
+    """A norm that is easy to follow."""
+    return type("Third", (nn.Module,), {"forward": lambda self, x: x / 3})()
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("pre", (1 + 6 / 3) * (1 + 2)),
+        ("post", (1 + 6) / 3 * (1 + 6) / 3),
+        ("sublayer", (1 + 6 / 3) * (1 + 6 / 3)),
+    ],
+)
+def test_a_norm_stands_where_its_place_says(at, expected):
+    mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
+    block = BLOCKS[at](Times(6), mlp, thirds, 1, 0.0)
+    y, state = block(torch.ones(1, 1, 1), "kept")
+    assert y.item() == pytest.approx(expected)
+    assert state == "kept"
+
+
+def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order():
+    mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
+    block = CrossBlock(Times(3), mlp, thirds, 1, 0.0, cross=Times(9))
+    y, state = block(torch.ones(1, 1, 1), ("mixer's", "memory's"))
+    assert y.item() == pytest.approx((1 + 1) * (1 + 3) * (1 + 2))
+    assert state == ("mixer's", "memory's")
 
 
 # ---------------------------------------------------------------- decays and normalisers
@@ -145,6 +304,34 @@ def test_softmax_attention_computes_its_formula():
         scores = (q[:, h] @ k[:, h].T / 3**0.5).exp().tril()
         heads.append(scores @ v[:, h] / scores.sum(1, keepdim=True))
     same(mixer(x)[0][0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
+
+
+def test_bidirectional_attention_computes_its_formula():
+    mixer, x = mixers.BidirectionalAttention(6, heads=2).double(), vectors(1, 4, 6)
+    q, k, v = (x[0] @ W.T for W in mixer.qkv.weight.split(6))
+    heads = [
+        (q[:, h] @ k[:, h].T / 3**0.5).softmax(-1) @ v[:, h] for h in (slice(0, 3), slice(3, 6))
+    ]
+    y, state = mixer(x)
+    same(y[0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
+    assert state is None
+
+
+def test_cross_attention_computes_its_formula_and_keeps_the_memory():
+    cross, x, memory = (
+        mixers.CrossAttention(6, heads=2).double(),
+        vectors(1, 4, 6),
+        vectors(1, 7, 6),
+    )
+    q, (k, v) = x[0] @ cross.q.weight.T, (memory[0] @ W.T for W in cross.kv.weight.split(6))
+    heads = [
+        (q[:, h] @ k[:, h].T / 3**0.5).softmax(-1) @ v[:, h] for h in (slice(0, 3), slice(3, 6))
+    ]
+    read = cross.read(memory)
+    y, state = cross(x, read)
+    same(y[0], torch.cat(heads, dim=1) @ cross.out.weight.T)
+    assert state is read
+    assert read.t == 7
 
 
 def test_linear_attention_computes_its_formula():
@@ -302,3 +489,9 @@ def test_an_option_changes_the_output_with_the_same_weights(name, base, change):
         torch.manual_seed(0)
         outputs.append(make(MIXERS, (name, options), "mixer", 8).double()(x)[0])
     assert not torch.allclose(*outputs)
+
+
+def test_sinks_are_refused_where_positions_weigh_distances():
+    positions = Relative(8, None, heads=2, buckets=8, distance=20)
+    with pytest.raises(ValueError, match="do not know how far 2 sinks are by now"):
+        SoftmaxAttention(8, positions, heads=2, window=4, sinks=2)

@@ -21,10 +21,10 @@ from ..figures import Bars
 # Which part a parameter belongs to, by its name; the first that fits.
 PARTS = (
     ("norms", r"norm|layers\.\d+\.[15]\."),
-    ("embedding", r"embed"),
+    ("embedding", r"embed|segments|positions"),
     ("hashing", r"hash_proj"),
     ("patches", r"patch_|fold"),
-    ("mixers", r"\.(mix|kernel)\.|layers\.\d+\.0\."),
+    ("mixers", r"\.(mix|cross|kernel)\.|layers\.\d+\.0\."),
     ("MLPs", r"mlp|layers\.\d+\.[24]\."),
     ("head", r"head"),
 )
