@@ -33,6 +33,7 @@ class Recipe:
     weight_decay: float = 0.1
     clip: float = 1.0  # largest norm of the gradient
     precision: str = "float32"
+    matmul: str = "native"  # or float8 where the hardware has it, float8-simulated anywhere
     device: str = "cpu"
     compile: bool = False
     seed: int = 0
@@ -50,7 +51,7 @@ class Recipe:
             check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
         check_range("Recipe: recompute", self.recompute, int, math.inf)
-        names = dict.fromkeys(("device", "precision", "optimizer"), str)
+        names = dict.fromkeys(("device", "precision", "optimizer", "matmul"), str)
         for name, kind in (names | {"compile": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")

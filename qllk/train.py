@@ -21,7 +21,7 @@ from dataclasses import asdict
 
 import torch
 
-from . import devices, evaluate, optim, probes
+from . import devices, evaluate, float8, optim, probes
 from .data import Corpus, draw_windows
 from .layers import Dropout
 from .models import Stack, build
@@ -44,7 +44,8 @@ class Trainer:
 
     Attributes  model, spec, recipe, corpus; step (done so far); seconds (spent in steps);
                 log: [step, name, value] of every command that acted
-    Raises      ValueError for a window longer than the corpus, or a device this machine lacks
+    Raises      ValueError for a window longer than the corpus, an optimizer or matmul that there
+                is not, or a device this machine lacks
     """
 
     def __init__(
@@ -60,7 +61,12 @@ class Trainer:
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
-        self.model = build(what, seed=recipe.seed).to(self.device)
+        self.model = float8.convert(
+            build(what, seed=recipe.seed).to(self.device),
+            recipe.matmul,
+            device=self.device,
+            precision=self.precision,
+        )
         self.spec = self.model.spec
         self.optimizer = self._optimizer()
         self.lr, self.batch = recipe.lr, recipe.batch

@@ -14,7 +14,7 @@ ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "mixers", "patching", "models", "published"],
     *["tokens", "data", "tasks", "probes", "measure", "evaluate"],
-    *["devices", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
+    *["devices", "float8", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
     "lab",
 ]
 FILES = sorted(ROOT.glob("*.py"))

@@ -514,6 +514,7 @@ def test_a_run_in_a_thread_is_the_same_run():
         {"recompute": -1},
         {"recompute": 1.0},
         {"optimizer": 3},
+        {"matmul": None},
         {"lr": 0},
         {"lr": math.nan},
         {"final_lr": -0.1},
