@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -114,6 +116,23 @@ class Dropout(nn.Module):
             return x
         mask = torch.empty_like(x).bernoulli_(1.0 - self.share, generator=self.generator)
         return x * mask / (1.0 - self.share)
+
+    def twice(self):
+        """Two contexts, for a first computation and for its repetition with the same masks."""
+        start = self.generator and self.generator.get_state()
+        return contextlib.nullcontext(), self._from(start)
+
+    @contextlib.contextmanager
+    def _from(self, start):
+        if start is None:  # torch's global generator is the repeater's own care
+            yield
+            return
+        now = self.generator.get_state()
+        self.generator.set_state(start)
+        try:
+            yield
+        finally:
+            self.generator.set_state(now)
 
 
 class LinearHead(nn.Linear):

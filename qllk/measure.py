@@ -141,6 +141,26 @@ def _place(tensor):
     return tensor.untyped_storage()._cdata
 
 
+def saved_bytes(run: Callable[[], object]) -> int:
+    """What the forward pass `run` leaves for a backward pass, the weights themselves left out.
+
+    Memory that is saved twice counts once. What an operation of one's own keeps by other means
+    than `save_for_backward` is not seen.
+    """
+    saved = {}
+
+    def pack(tensor):
+        owner = tensor if tensor._base is None else tensor._base
+        if not isinstance(owner, torch.nn.Parameter):
+            storage = tensor.untyped_storage()  # held, so that its place is not used again
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
 def operations(run: Callable[[], object]) -> int:
     """Floating-point operations in the matrix products, convolutions and attention of a call.
 

@@ -32,8 +32,16 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,T) float32, 0 where the loss does not count
 
 
+IGNORED = -100  # a target that asks for nothing; torch's own choice
+
+
+def counted(targets) -> int:
+    """How many targets ask for something."""
+    return (targets.long() != IGNORED).sum().item()  # in uint8, -100 would be byte 156
+
+
 def byte_losses(logits, targets):
-    """Surprise of each byte, in nats, in float32 at least.
+    """Surprise of each byte, in nats, in float32 at least; 0 where the target is IGNORED.
 
     Shapes   logits (B,T,vocab), targets (B,T) of any integer type -> (B,T)
     """

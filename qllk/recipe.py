@@ -25,12 +25,15 @@ class Recipe:
     batch: int = 4  # rows per step
     window: int = 1024  # bytes per row
     accumulate: int = 1  # a step's rows are worked through in this many parts
+    recompute: int = 0  # blocks of which autograd keeps only the first input; 0 keeps all
+    optimizer: str = "adamw"  # or adamw-bfloat16, lion, lion-bfloat16
     lr: float = 6e-3  # the peak
     final_lr: float = 0.02  # share of the peak at the end
     warmup: float = 0.15  # share of the run, so that a slow model is not warmed up for longer
     weight_decay: float = 0.1
     clip: float = 1.0  # largest norm of the gradient
     precision: str = "float32"
+    matmul: str = "native"  # or float8 where the hardware has it, float8-simulated anywhere
     device: str = "cpu"
     compile: bool = False
     seed: int = 0
@@ -47,11 +50,12 @@ class Recipe:
         for name, most in {"weight_decay": math.inf, "final_lr": 1.0, "warmup": 1.0}.items():
             check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
-        for name, kind in {"device": str, "precision": str, "compile": bool}.items():
+        check_range("Recipe: recompute", self.recompute, int, math.inf)
+        names = dict.fromkeys(("device", "precision", "optimizer", "matmul"), str)
+        for name, kind in (names | {"compile": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")
-        if self.batch % self.accumulate:
-            raise ValueError(f"Recipe: accumulate={self.accumulate} must divide batch={self.batch}")
+        check_parts("Recipe: ", self.batch, self.accumulate)
 
     @classmethod
     def from_dict(cls, values) -> Recipe:
@@ -69,6 +73,13 @@ def check_range(what, value, kind, most):
         limit = "" if most > 1 else " and at most 1"
         whole = "a whole number" if kind is int else "a number"
         raise ValueError(f"{what} must be {whole} of at least 0{limit}, got {value!r}")
+
+
+def check_parts(what, batch, accumulate):
+    if accumulate > batch:
+        raise ValueError(
+            f"{what}accumulate={accumulate} parts need a row each, and batch={batch} has fewer"
+        )
 
 
 def check_name(value):

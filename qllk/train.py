@@ -21,15 +21,16 @@ from dataclasses import asdict
 
 import torch
 
-from . import devices, evaluate, optim, probes
+from . import devices, evaluate, float8, objectives, optim, probes
 from .data import Corpus, draw_windows
 from .layers import Dropout
-from .models import build
-from .recipe import COMMANDS, Recipe, Record, check_range
+from .models import Stack, build
+from .recipe import COMMANDS, Recipe, Record, check_parts, check_range
 from .spec import Spec
 
 PROBE_EVERY = 10  # steps between two looks at the states
 KEEP_EVERY = 100  # steps between two copies that a diverged run can go back to
+FREE = ("device", "precision", "compile", "recompute")  # a resumed run may differ in these
 
 
 class Diverged(FloatingPointError):
@@ -43,7 +44,8 @@ class Trainer:
 
     Attributes  model, spec, recipe, corpus; step (done so far); seconds (spent in steps);
                 log: [step, name, value] of every command that acted
-    Raises      ValueError for a window longer than the corpus, or a device this machine lacks
+    Raises      ValueError for a window longer than the corpus, an optimizer or matmul that there
+                is not, or a device this machine lacks
     """
 
     def __init__(
@@ -59,9 +61,14 @@ class Trainer:
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
-        self.model = build(what, seed=recipe.seed).to(self.device)
+        self.model = float8.convert(
+            build(what, seed=recipe.seed).to(self.device),
+            recipe.matmul,
+            device=self.device,
+            precision=self.precision,
+        )
         self.spec = self.model.spec
-        self.optimizer = optim.adamw(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = self._optimizer()
         self.lr, self.batch = recipe.lr, recipe.batch
         self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
         self.log: list[list] = []
@@ -71,6 +78,12 @@ class Trainer:
         self._state_rms: dict[str, float] = {}
         self._settle()
         self._keep()
+
+    def _optimizer(self):
+        recipe = self.recipe
+        return optim.build(
+            recipe.optimizer, self.model, lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
 
     # ------------------------------------------------------------ commands
 
@@ -110,8 +123,7 @@ class Trainer:
         self.lr = float(value)
 
     def _set_batch(self, value):
-        if value % self.recipe.accumulate:
-            raise ValueError(f"accumulate={self.recipe.accumulate} must divide batch={value}")
+        check_parts("", value, self.recipe.accumulate)
         self.batch = value
 
     def _set_precision(self, value):
@@ -142,7 +154,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         ids = self._draw()
-        nats, precision = self._backward(ids)
+        nats, precision = self._backward(ids[:, :-1], ids[:, 1:])
         grad_norm = self._clip(nats, lr)
         with undivided():
             self._scaler.step(self.optimizer)
@@ -191,16 +203,20 @@ class Trainer:
         self._masks.manual_seed(mixed(self.recipe.seed, ~self.step))
         return ids.to(self.device)
 
-    def _backward(self, ids):
-        """Gradients of the mean loss; the loss in nats, and the precision of the logits."""
+    def _backward(self, inputs, targets):
+        """Gradients of the mean loss; the loss in nats, and the precision of the logits.
+
+        The mean is over all targets of the step, whichever part they fall into, and not over the
+        parts, which may have unequal numbers of them.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = ids.chunk(self.recipe.accumulate)
-        nats = 0.0
-        for part in parts:
+        count, nats = objectives.counted(targets), 0.0
+        pieces = (ids.tensor_split(self.recipe.accumulate) for ids in (inputs, targets))
+        for part, wanted in zip(*pieces, strict=True):
             with devices.autocast(self.device, self.precision):
-                logits = self._forward(part[:, :-1])
-            loss = evaluate.byte_losses(logits, part[:, 1:]).mean() / len(parts)
+                logits = self._forward(part)
+            loss = objectives.byte_losses(logits, wanted).sum() / count
             self._scaler.scale(loss).backward()
             nats += loss.item()
         return nats, str(logits.dtype).removeprefix("torch.")
@@ -290,12 +306,16 @@ class Trainer:
         self._settle()
 
     def _settle(self):
-        """What depends on the device: dropout's generator, the loss scaler, the compiled form."""
+        """What depends on the device and what the model must be told: dropout's generator, how
+        much to compute again, the loss scaler, the compiled form.
+        """
         kind = torch.device(self.device).type
         self._masks = torch.Generator(self.device)
         for module in self.model.modules():
             if isinstance(module, Dropout):
                 module.generator = self._masks
+            elif isinstance(module, Stack):
+                module.recompute = self.recipe.recompute
         self._scaler = torch.amp.GradScaler(kind, enabled=self.precision == "float16")
         self._forward = torch.compile(self.model) if self.recipe.compile else self.model
 
@@ -369,7 +389,7 @@ class Trainer:
                 )
             for name, value in asdict(Recipe.from_dict(facts["recipe"])).items():
                 mine = getattr(self.recipe, name)
-                if value != mine and name not in ("device", "precision", "compile"):
+                if value != mine and name not in FREE:
                     raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
             for name in ("step", "bytes_seen"):
                 check_range(name, facts[name], int, 2**63 - 1)
@@ -389,10 +409,8 @@ class Trainer:
 
     def _check_tensors(self, tensors):
         expected = {f"model.{name}": p for name, p in self.model.state_dict().items()}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for index, p in enumerate(parameters):
-            moments = {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}
-            moments = {f"optimizer.{index}.{key}": like for key, like in moments.items()}
+        for index, fresh in enumerate(optim.fresh(self.optimizer)):
+            moments = {f"optimizer.{index}.{key}": like for key, like in fresh.items()}
             if not moments.keys().isdisjoint(tensors):  # none before the first gradient
                 expected |= moments
         if missing := sorted(set(expected) - set(tensors)):
@@ -414,7 +432,7 @@ def trial(model, ids, device, precision):
     ids = ids.to(device)
     with devices.autocast(device, precision):
         logits = twin(ids[:, :-1])
-    loss = evaluate.byte_losses(logits, ids[:, 1:]).mean()
+    loss = objectives.byte_losses(logits, ids[:, 1:]).mean()
     loss.backward()
     finite = all(p.grad.isfinite().all() for p in twin.parameters() if p.grad is not None)
     return loss.item(), finite

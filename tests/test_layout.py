@@ -14,7 +14,7 @@ ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
     *["tokens", "data", "objectives", "tasks", "probes", "measure", "evaluate", "by_hand"],
-    *["devices", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
+    *["devices", "float8", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
     "lab",
 ]
 FILES = sorted(ROOT.glob("*.py"))

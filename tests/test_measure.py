@@ -74,6 +74,16 @@ def test_the_backward_pass_is_counted_too():
     assert both >= 100 + 100 * 100
 
 
+def test_saved_bytes_are_what_the_backward_pass_will_need():
+    w = torch.nn.Parameter(torch.ones(100, 100))
+    x = torch.ones(10, 100)
+    assert measure.saved_bytes(lambda: x @ w) == 10 * 100 * 4  # the input, not the weight
+    assert measure.saved_bytes(lambda: x @ w.t()) == 10 * 100 * 4
+    assert measure.saved_bytes(lambda: (x @ w).exp()) == 2 * 10 * 100 * 4
+    assert measure.saved_bytes(lambda: (x @ w) * (x @ w)) == 3 * 10 * 100 * 4  # x counts once
+    assert measure.saved_bytes(lambda: x + x) == 0
+
+
 def test_operations_count_a_multiply_and_an_add():
     assert measure.operations(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
 

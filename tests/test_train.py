@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
-from qllk import data, devices, evaluate, optim, train
+from qllk import data, devices, evaluate, objectives, optim, train
 from qllk.layers import Dropout
 from qllk.models import build
 from qllk.published import QLLK11
@@ -126,6 +126,32 @@ def test_accumulation_equals_the_large_batch():
     for p, q in zip(plain.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
     assert sizes == [1] * 20  # four parts of one row, five times
+
+
+def by_hand(run, inputs, targets):
+    """Loss and gradients of one whole batch, by torch's own mean over what is not ignored."""
+    run.model.zero_grad()
+    F.cross_entropy(run.model(inputs).flatten(0, 1), targets.flatten().long()).backward()
+    return [p.grad.clone() for p in run.model.parameters()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_parts_with_unequal_numbers_of_targets_equal_the_whole(accumulate):
+    run = trainer(spec=SPEC.but(dropout=0.0), accumulate=accumulate)
+    run.model.double()
+    ids = run._draw().long()
+    inputs, targets = ids[:, :-1], ids[:, 1:].clone()
+    targets[0, 3:] = targets[2, ::2] = objectives.IGNORED
+    targets[3] = objectives.IGNORED  # with four parts, one that asks for nothing
+    expected = by_hand(run, inputs, targets)
+    run._backward(inputs, targets)
+    for p, grad in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-12)
+
+
+def test_byte_156_is_a_target_like_any_other():
+    assert objectives.counted(torch.tensor([[156, 0]], dtype=torch.uint8)) == 2
+    assert objectives.counted(torch.tensor([[objectives.IGNORED, 156]])) == 1
 
 
 def test_the_gradient_is_clipped_to_its_norm_and_the_norm_before_is_told(monkeypatch):
@@ -304,7 +330,7 @@ def test_commands_that_make_no_sense_are_refused_at_once():
         (("device", "tpu"), "no device 'tpu' here"),
         (("precision", "float8"), "unknown precision 'float8'"),
         (("precision", "float16"), "cpu cannot train in float16"),
-        (("batch", 3), "accumulate=2 must divide batch=3"),
+        (("batch", 1), "accumulate=2 parts need a row each, and batch=1 has fewer"),
     ],
 )
 def test_a_refused_command_is_told_and_changes_nothing(command, reason):
@@ -484,7 +510,11 @@ def test_a_run_in_a_thread_is_the_same_run():
         {"batch": 2.0},
         {"window": -1},
         {"accumulate": 0},
-        {"accumulate": 3},
+        {"accumulate": 5},
+        {"recompute": -1},
+        {"recompute": 1.0},
+        {"optimizer": 3},
+        {"matmul": None},
         {"lr": 0},
         {"lr": math.nan},
         {"final_lr": -0.1},
@@ -526,6 +556,8 @@ def test_a_run_that_cannot_start_says_why():
         trainer(precision="float8")
     with pytest.raises(ValueError, match="unknown preset 'nonsense'; choose from"):
         trainer(spec="nonsense")
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; choose from adamw, adamw-bf"):
+        trainer(optimizer="sgd")
 
 
 def test_a_window_shorter_than_a_patch_simply_works():

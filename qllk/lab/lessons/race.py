@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ... import evaluate, kernels, measure, optim, probes, published
+from ... import evaluate, kernels, measure, probes, published
 from ...data import Corpus, all_windows, corpus
 from ...models import ModelState, build, parameters
 from ...presets import PRESETS
@@ -256,7 +256,7 @@ class StudyTrainer(Trainer):
             self.model = published.QLLK11(dim=entry.dim).to(self.device)
         if not entry.hashing:
             torch.nn.init.zeros_(self.model.hash_proj).requires_grad_(False)
-        self.optimizer = optim.adamw(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = self._optimizer()
         self._settle()
         self._keep()
 
