@@ -337,7 +337,7 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
         import datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"to stream {str(source)!r} takes the package `datasets`: pip install 'qllk[text]'; "
+            f"to stream {str(source)!r} takes the package `datasets`: pip install -e '.[text]'; "
             "or use corpus('stdlib'), which needs neither it nor a network"
         ) from error
     place, part = STREAMS.get(str(source), (str(source), None))

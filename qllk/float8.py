@@ -91,7 +91,7 @@ def hardware(model, device, precision):
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
         raise ValueError(
-            "matmul='float8' needs torchao, which is not installed: pip install 'qllk[extra]'"
+            "matmul='float8' needs torchao, which is not installed: pip install -e '.[extra]'"
         ) from None
     return convert_to_float8_training(
         model,

@@ -10,6 +10,7 @@ from helpers import SPEC, same
 
 from qllk import checkpoint, float8
 from qllk.float8 import LARGEST, FakeQuantise, SimulatedLinear, round_e4m3, scale_of
+from qllk.layers import LinearHead
 from qllk.models import build
 from qllk.recipe import Recipe
 from qllk.tasks import task
@@ -115,7 +116,7 @@ def simulated(spec=SPEC):
 def test_all_layers_but_the_head_are_simulated_and_keep_their_weights():
     plain, model = build(SPEC.but(dropout=0.0), seed=0), simulated()
     assert plain.state_dict().keys() == model.state_dict().keys()
-    assert type(model.head) is torch.nn.Linear
+    assert type(model.head) is LinearHead
     others = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.head]
     assert {type(module) for module in others} == {SimulatedLinear}
     ids = torch.randint(256, (2, 20))

@@ -476,7 +476,7 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch, 
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'qllk\[text\]'.*'stdlib'"):
         documents()
     assert main(["train", "--corpus", "fineweb-edu", "--steps", "1"]) == 1
-    assert "pip install 'qllk[text]'" in capsys.readouterr().err
+    assert "pip install -e '.[text]'" in capsys.readouterr().err
 
 
 def test_a_stream_out_of_reach_says_what_works_without_a_network(fake):
