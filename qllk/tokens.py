@@ -292,7 +292,7 @@ def hugging_face():
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "this needs Hugging Face's `tokenizers`, which is not installed: pip install -e '.[text]'"
+            "this needs Hugging Face's `tokenizers`, not installed here: pip install -e '.[text]'"
         ) from error
     return tokenizers
 

@@ -25,7 +25,7 @@ def code_of(path):
 def names_of(source):
     lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {node.name for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, kinds)}
+    return {node.name for node in ast.parse("\n".join(lines)).body if isinstance(node, kinds)}
 
 
 def public_names():

@@ -4,6 +4,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import nbformat
+import pytest
+
+from qllk.lab.notebooks import pictures
+
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {
     "pytorch": "torch",
@@ -54,3 +59,15 @@ def test_every_file_of_the_package_is_on_the_readmes_map():
     for path in sorted((ROOT / "qllk").rglob("*.py")):
         if path.name != "__init__.py":
             assert f"`{path.name}`" in readme, f"{path.name} is missing from README's map"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))[1:])
+def test_the_front_page_shows_each_lesson_with_its_minutes_and_its_picture(path):
+    notebook = nbformat.read(path, as_version=4)
+    minutes = map(int, re.findall(r"(\d+) to (?:read|do)", notebook.cells[0].source))
+    lines = (ROOT / "README.md").read_text().splitlines()
+    line = next(line for line in lines if f"(notebooks/{path.name})" in line)
+    image = path.parent / "images" / f"{path.stem}.png"
+    assert f"| {sum(minutes)} |" in line
+    assert f'src="notebooks/images/{image.name}"' in line
+    assert image.read_bytes() == pictures(notebook)[-1], "refresh the notebook"

@@ -1,6 +1,7 @@
 """Keep the stored notebooks true:  python -m qllk.lab.notebooks refresh|check FILE...
 
-refresh   run each notebook from the top and store what it printed, with counts 1…n
+refresh   run each notebook from the top and store what it printed, with counts 1…n; its last
+          picture also goes to `images/`, for the front page of the course
 check     refuse a notebook whose stored outputs nbval could not compare, or that holds a widget
 
 A cell whose output is not compared carries the tag `nbval-ignore-output` and a second tag,
@@ -10,6 +11,7 @@ could not show it.
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import tempfile
@@ -46,6 +48,19 @@ def refresh(path: Path) -> None:
             cell.outputs = [output for output in cell.outputs if not shows_widget(output)]
     notebook.metadata = nbformat.from_dict(METADATA)
     nbformat.write(notebook, path)
+    if found := pictures(notebook):
+        images = path.parent / "images"
+        images.mkdir(exist_ok=True)
+        (images / f"{path.stem}.png").write_bytes(found[-1])
+
+
+def pictures(notebook) -> list[bytes]:
+    """The PNGs that a notebook stores, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    stored = [
+        output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})
+    ]
+    return [base64.b64decode(text) for text in stored]
 
 
 def check(path: Path) -> list[str]:
