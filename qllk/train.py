@@ -68,6 +68,11 @@ class Trainer:
             precision=self.precision,
         )
         self.spec = self.model.spec
+        if self.spec.family != "decoder":
+            raise ValueError(
+                f"the trainer asks for the next byte, so it trains decoders; this is an "
+                f"{self.spec.family}. `qllk.objectives` has batches and a loss for it"
+            )
         self.optimizer = self._optimizer()
         self.lr, self.batch = recipe.lr, recipe.batch
         self.step, self.bytes_seen, self.seconds = 0, 0, 0.0

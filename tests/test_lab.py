@@ -473,7 +473,9 @@ def says(panel, name, text):
 
 
 def test_the_panel_offers_every_preset_and_everything_this_machine_can_do(panel):
-    assert list(panel.controls["model"].options) == list(panels.PRESETS)
+    offered = set(panel.controls["model"].options)
+    assert {"qllk-2", "qllk-2-local", "gpt", "gpt2-nano"} <= offered
+    assert not {"bert-nano", "t5-nano", "gpt2"} & offered
     assert "noise (task)" in dict(panels.corpora())
     offered = panel._precisions[panel.controls["device"].value]
     assert panel.controls["precision"].options == offered

@@ -638,3 +638,11 @@ def test_the_data_are_the_same_on_every_device():
     expected = run._draw()
     run.move("cuda", "float32")
     assert torch.equal(run._draw().cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("bert-nano", "encoder"), ("t5-nano", "encoder-decoder")]
+)
+def test_only_decoders_are_trained_on_the_next_byte(name, family):
+    with pytest.raises(ValueError, match=f"this is an {family}. `qllk.objectives` has"):
+        train.Trainer(name, CORPUS, Recipe(steps=1, window=24))

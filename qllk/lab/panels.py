@@ -75,6 +75,15 @@ HINT = (
 )
 
 
+def byte_models() -> list[str]:
+    """The presets that the lab can train: those that guess the next byte."""
+    return [
+        name
+        for name, spec in PRESETS.items()
+        if spec.family == "decoder" and spec.vocab_size == 256
+    ]
+
+
 def lab(name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", steps=5000, **more):
     """The live trainer. A cell that makes it again stops the older run of this name.
 
@@ -226,7 +235,7 @@ class Panel:
         known = corpus in [source for _, source in sources]
         recipe = self.recipe
         self.controls = {
-            "model": widgets.Dropdown(options=list(PRESETS), value=model, description="model"),
+            "model": widgets.Dropdown(options=byte_models(), value=model, description="model"),
             "corpus": widgets.Dropdown(
                 options=sources, value=corpus if known else FILE, description="corpus"
             ),
