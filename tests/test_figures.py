@@ -93,3 +93,11 @@ def test_words_of_any_length_have_room():
     bars = ElementTree.fromstring(charts.drawn(Bars("b", {"n": 7}, "kilobytes per second")))
     said = next(one for one in bars.findall(".//{*}text") if one.text.endswith("second"))
     assert float(said.get("x")) + 6 * len(said.text) < int(bars.get("width"))
+
+
+def test_a_number_fits_into_its_cell():
+    numbers = Heat("t", [[-0.0073, -2.9]], ["row"], ["0", "1"], numbers=True)
+    root = ElementTree.fromstring(charts.drawn(numbers))
+    cells = [float(one.get("width")) for one in root.findall(".//{*}rect")]
+    assert len(cells) == 2
+    assert min(cells) > 6 * len("-0.0073")

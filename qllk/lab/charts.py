@@ -23,7 +23,8 @@ from .svg import (
 )
 
 POSITIVE, NEGATIVE = "#4c84c4", "#dd7f2e"
-WIDTH, HEIGHT, CELL = 560, 300, 24
+WIDTH, HEIGHT = 560, 300
+CELL, WIDE = 24, 46  # a cell of a table, and one that holds a number
 
 
 def page_html(page: Page) -> str:
@@ -98,35 +99,36 @@ def round_numbers(scale: Scale) -> list[float]:
 @drawn.register
 def _(heat: Heat) -> str:
     left, top = 10 + int(LETTER * max(map(len, heat.row_names), default=0)), 44
-    width = left + CELL * len(heat.column_names) + 8
+    wide = WIDE if heat.numbers else CELL
+    width = left + wide * len(heat.column_names) + 8
     width = max(width, int(LETTER * 1.1 * len(heat.title)))
     plot = Plot(width, top + CELL * len(heat.rows) + 8, Scale(0, 1), Scale(0, 1))
     parts = [text(0, 14, heat.title, opacity=1)]
     for j, name in enumerate(heat.column_names):
-        parts.append(text(left + CELL * (j + 0.5), top - 6, name, anchor="middle"))
+        parts.append(text(left + wide * (j + 0.5), top - 6, name, anchor="middle"))
     for i, (name, row) in enumerate(zip(heat.row_names, heat.rows, strict=True)):
         y = top + CELL * i
         parts.append(text(left - 6, y + CELL / 2 + 4, name, anchor="end"))
         for j, value in enumerate(row):
-            parts.append(cell(left + CELL * j, y, value, heat.full))
+            parts.append(cell(left + wide * j, y, wide, value, heat.full))
             if heat.numbers:
                 said = short(value, 2)
-                parts.append(text(left + CELL * (j + 0.5), y + CELL / 2 + 4, said, anchor="middle"))
+                parts.append(text(left + wide * (j + 0.5), y + CELL / 2 + 4, said, anchor="middle"))
     return picture(plot, heat.digest, parts)
 
 
-def cell(x, y, value, full) -> str:
+def cell(x, y, width, value, full) -> str:
     colour = POSITIVE if value >= 0 else NEGATIVE
     share = min(1.0, abs(value) / full) if math.isfinite(value) else 1.0
     return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{CELL - 1}" height="{CELL - 1}" rx="2" '
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width - 1}" height="{CELL - 1}" rx="2" '
         f'fill="{colour}" fill-opacity="{share:.2f}" stroke="currentColor" stroke-opacity="0.15"/>'
     )
 
 
 @drawn.register
 def _(bars: Bars) -> str:
-    left = 14 + int(LETTER * max(map(len, bars.values), default=0))
+    left = 14 + int(1.2 * LETTER * max(map(len, bars.values), default=0))
     said = [f"{short(value)} {bars.unit}" for value in bars.values.values()]
     right = 14 + int(LETTER * max(map(len, said), default=0))
     most = max(bars.values.values(), default=1.0) or 1.0

@@ -24,6 +24,9 @@ STYLE = """<style>
 .q-explore .q-row { flex-flow: row wrap; gap: 4px 18px; overflow: visible; align-items: center; }
 .q-explore .q-row .widget-label { width: auto; min-width: 40px; font-size: 12px; }
 .q-explore .q-row > * { margin: 2px 0; }
+.q-explore .q-row > .widget-hslider { width: auto; min-width: 280px; }
+.q-explore .q-row .widget-readout { flex: 0 0 auto; min-width: 40px; max-width: none;
+  overflow: visible; }
 .q-explore .q-row button { width: 84px; border-radius: 4px; }
 .q-explore .q-picture .widget-html-content { line-height: 1.3; }
 .q-explore .q-figures { display: flex; flex-flow: row wrap; gap: 8px 24px; margin: 4px 0; }
