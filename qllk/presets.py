@@ -76,6 +76,48 @@ def _t5(d_model: int, layers: int, heads: int, vocab_size: int) -> Spec:
     )
 
 
+def _swa_mla(d_model: int, layers: int, heads: int, *, window=256, vocab_size=50_257, **sizes):
+    """Two layers that look through a window with sinks, one that keeps latents of everything."""
+    window = ("softmax", {"heads": heads, "window": window, "sinks": 4})
+    widths = {"d_latent": 256, "d_nope": 128, "d_rope": 64, "d_value": 128} | sizes
+    return Spec(
+        d_model=d_model,
+        layers=layers,
+        mixers=(window, window, ("latent", {"heads": heads, **widths, "norm": "layer"})),
+        mlp=("swiglu", {"ratio": 4}),
+        positions="rotary",
+        vocab_size=vocab_size,
+        tied=True,
+    )
+
+
+def _randygpt(d_model: int, layers: int, heads: int, context: int, vocab_size: int) -> Spec:
+    return Spec(
+        d_model=d_model,
+        layers=layers,
+        mixers=(("softmax", {"heads": heads}),),
+        mlp=SQUARED_RELU,
+        norm=("rms", {"eps": 1e-5, "elementwise_affine": False}),
+        norm_out="none",
+        positions="learned",
+        context=context,
+        vocab_size=vocab_size,
+    )
+
+
+def _local_code(vocab_size: int, context: int) -> Spec:
+    return Spec(
+        d_model=64,
+        layers=2,
+        mixers=(("softmax", {"heads": 2}),),
+        mlp=("gelu", {"ratio": 4, "bias": True}),
+        norm="layer",
+        positions="learned",
+        context=context,
+        vocab_size=vocab_size,
+    )
+
+
 PRESETS = {
     # QLLK corrected: patches aligned by target, a local decoder, the cumulative sum as the global
     # mixer. Chosen by the race, see README.  1,298,944 parameters.
@@ -89,7 +131,7 @@ PRESETS = {
     "gpt-nano": _gpt(64, layers=4, heads=2),
     # Radford 2019, table 2, the smallest; as openai/gpt-2 has it.  124,439,808 parameters.
     "gpt2": _gpt2(768, layers=12, heads=12, context=1024, vocab_size=50_257),
-    "gpt2-nano": _gpt2(64, layers=4, heads=2, context=256),
+    "gpt2-nano": _gpt2(64, layers=4, heads=2, context=1024),
     # Devlin 2018, 1810.04805, section 3, base, with the head for masked bytes; as
     # google-research/bert has it.  109,514,298 parameters.
     "bert-base": _bert(768, layers=12, heads=12, context=512, vocab_size=30_522),
@@ -100,4 +142,23 @@ PRESETS = {
     "t5-base": _t5(768, layers=12, heads=12, vocab_size=32_128),
     # Bytes, one id to start with and a hundred sentinels.
     "t5-nano": _t5(64, layers=2, heads=2, vocab_size=357),
+    # SWA-MLA, its README: sizes in words, "about 125M, 400M, 700M, 2B". Here its windows act.
+    # 158,352,896 parameters by the text, 262,516,736 by the sizes that its code builds.
+    "swa-mla-small": _swa_mla(768, layers=12, heads=12),
+    "swa-mla-small-as-coded": _swa_mla(1024, layers=12, heads=16),
+    # 982,981,632, 1,940,808,192 and 8,578,479,104 parameters.
+    "swa-mla-base": _swa_mla(1536, layers=24, heads=16),
+    "swa-mla-large": _swa_mla(2048, layers=28, heads=16),
+    "swa-mla-xl": _swa_mla(4096, layers=32, heads=32),
+    "swa-mla-nano": _swa_mla(
+        *(64, 3, 2), window=64, vocab_size=256, d_latent=32, d_nope=16, d_rope=16, d_value=32
+    ),
+    # randyGPT 0.1 and 0.3, see `by_hand`; the vocabulary is that of their texts.  13,184 and
+    # 811,776 parameters.
+    "randygpt-0.1": _randygpt(32, layers=1, heads=4, context=8, vocab_size=10),
+    "randygpt-0.3": _randygpt(128, layers=4, heads=8, context=64, vocab_size=67),
+    "randygpt-nano": _randygpt(64, layers=4, heads=4, context=1024, vocab_size=256),
+    # local-code-model, the run of its README: 136,832 parameters, where it says about 50 thousand.
+    "local-code-model": _local_code(vocab_size=259, context=64),
+    "local-code-model-nano": _local_code(vocab_size=256, context=1024),
 }

@@ -21,11 +21,22 @@ PARAMETERS = {
     "gpt": 1_312_160,
     "gpt-nano": 229_952,
     "gpt2": 124_439_808,
-    "gpt2-nano": 232_832,
+    "gpt2-nano": 281_984,
     "bert-base": 109_514_298,
     "bert-nano": 237_569,
     "t5-base": 222_903_552,
     "t5-nano": 253_120,
+    "swa-mla-small": 158_352_896,
+    "swa-mla-small-as-coded": 262_516_736,
+    "swa-mla-base": 982_981_632,
+    "swa-mla-large": 1_940_808_192,
+    "swa-mla-xl": 8_578_479_104,
+    "swa-mla-nano": 211_456,
+    "randygpt-0.1": 13_184,
+    "randygpt-0.3": 811_776,
+    "randygpt-nano": 294_912,
+    "local-code-model": 136_832,
+    "local-code-model-nano": 197_888,
 }
 CONV = ("conv", {"width": 3})
 SOFTMAX = ("softmax", {"heads": 2})
