@@ -118,7 +118,19 @@ def by_rms(sums, counts):
 NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
 
 
-class SoftmaxAttention(nn.Module):
+class SelfAttention(nn.Module):
+    """What every attention of a text to itself is made of: heads, projections, positions."""
+
+    def __init__(self, d_model, positions, heads, bias):
+        super().__init__()
+        self.heads = divides(heads, d_model)
+        positions = positions or NoPositions(d_model)
+        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+
+class SoftmaxAttention(SelfAttention):
     """Every query looks at every key before it, or at the last `window` of them and the sinks.
 
     Options  heads, which divide d_model
@@ -132,18 +144,13 @@ class SoftmaxAttention(nn.Module):
     """
 
     def __init__(self, d_model, positions=None, *, heads, window=None, sinks=0, bias=False):
-        super().__init__()
-        self.heads = divides(heads, d_model)
+        super().__init__(d_model, positions, heads, bias)
         self.window, self.sinks = checked_window(window, sinks)
-        positions = positions or NoPositions(d_model)
-        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
         if sinks and self.bias(heads, 1, 1) is not None:
             raise ValueError(
                 f"positions that weigh distances do not know how far {sinks} sinks are by now; "
                 "use rotary positions or none"
             )
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(self, x, state=None):
         t = state.t if state else 0
@@ -223,7 +230,7 @@ class LatentAttention(nn.Module):
         return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)
 
 
-class BidirectionalAttention(nn.Module):
+class BidirectionalAttention(SelfAttention):
     """Every query looks at every key, before it and after: for encoders, which read texts whole.
 
     Options  heads, which divide d_model; bias in the projections
@@ -233,12 +240,7 @@ class BidirectionalAttention(nn.Module):
     """
 
     def __init__(self, d_model, positions=None, *, heads, bias=False):
-        super().__init__()
-        self.heads = divides(heads, d_model)
-        positions = positions or NoPositions(d_model)
-        self.turn, self.bias = positions.turn, positions.bias  # the model owns the module
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.out = nn.Linear(d_model, d_model, bias=bias)
+        super().__init__(d_model, positions, heads, bias)
 
     def forward(self, x, state=None):
         T = x.shape[1]

@@ -61,18 +61,16 @@ class Trainer:
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
-        self.model = float8.convert(
-            build(what, seed=recipe.seed).to(self.device),
-            recipe.matmul,
-            device=self.device,
-            precision=self.precision,
-        )
-        self.spec = self.model.spec
+        model = build(what, seed=recipe.seed)
+        self.spec = model.spec
         if self.spec.family != "decoder":
             raise ValueError(
                 f"the trainer asks for the next byte, so it trains decoders; this is an "
                 f"{self.spec.family}. `qllk.objectives` has batches and a loss for it"
             )
+        self.model = float8.convert(
+            model.to(self.device), recipe.matmul, device=self.device, precision=self.precision
+        )
         self.optimizer = self._optimizer()
         self.lr, self.batch = recipe.lr, recipe.batch
         self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
