@@ -174,13 +174,12 @@ def do_train(args):
         "samples": [],
     }
     run(trainer, args, report)
-    with devices.autocast(trainer.device, trainer.precision):
-        nats = evaluate.nats_per_byte(trainer.model, trainer.corpus.valid, trainer.recipe.window)
+    nats = trainer.validate(len(trainer.corpus.valid))
     report |= {
         "steps": trainer.step,
         "bytes_seen": trainer.bytes_seen,
         "seconds": trainer.seconds,
-        "held_out_bytes": len(trainer.corpus.valid) - 1,
+        "held_out_bytes": len(trainer.corpus.text.valid) - 1,
         "nats_per_byte": nats,
         "bits_per_byte": nats / evaluate.LN2,
     }

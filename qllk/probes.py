@@ -101,7 +101,7 @@ def state_rms(state) -> dict[str, float]:
     """
     return {
         f"{clock} {number} {kind}": _rms(layer)
-        for number, (clock, kind, layer) in _numbered(_layers(state.parts, "byte"))
+        for number, (clock, kind, layer) in _numbered(_layers(state and state.parts, "byte"))
     }
 
 
