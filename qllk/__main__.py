@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import __version__, bench, checkpoint, devices, evaluate, sample
+from . import __version__, bench, checkpoint, devices, evaluate, probes, sample
 from .data import corpus_names, write_whole
 from .models import build, parameters
 from .presets import PRESETS
@@ -97,19 +97,54 @@ def do_doctor(args):
 
 def add_presets(commands):
     made = command(commands, do_presets)
+    made.add_argument("--window", type=int, default=Recipe.window, help="ids in a row")
+    made.add_argument("--batch", type=int, default=Recipe.batch, help="rows in a training step")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
 def do_presets(args):
-    """The models that have names, with their parameters."""
+    """The models that have names, and what each costs to run and to train."""
     facts = {}
-    for name, spec in PRESETS.items():
-        with torch.device("meta"):
-            count = parameters(build(spec))
-        facts[name] = {"parameters": count, "spec": json.loads(spec.to_json())}
-    width = max(map(len, facts))
-    lines = [f"{name:{width}}  {row['parameters']:>12,} parameters" for name, row in facts.items()]
-    show(args, facts, "\n".join(lines))
+    for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
+        window = min(args.window, spec.context or args.window)
+        found = probes.costs(spec, window, args.batch)
+        sizes = {"window": window, "batch": args.batch}
+        facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
+    show(args, facts, costs_table(facts, args.batch))
+
+
+def costs_table(facts, batch) -> str:
+    """A line for each model, in columns, and a last one that says what was counted."""
+    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
+    lines = [head, *(costs_line(name, row) for name, row in facts.items())]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = [
+        "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
+    ]
+    return "\n".join(text) + (
+        f"\n\nOne row of `window` ids, {batch} to train. FLOPs of a forward pass, with the hidden "
+        "half of attention, without elementwise work; training takes three times as many. Memory "
+        "in float32, with AdamW."
+    )
+
+
+def costs_line(name, row):
+    sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
+    return (
+        name,
+        f"{row['parameters']:,}",
+        scaled(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
+        *(scaled(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        f"{row['window']:,}",
+    )
+
+
+def scaled(number, step, units) -> str:
+    """In the largest unit of which it has one or more; a dash for none."""
+    if number is None:
+        return "-"
+    power = sum(number >= step**p for p in range(1, len(units)))
+    return f"{number / step**power:.{1 if power else 0}f} {units[power]}"
 
 
 # ---------------------------------------------------------------- train

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from qllk.__main__ import main
+from qllk import probes
+from qllk.__main__ import main, scaled
+from qllk.presets import PRESETS
+from qllk.spec import Spec
 
 TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
 
@@ -31,11 +34,48 @@ def test_doctor_names_the_cpu_and_its_precisions(capsysbinary):
     assert cpu["fastest"] in cpu["precisions"]
 
 
-def test_presets_lists_parameters(capsysbinary):
+@pytest.fixture
+def few_presets(monkeypatch):
+    few = ("qllk-2-nano", "bert-nano", "t5-nano", "randygpt-0.3")
+    monkeypatch.setattr("qllk.__main__.PRESETS", {name: PRESETS[name] for name in few})
+
+
+def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     code, out, _ = run(capsysbinary, "presets")
+    head, *rows, _, note = out.splitlines()
     assert code == 0
-    assert "qllk-2-local" in out
-    assert "parameters" in out
+    assert head.split()[:3] == ["model", "parameters", "FLOPs/token"]
+    assert rows[0].split() == ("qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024".split())
+    assert rows[1].split() == "bert-nano 237,569 696.4 K - - 22.0 MiB 256".split()
+    assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
+    assert "4 to train" in note
+    assert "three times as many" in note
+
+
+def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbinary, few_presets):
+    code, out, _ = run(capsysbinary, "presets --json --window 100 --batch 2")
+    facts = json.loads(out)
+    assert code == 0
+    for name, row in facts.items():
+        window = min(100, PRESETS[name].context or 100)
+        spec = row.pop("spec")
+        assert Spec.from_json(json.dumps(spec)) == PRESETS[name]
+        costs = probes.costs(name, window, 2)
+        assert row == costs._asdict() | {"window": window, "batch": 2}
+    assert facts["randygpt-0.3"]["window"] == 64
+    assert facts["bert-nano"]["state_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
+)
+def test_sizes_are_told_in_the_largest_unit_they_fill(number, said):
+    assert scaled(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+
+
+def test_a_size_beyond_the_units_keeps_the_last():
+    assert scaled(5e9, 1000, ("", "K", "M")) == "5000.0 M"
 
 
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
@@ -90,6 +130,8 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
         ("train --precision float8", "unknown precision 'float8'"),
         ("train --lr -1", "lr must be a number above 0"),
         ("sample /nowhere", "no checkpoint at '/nowhere'"),
+        ("presets --window 0", "window must be a whole number above 0, got 0"),
+        ("presets --batch 0", "batch must be a whole number above 0, got 0"),
         ("bench --entries qllk-3", "no entry 'qllk-3'"),
     ],
 )
