@@ -84,18 +84,27 @@ def written(capsysbinary, line):
     return capsysbinary.readouterr().out
 
 
-def test_sample_writes_what_generate_does(capsysbinary, checkpoints):
-    model, line = checkpoint.load_model(checkpoints[0]), f"sample {checkpoints[0]} --prompt the"
-    plain = b"the" + generate(model, "the", 30) + b"\n"
-    assert written(capsysbinary, f"{line} --length 30 --temperature 0") == plain
-    drawn = b"the" + generate(model, "the", 30, sampler(1.2, 50, 0.9, seed=5)) + b"\n"
-    options = "--temperature 1.2 --top-k 50 --top-p 0.9 --seed 5"
-    assert written(capsysbinary, f"{line} --length 30 {options}") == drawn
-    pick = penalised(greedy, 2.0, torch.tensor([list(b"the")]))
-    lively = b"the" + generate(model, "the", 30, pick) + b"\n"
-    options = "--temperature 0 --repetition-penalty 2"
-    assert written(capsysbinary, f"{line} --length 30 {options}") == lively != plain
-    assert written(capsysbinary, f"{line} --length 0") == b"the\n"
+@pytest.mark.parametrize(
+    ("options", "pick"),
+    [
+        ("--temperature 0", lambda: greedy),
+        ("--seed 5", lambda: sampler(0.8, seed=5)),
+        ("--seed 5 --temperature 1.2 --top-k 5", lambda: sampler(1.2, top_k=5, seed=5)),
+        ("--seed 5 --top-p 0.3", lambda: sampler(0.8, top_p=0.3, seed=5)),
+        (
+            "--temperature 0 --repetition-penalty 2",
+            lambda: penalised(greedy, 2.0, torch.tensor([list(b"the")])),
+        ),
+    ],
+)
+def test_sample_writes_what_generate_does(capsysbinary, checkpoints, options, pick):
+    text = generate(checkpoint.load_model(checkpoints[0]), "the", 30, pick())
+    line = f"sample {checkpoints[0]} --prompt the --length 30 {options}"
+    assert written(capsysbinary, line) == b"the" + text + b"\n"
+
+
+def test_sample_writes_nothing_when_asked_for_nothing(capsysbinary, checkpoints):
+    assert written(capsysbinary, f"sample {checkpoints[0]} --prompt the --length 0") == b"the\n"
 
 
 def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypatch):

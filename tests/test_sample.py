@@ -258,15 +258,18 @@ def made_causal(spec):
     return model
 
 
-class Counted:
-    """A model that counts how often it is called."""
+class Watched:
+    """A model that notes, at each call, all that it has read by then."""
 
     def __init__(self, model):
-        self.model, self.spec, self.calls = model, model.spec, 0
+        self.model, self.spec, self.read = model, model.spec, []
 
     def run(self, ids, state=None):
-        self.calls += 1
-        return self.model.run(ids, state)
+        text, state = state or ([], None)
+        text = text + ids[0].tolist()
+        self.read.append(text)
+        logits, state = self.model.run(ids, state)
+        return logits, (text, state)
 
 
 def noisy(model, size):
@@ -312,22 +315,35 @@ def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
 @pytest.mark.parametrize(("prompt", "extra"), [(b"abc", 0), (b"abcdefgh", 1)])
 def test_an_equal_draft_makes_one_call_of_ahead_plus_one_ids(setting, prompt, extra):
     model = made(PATCHED)
-    counted, ids = Counted(model), torch.tensor([list(prompt)])
-    assert len(list(islice(speculate(counted, model, ids, chances(**setting), seed=0), 50))) == 50
-    assert counted.calls == 50 / (4 + 1) + extra  # a prompt longer than `ahead` is read first
+    watched, ids = Watched(model), torch.tensor([list(prompt)])
+    assert len(list(islice(speculate(watched, model, ids, chances(**setting), seed=0), 50))) == 50
+    assert len(watched.read) == 50 / (4 + 1) + extra  # a prompt longer than `ahead` is read first
 
 
 def calls_per_id(off, ahead=4, length=200):
     model = made_causal(ATTENTION)
-    counted, prompt = Counted(model), torch.tensor([list(b"abc")])
-    written = speculate(counted, noisy(model, off), prompt, chances(), ahead, seed=0)
+    watched, prompt = Watched(model), torch.tensor([list(b"abc")])
+    written = speculate(watched, noisy(model, off), prompt, chances(), ahead, seed=0)
     assert len(list(islice(written, length))) == length
-    return counted.calls / length
+    return len(watched.read) / length
 
 
 def test_a_better_draft_saves_more_calls_and_the_worst_costs_few():
     equal, good, bad = map(calls_per_id, DRAFTS.values())
     assert equal == 1 / 5 < good < 0.5 < bad <= 1 + 1 / 4
+
+
+@each_draft
+def test_both_go_on_from_the_text_whatever_was_guessed(off):
+    model, prompt = made_causal(ATTENTION), torch.tensor([list(b"abc")])
+    draft, model = Watched(noisy(model, off)), Watched(model)
+    text, rounds = prompt[0].tolist(), 0
+    for id in islice(speculate(model, draft, prompt, chances(0.5), ahead=3, seed=0), 60):
+        if len(draft.read) > 3 * rounds:  # this is the first id of another round
+            rounds += 1
+            assert draft.read[-3] == model.read[-1][:-3] == text
+        text.append(int(id))
+    assert rounds >= 15
 
 
 class ByTable:
