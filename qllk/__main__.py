@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from .data import corpus_names, write_whole
 from .models import build, parameters
 from .presets import PRESETS
 from .recipe import Recipe
+from .tokens import Bytes
 from .train import Diverged, Trainer
 
 
@@ -295,26 +297,39 @@ def add_sample(commands):
     made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     made.add_argument("--top-k", type=int)
     made.add_argument("--top-p", type=float)
+    made.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats"
+    )
+    made.add_argument("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
+    made.add_argument("--ahead", type=int, default=4, help="bytes the draft guesses at a time")
     made.add_argument("--seed", type=int)
 
 
 def do_sample(args):
     """Write on from a prompt with a trained model, one byte at a time."""
-    model = checkpoint.load_model(args.checkpoint).eval()
-    pick = sample.greedy
-    if args.temperature != 0:
-        pick = sample.sampler(args.temperature, args.top_k, args.top_p, args.seed)
-    prompt = args.prompt.encode()
-    ids = torch.tensor([list(prompt)])
-    if not prompt:
-        raise ValueError("the prompt is empty; give at least one byte, for example a line end")
-    sys.stdout.buffer.write(prompt)
-    for number, chosen in enumerate(sample.stream(model, ids, pick), 1):
-        sys.stdout.buffer.write(bytes(chosen.tolist()))
+    model, tokenizer = checkpoint.load_model(args.checkpoint).eval(), Bytes()
+    prompt = sample.encoded(model, args.prompt, tokenizer)
+    ids = sample.first(stream(args, model, prompt), args.length)
+    for chosen in chain(prompt.T, ids):
+        sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
-        if number >= args.length:
-            break
     print()
+
+
+def stream(args, model, prompt):
+    """The ids that follow, as the options ask."""
+    how = args.temperature, args.top_k, args.top_p
+    if not args.draft:
+        pick = sample.sampler(*how, seed=args.seed)
+        pick = sample.penalised(pick, args.repetition_penalty, prompt)
+        return sample.stream(model, prompt, pick)
+    if args.repetition_penalty != 1:
+        raise ValueError(
+            "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
+            "time, and a penalty changes after each; leave one out"
+        )
+    draft, weigh = checkpoint.load_model(args.draft).eval(), sample.chances(*how)
+    return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench

@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
 
-from qllk import probes
+from qllk import checkpoint, probes, sample
 from qllk.__main__ import main, scaled
+from qllk.data import corpus
 from qllk.presets import PRESETS
+from qllk.recipe import Recipe
+from qllk.sample import generate, greedy, penalised, sampler
 from qllk.spec import Spec
+from qllk.train import Trainer
 
 TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
 
@@ -95,6 +100,84 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     code, out, _ = run(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
     assert code == 0
     assert out.startswith("the")
+
+
+@pytest.fixture
+def checkpoints(tmp_path, text):
+    """Of a model and of one that has trained a little longer."""
+    paths = tmp_path / "model.safetensors", tmp_path / "draft.safetensors"
+    for steps, path in enumerate(paths, 3):
+        recipe = Recipe(steps=steps, batch=1, window=32, lr=0.01, precision="float32")
+        checkpoint.save(trained("qllk-2-nano", corpus(str(text)), recipe), path)
+    return paths
+
+
+def trained(*what):
+    trainer = Trainer(*what)
+    list(trainer)
+    return trainer
+
+
+def written(capsysbinary, line):
+    assert main(line.split()) == 0
+    return capsysbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "pick"),
+    [
+        ("--temperature 0", lambda: greedy),
+        ("--seed 5", lambda: sampler(0.8, seed=5)),
+        ("--seed 5 --temperature 1.2 --top-k 5", lambda: sampler(1.2, top_k=5, seed=5)),
+        ("--seed 5 --top-p 0.3", lambda: sampler(0.8, top_p=0.3, seed=5)),
+        (
+            "--temperature 0 --repetition-penalty 2",
+            lambda: penalised(greedy, 2.0, torch.tensor([list(b"the")])),
+        ),
+    ],
+)
+def test_sample_writes_what_generate_does(capsysbinary, checkpoints, options, pick):
+    text = generate(checkpoint.load_model(checkpoints[0]), "the", 30, pick())
+    line = f"sample {checkpoints[0]} --prompt the --length 30 {options}"
+    assert written(capsysbinary, line) == b"the" + text + b"\n"
+
+
+def test_sample_writes_nothing_when_asked_for_nothing(capsysbinary, checkpoints):
+    assert written(capsysbinary, f"sample {checkpoints[0]} --prompt the --length 0") == b"the\n"
+
+
+def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypatch):
+    model, draft = checkpoints
+    line = f"sample {model} --prompt the --length 30 --temperature 0"
+    plain, calls, speculate = written(capsysbinary, line), [], sample.speculate
+
+    def watched(*args, **options):
+        calls.append(args[4])
+        return speculate(*args, **options)
+
+    monkeypatch.setattr(sample, "speculate", watched)
+    assert written(capsysbinary, f"{line} --draft {draft}") == plain
+    assert written(capsysbinary, f"{line} --draft {draft} --ahead 7") == plain
+    assert calls == [4, 7]
+    line = f"sample {model} --draft {draft} --length 30 --seed"
+    assert written(capsysbinary, f"{line} 1") == written(capsysbinary, f"{line} 1")
+    assert written(capsysbinary, f"{line} 1") != written(capsysbinary, f"{line} 2")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--draft", "/nowhere"], "no checkpoint at '/nowhere'"),
+        (["--draft", "x", "--repetition-penalty", "2"], "exclude each other"),
+        (["--repetition-penalty", "0"], "penalty must be above 0, got 0.0"),
+        (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
+        (["--length", "-1"], "length must be 0 or more, got -1"),
+        (["--prompt", ""], "the prompt is empty; give at least one byte"),
+    ],
+)
+def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
+    assert main(["sample", str(checkpoints[0]), *options]) == 1
+    assert said in capsysbinary.readouterr().err.decode()
 
 
 def test_samples_are_taken_at_their_time(capsysbinary, text):
