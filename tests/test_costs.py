@@ -34,6 +34,7 @@ def costs(table):
     return table[0]
 
 
+@pytest.mark.slow
 def test_all_presets_are_measured_in_seconds(table):
     rows, seconds = table
     assert rows.keys() == PRESETS.keys()
