@@ -211,18 +211,19 @@ def delta_rule_loop(q, k, v, beta, log_decay=None, S=None):
 # ---------------------------------------------------------------- softmax attention
 
 
-def band(T: int, N: int, window: int | None = None, sinks: int = 0, device=None) -> Tensor:
+def band(T: int, N: int, window: int | None = None, sinks=0, device=None, keep=None) -> Tensor:
     """Which of N keys each of T queries may see; the queries are the *last* T of the N places.
 
-    Shapes   -> (T,N) bool. Query i stands at place N - T + i and sees that place and those
-             before it, at most `window` of them, and the first `sinks` places beside. So training,
-             prefill and one cached step need no case of their own.
+    Shapes   keep (T,N) or (B,1,T,N) bool: what else must hold, none means nothing
+             ->  as keep, (T,N) without one. Query i stands at place N - T + i and sees that place
+             and those before it, at most `window` of them, and the first `sinks` places beside.
+             So training, prefill and one cached step need no case of their own.
     Paper    sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
     rows = torch.arange(N - T, N, device=device)[:, None]
     cols = torch.arange(N, device=device)
-    keep = cols <= rows
-    return keep if window is None else keep & ((cols > rows - window) | (cols < sinks))
+    past = cols <= rows if keep is None else keep & (cols <= rows)
+    return past if window is None else past & ((cols > rows - window) | (cols < sinks))
 
 
 def same_document(documents) -> Tensor:
@@ -277,8 +278,7 @@ def causal_attention(q, k, v, window=None, sinks=0, keep=None, bias=None):
     T, N = q.shape[2], k.shape[2]
     if T == N and window is keep is bias is None:  # torch is fastest when it skips the future
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    past = band(T, N, window, sinks, q.device)
-    return fused_attention(q, k, v, past if keep is None else past & keep, bias)
+    return fused_attention(q, k, v, band(T, N, window, sinks, q.device, keep), bias)
 
 
 def fused_attention(q, k, v, keep=None, bias=None):
@@ -405,7 +405,7 @@ def latent_attention(q, c, r, to_k, to_v, keep=None):
     return causal_attention(q, k, c @ to_v.transpose(1, 2), keep=keep)
 
 
-def absorbed_attention(q, c, r, to_k, to_v):
+def absorbed_attention(q, c, r, to_k, to_v, keep=None):
     """`latent_attention` without rebuilding: queries move into the latent, averages move out.
 
         o_h = to_v_h ( softmax([q_h to_k_h, q_r] [c, r]^T / sqrt(K + U)) c )
@@ -413,7 +413,7 @@ def absorbed_attention(q, c, r, to_k, to_v):
     All heads then look at the same keys, so they are further queries of one head. It suits few
     queries and a long cache, which is read once for all heads and as it lies.
 
-    Shapes   as latent_attention, without a mask
+    Shapes   as latent_attention
     Cost     time O(H T (L (K + V) + N (L + U))), memory O(H T N)
     Paper    DeepSeek-V2, 2405.04434, 2.1.2
     Twin     latent_attention_loop, equal to 1e-12 in float64
@@ -422,16 +422,15 @@ def absorbed_attention(q, c, r, to_k, to_v):
     plain, turned = q.split((to_k.shape[1], r.shape[-1]), dim=-1)
     q = torch.cat((plain @ to_k, turned), dim=-1)  # (B,H,T,L+U)
     q = q * (q.shape[-1] / width) ** 0.5  # scores stay those of the original width
-    keep = band(T, c.shape[1], device=q.device).repeat(H, 1)
+    past = band(T, c.shape[1], device=q.device, keep=keep).tile(H, 1)  # anew for each head
     k = torch.cat((c, r), dim=-1)
-    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], keep)
+    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], past)
     return o[:, 0].unflatten(1, (H, T)) @ to_v.transpose(1, 2)
 
 
 def latent_attention_loop(q, c, r, to_k, to_v, keep=None):
     """The definition of `latent_attention` and `absorbed_attention`: one head at a time."""
-    past = band(q.shape[2], c.shape[1], device=q.device)
-    past = past if keep is None else past & keep
+    past = band(q.shape[2], c.shape[1], device=q.device, keep=keep)
     heads = []
     for h in range(q.shape[1]):
         k = torch.cat((c @ to_k[h].T, r), dim=-1)[:, None]  # (B,1,N,K+U)

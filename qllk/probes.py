@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mixers import KV, Latent, Memory, Past, Sum
+from .mixers import KV, Corrected, Latent, Memory, Past, Sum
 from .patching import PatchState
 
-KINDS = {Sum: "cumsum", Memory: "linear", KV: "softmax", Latent: "latent", Past: "conv"}
+# A layer's memory of the text so far; what an encoder-decoder knows of its source is not.
+KINDS = {
+    Sum: "cumsum",
+    Memory: "linear",
+    Corrected: "delta",
+    KV: "softmax",
+    Latent: "latent",
+    Past: "conv",
+}
 
 
 def tensors(state) -> list[Tensor]:

@@ -106,6 +106,7 @@ CASES = {
     "tiled, default tile": case("tiled_attention", makes=band, **RAGGED),
     "latent": case("latent_attention", **LATENT),
     "latent, documents": case("latent_attention", keep=documents, **LATENT),
+    "latent, absorbed, documents": case("absorbed_attention", keep=documents, **LATENT),
     "latent, absorbed": case("absorbed_attention", **LATENT),
     "delta": case("delta_rule", {"chunk": 4}, **DELTA),
     "delta, from a state": case("delta_rule", {"chunk": 3}, **DELTA, S="BHKV"),
