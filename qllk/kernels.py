@@ -267,7 +267,7 @@ def softmax_attention(q, k, v, keep=None):
 
 
 def causal_attention(q, k, v, window=None, sinks=0, keep=None, bias=None):
-    """Softmax attention over the past, or over what a mask leaves of it.
+    """Softmax attention over the past, through torch's fused kernel, which stores no table.
 
     Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V), the queries standing at the last T places
              keep, bias as in fused_attention   ->   o (B,H,T,V)
@@ -282,8 +282,7 @@ def causal_attention(q, k, v, window=None, sinks=0, keep=None, bias=None):
 
 
 def fused_attention(q, k, v, keep=None, bias=None):
-    """Softmax attention to all keys or to those of an explicit mask, through torch's fused kernel,
-    which stores no table.
+    """Softmax attention to all keys or to those of an explicit mask, through torch's fused kernel.
 
         A = softmax(q k^T / sqrt(K) + bias), with -inf where `keep` is False        o = A v
 
