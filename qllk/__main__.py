@@ -8,16 +8,18 @@ import os
 import sys
 import time
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import __version__, bench, checkpoint, devices, evaluate, sample
+from . import __version__, bench, checkpoint, devices, evaluate, probes, sample
 from .data import corpus_names, write_whole
 from .models import build, parameters
 from .presets import PRESETS
 from .recipe import Recipe
+from .tokens import Bytes
 from .train import Diverged, Trainer
 
 
@@ -97,19 +99,54 @@ def do_doctor(args):
 
 def add_presets(commands):
     made = command(commands, do_presets)
+    made.add_argument("--window", type=int, default=Recipe.window, help="ids in a row")
+    made.add_argument("--batch", type=int, default=Recipe.batch, help="rows in a training step")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
 def do_presets(args):
-    """The models that have names, with their parameters."""
+    """The models that have names, and what each costs to run and to train."""
     facts = {}
-    for name, spec in PRESETS.items():
-        with torch.device("meta"):
-            count = parameters(build(spec))
-        facts[name] = {"parameters": count, "spec": json.loads(spec.to_json())}
-    width = max(map(len, facts))
-    lines = [f"{name:{width}}  {row['parameters']:>12,} parameters" for name, row in facts.items()]
-    show(args, facts, "\n".join(lines))
+    for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
+        window = min(args.window, spec.context or args.window)
+        found = probes.costs(spec, window, args.batch)
+        sizes = {"window": window, "batch": args.batch}
+        facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
+    show(args, facts, costs_table(facts, args.batch))
+
+
+def costs_table(facts, batch) -> str:
+    """A line for each model, in columns, and a last one that says what was counted."""
+    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
+    lines = [head, *(costs_line(name, row) for name, row in facts.items())]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = [
+        "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
+    ]
+    return "\n".join(text) + (
+        f"\n\nOne row of `window` ids, {batch} to train. FLOPs of a forward pass, with the hidden "
+        "half of attention, without elementwise work; training takes three times as many. Memory "
+        "in float32, with AdamW."
+    )
+
+
+def costs_line(name, row):
+    sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
+    return (
+        name,
+        f"{row['parameters']:,}",
+        scaled(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
+        *(scaled(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        f"{row['window']:,}",
+    )
+
+
+def scaled(number, step, units) -> str:
+    """In the largest unit of which it has one or more; a dash for none."""
+    if number is None:
+        return "-"
+    power = sum(number >= step**p for p in range(1, len(units)))
+    return f"{number / step**power:.{1 if power else 0}f} {units[power]}"
 
 
 # ---------------------------------------------------------------- train
@@ -174,13 +211,12 @@ def do_train(args):
         "samples": [],
     }
     run(trainer, args, report)
-    with devices.autocast(trainer.device, trainer.precision):
-        nats = evaluate.nats_per_byte(trainer.model, trainer.corpus.valid, trainer.recipe.window)
+    nats = trainer.validate(len(trainer.corpus.valid))
     report |= {
         "steps": trainer.step,
         "bytes_seen": trainer.bytes_seen,
         "seconds": trainer.seconds,
-        "held_out_bytes": len(trainer.corpus.valid) - 1,
+        "held_out_bytes": len(trainer.corpus.text.valid) - 1,
         "nats_per_byte": nats,
         "bits_per_byte": nats / evaluate.LN2,
     }
@@ -261,26 +297,39 @@ def add_sample(commands):
     made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     made.add_argument("--top-k", type=int)
     made.add_argument("--top-p", type=float)
+    made.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats"
+    )
+    made.add_argument("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
+    made.add_argument("--ahead", type=int, default=4, help="bytes the draft guesses at a time")
     made.add_argument("--seed", type=int)
 
 
 def do_sample(args):
     """Write on from a prompt with a trained model, one byte at a time."""
-    model = checkpoint.load_model(args.checkpoint).eval()
-    pick = sample.greedy
-    if args.temperature != 0:
-        pick = sample.sampler(args.temperature, args.top_k, args.top_p, args.seed)
-    prompt = args.prompt.encode()
-    ids = torch.tensor([list(prompt)])
-    if not prompt:
-        raise ValueError("the prompt is empty; give at least one byte, for example a line end")
-    sys.stdout.buffer.write(prompt)
-    for number, chosen in enumerate(sample.stream(model, ids, pick), 1):
-        sys.stdout.buffer.write(bytes(chosen.tolist()))
+    model, tokenizer = checkpoint.load_model(args.checkpoint).eval(), Bytes()
+    prompt = sample.encoded(model, args.prompt, tokenizer)
+    ids = sample.first(stream(args, model, prompt), args.length)
+    for chosen in chain(prompt.T, ids):
+        sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
-        if number >= args.length:
-            break
     print()
+
+
+def stream(args, model, prompt):
+    """The ids that follow, as the options ask."""
+    how = args.temperature, args.top_k, args.top_p
+    if not args.draft:
+        pick = sample.sampler(*how, seed=args.seed)
+        pick = sample.penalised(pick, args.repetition_penalty, prompt)
+        return sample.stream(model, prompt, pick)
+    if args.repetition_penalty != 1:
+        raise ValueError(
+            "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
+            "time, and a penalty changes after each; leave one out"
+        )
+    draft, weigh = checkpoint.load_model(args.draft).eval(), sample.chances(*how)
+    return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench

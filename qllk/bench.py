@@ -105,9 +105,7 @@ def train_one(run: Run) -> dict:
             curve.append([round(trainer.seconds, 2), trainer.validate()])
             marks = [mark for mark in marks if mark > trainer.seconds]
     with devices.autocast(trainer.device, trainer.precision):
-        nats, count = evaluate.loss_by_position(
-            trainer.model, trainer.corpus.valid, run.recipe.window
-        )
+        nats, count = evaluate.loss_by_position(trainer.model, trainer.corpus.valid, trainer.window)
     mean = evaluate.overall(nats, count)
     return {
         "entry": run.entry,

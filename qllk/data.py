@@ -1,7 +1,8 @@
 """Text as bytes: corpora, their splits and floors, windows drawn from them; streams of documents.
 
-A corpus is two memory-mapped uint8 arrays, one to train on and one held out. Splits are by file or
-by contiguous tail, never interleaved, so that no held-out byte has a neighbour in training.
+A corpus is two memory-mapped arrays, one to train on and one held out: bytes, or the ids that a
+tokenizer made of them. Splits are by file or by contiguous tail, never interleaved, so that no
+held-out byte has a neighbour in training.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from .spec import positive
+from .tokens import BPE, Bytes, Characters, Tokenizer, from_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "data" / "corpora.json"
@@ -36,15 +39,20 @@ TEXT_SUFFIXES = (
 # Where the text of a stream lies: a data set of the Hugging Face hub, and which part of it.
 # FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl of it is more than any run reads.
 STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
+# "bpe-1024:stdlib": a text in the ids of a tokenizer that is trained on it.
+IDS_OF = re.compile(r"(characters|bpe-[0-9]+):(.+)", re.DOTALL)
 # Of the standard library: its tests, and what was installed beside it.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
 
+BYTES = Bytes()
+
+
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Bytes to learn from and bytes to be judged on.
+    """Text to learn from and text to be judged on, as bytes or as the ids of another tokenizer.
 
-    Shapes   train, valid (n,) uint8
+    Shapes   train, valid (n,) of the tokenizer's type: uint8 for bytes
     `source` is what `corpus` was asked for, so that a checkpoint can ask again.
     """
 
@@ -52,14 +60,31 @@ class Corpus:
     train: np.ndarray
     valid: np.ndarray
     source: str = ""
+    tokenizer: Tokenizer = BYTES
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every byte of both splits: equal only for equal text, equally split."""
+        """A hash of every id of both splits: equal only for equal text, equally split and cut."""
         digest = hashlib.sha256(len(self.train).to_bytes(8))
         digest.update(self.train)
         digest.update(self.valid)
+        if self.tokenizer != BYTES:
+            digest.update(self.tokenizer.to_json().encode())
         return digest.hexdigest()
+
+    @cached_property
+    def text(self) -> Corpus:
+        """The same text as bytes."""
+        if self.tokenizer == BYTES:
+            return self
+        splits = (self.tokenizer.decode(ids) for ids in (self.train, self.valid))
+        train, valid = (np.frombuffer(split, np.uint8) for split in splits)
+        return replace(self, train=train, valid=valid, tokenizer=BYTES)
+
+    @cached_property
+    def bytes_per_id(self) -> float:
+        """How much text an id stands for, over the held-out split; 1 for bytes."""
+        return len(self.text.valid) / len(self.valid)
 
     def require(self, window: int) -> Corpus:
         """This corpus, if both splits hold at least one window and its target.
@@ -69,7 +94,7 @@ class Corpus:
         for split in ("train", "valid"):
             if (size := len(getattr(self, split))) <= window:
                 raise ValueError(
-                    f"corpus {self.name!r}: the {split} split has {size} bytes, but a window of "
+                    f"corpus {self.name!r}: the {split} split has {size} ids, but a window of "
                     f"{window} needs at least {window + 1}; take a longer text or a shorter window"
                 )
         return self
@@ -87,14 +112,19 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     no download. The others that have names are listed in data/corpora.json and are downloaded once,
     their checksum verified. Of a stream ("fineweb-edu") the first documents are fetched once.
 
+    With "characters:" or "bpe-1024:" before it, the text comes as the ids of a tokenizer that is
+    trained on it once: all its characters, or so many pieces of bytes.
+
     Raises   FileNotFoundError when it is neither a known name nor a path
-             ValueError when it holds no text
+             ValueError when it holds no text, or none that the tokenizer can be trained on
              ConnectionError when it must be downloaded and cannot be
              ModuleNotFoundError when it is a stream and the package `datasets` is missing
     """
     manifest = json.loads(MANIFEST.read_text())
     path = Path(name).expanduser()
-    if name == "stdlib":
+    if made := IDS_OF.fullmatch(str(name)):
+        found = _in_ids(made[1], corpus(made[2]))
+    elif name == "stdlib":
         found = _stdlib()
     elif name in manifest:
         found = _downloaded(str(name), manifest[name])
@@ -154,6 +184,23 @@ def _from_file(path: Path, name: str | None = None) -> Corpus:
         raise ValueError(f"{str(path)!r} has {size} bytes; there is nothing to learn from")
     data = np.memmap(path, np.uint8, mode="r")
     return Corpus(name or path.stem, *_split_tail(data))
+
+
+def _in_ids(kind: str, text: Corpus) -> Corpus:
+    """The text in the ids of a tokenizer; that and they are kept in the cache.
+
+    Merges are learned from what is trained on. The alphabet is that of both splits, so that there
+    is an id for every character.
+    """
+    path = cache_folder() / f"{kind}-{text.fingerprint[:16]}.json"
+    train, valid = bytes(text.train), bytes(text.valid)
+    if not path.exists():
+        name, _, size = kind.partition("-")
+        made = BPE.train(train, int(size)) if name == "bpe" else Characters.train(train + valid)
+        write_whole(path, made.to_json().encode())
+    tokenizer = from_json(path.read_text())
+    splits = _kept(path.stem, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
+    return Corpus(f"{kind}:{text.name}", *splits, tokenizer=tokenizer)
 
 
 # ---------------------------------------------------------------- downloads
@@ -256,18 +303,27 @@ def _split_by_file(folder: Path, files: list[Path]) -> tuple[bytes, bytes]:
 
 
 def _cached(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
-    """Both splits as files, made once; a file appears whole or not at all."""
-    paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
-    if not all(path.exists() for path in paths):
+    """The text of files, split by file."""
+
+    def read():
         texts = _split_by_file(folder, files)
         if not all(texts):
             raise ValueError(
                 f"corpus {name!r}: the {len(files)} files under {str(folder)!r} hold "
                 f"{sum(map(len, texts))} bytes, and two at least are needed"
             )
-        for path, text in zip(paths, texts, strict=True):
-            write_whole(path, text)
-    return Corpus(name, *(np.memmap(path, np.uint8, mode="r") for path in paths))
+        return texts
+
+    return Corpus(name, *_kept(key, read))
+
+
+def _kept(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
+    """Both splits, mapped from files that are made once; a file appears whole or not at all."""
+    paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
+    if not all(path.exists() for path in paths):
+        for path, split in zip(paths, make(), strict=True):
+            write_whole(path, split)
+    return [np.memmap(path, dtype, mode="r") for path in paths]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 
 from .data import Corpus, all_windows
-from .objectives import byte_losses
+from .objectives import IGNORED, byte_losses, next_token
 
 LN2 = math.log(2.0)
 UNIFORM = math.log(256)
 
 
-def loss_by_position(model, data, window: int, *, rows=16):
+def loss_by_position(model, data, window: int, *, rows=16, ask=next_token):
     """Mean loss at each place of the window, over all of `data`, each window read from its start.
 
     A model that uses what lies far back goes on improving along the window.
 
-    Shapes   data (n,) uint8  ->  nats (window,), counts (window,), both float64; where `data` is
-             shorter than a window, the places it does not reach have count 0 and nan nats
+    Shapes   data (n,) ids  ->  nats (window,), counts (window,), both float64; where nothing was
+             asked, beyond the end of short `data` for example, the count is 0 and the nats are nan
+    Options  ask   makes a `Batch` of rows (B,T+1): what the model is asked about them
     Raises   ValueError when there is no byte to predict
     """
     if len(data) < 2:
@@ -33,19 +34,23 @@ def loss_by_position(model, data, window: int, *, rows=16):
     model.eval()
     try:
         with torch.no_grad():
-            for batch in all_windows(data, rows, window):
-                ids = batch.to(device)
-                losses = byte_losses(model(ids[:, :-1]), ids[:, 1:]).cpu().double()
+            for ids in all_windows(data, rows, window):
+                batch = ask(ids).to(device)
+                losses = byte_losses(model(*batch.inputs), batch.targets).cpu().double()
                 total[: losses.shape[1]] += losses.sum(0)
-                count[: losses.shape[1]] += len(losses)
+                count[: losses.shape[1]] += (batch.targets != IGNORED).sum(0).cpu()
     finally:
         model.train(was_training)
     return total / count, count
 
 
-def nats_per_byte(model, data, window: int, *, rows=16) -> float:
-    """Mean loss over every byte of `data` but the first; divide by ln 2 for bits per byte."""
-    return overall(*loss_by_position(model, data, window, rows=rows))
+def nats_per_byte(model, data, window: int, *, rows=16, ask=next_token) -> float:
+    """Mean loss over every byte of `data` but the first; divide by ln 2 for bits per byte.
+
+    Of other ids than bytes it is the loss per id, of another question than the next one the loss
+    per answer.
+    """
+    return overall(*loss_by_position(model, data, window, rows=rows, ask=ask))
 
 
 def overall(nats, count) -> float:
@@ -61,8 +66,8 @@ def floors(corpus: Corpus) -> dict[str, float]:
     unigram … trigram    tables of the training split, given none, one or two bytes before
     bz2, lzma            the held-out split compressed on its own
     """
-    tables = table_losses(corpus.train, corpus.valid)
-    valid = corpus.valid.tobytes()
+    text = corpus.text
+    tables, valid = table_losses(text.train, text.valid), text.valid.tobytes()
     packed = {"bz2": bz2.compress(valid, 9), "lzma": lzma.compress(valid, preset=9)}
     return {
         "uniform": 8.0,

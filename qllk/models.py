@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from .kernels import same_document
 from .layers import HEADS, MLPS, NORMS, Dropout, choose, make
 from .mixers import BIDIRECTIONAL_MIXERS, CROSS_MIXERS, MASKED, MIXERS
 from .patching import PatchPath
-from .positions import BIDIRECTIONAL_POSITIONS, POSITIONS
+from .positions import BIDIRECTIONAL_POSITIONS, POSITIONS, Learned
 from .presets import PRESETS
 from .spec import Spec
 
@@ -255,8 +256,10 @@ def checked_ids(ids, vocab_size):
             f"{tuple(ids.shape)} of {ids.dtype}. For one sequence use ids[None]"
         )
     ids = ids.long()
-    # Looking at values would stall a GPU; there, torch's own device check catches it.
-    if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= vocab_size):
+    # Looking at values would stall a GPU; there, torch's own device check catches it. Fake ids,
+    # on which models are counted, have no values.
+    visible = ids.device.type == "cpu" and not isinstance(ids, FakeTensor)
+    if visible and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(
             f"ids must lie in 0 … {vocab_size - 1}, got {ids.min().item()} … {ids.max().item()}"
         )
@@ -412,8 +415,10 @@ def initialise(model):
     """Normal weights scaled to their input, smaller where they add to the skip or make logits.
 
     So activations start at a steady size at any width and depth, and the first loss is near that
-    of a uniform guess.  GPT-2, Radford 2019, 2.3, for the layers' share of the skip. A tied
-    embedding is the head's.
+    of a uniform guess.  GPT-2, Radford 2019, 2.3, for the layers' share of the skip; its code for
+    learned positions, of half the size of what they are added to. A tied embedding is the head's,
+    of a size between those of the two: were it as small as other heads, steps of training would
+    throw it about.
     """
     layers = sum(isinstance(module, Block) for module in model.modules())
     for name, module in model.named_modules():
@@ -425,8 +430,14 @@ def initialise(model):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    size = model.spec.d_model**-0.5
     if model.spec.tied:
-        model.embed.weight = model.head.weight  # small, or the first loss would be large
+        size *= 0.4
+        model.embed.weight = model.head.weight
+        nn.init.normal_(model.embed.weight, std=size)
+    for module in model.modules():
+        if isinstance(module, Learned):
+            nn.init.normal_(module.table.weight, std=0.5 * size)
 
 
 # Patches make of a decoder a PatchedLanguageModel.

@@ -2,7 +2,12 @@
 
 Every objective returns a `Batch`, so that one loss serves all of them:
 
-    total, count = summed_loss(model(*batch.inputs), batch)
+    batch = ask(model.spec.family, ids, generator)
+    loss = byte_losses(model(*batch.inputs), batch.targets).sum() / counted(batch.targets)
+
+The mean is over the targets that count: not over rows, and not over places. To split a batch, add
+up the sums and the counts of its parts and divide once: means of parts with unequal counts have
+another mean.
 
 Special ids are placed after the vocabulary, for bytes leave no id free. `vocab_size` is always the
 number of ordinary ids, 256 for bytes; the model's own vocabulary is larger:
@@ -21,15 +26,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layers import choose
 from .models import checked_ids
 
 
 class Batch(NamedTuple):
-    """What a model is called with, what it should answer, and where the answer counts."""
+    """What a model is called with, and what it should answer."""
 
     inputs: tuple[Tensor, ...]  # (B,T) ids; of an encoder-decoder (B,N) source and (B,T) shifted
-    targets: Tensor  # (B,T) int64
-    weight: Tensor  # (B,T) float32, 0 where the loss does not count
+    targets: Tensor  # (B,T) int64, IGNORED where nothing is asked
+
+    def to(self, device) -> Batch:
+        return Batch(tuple(ids.to(device) for ids in self.inputs), self.targets.to(device))
+
+    def parts(self, count: int) -> list[Batch]:
+        """The rows in so many parts."""
+        pieces = [ids.tensor_split(count) for ids in (*self.inputs, self.targets)]
+        return [Batch(tuple(inputs), targets) for *inputs, targets in zip(*pieces, strict=True)]
+
+    def of_text(self, vocab_size=256) -> Batch:
+        """Asked for ordinary ids alone, not for the sentinels between them."""
+        return self._replace(targets=self.targets.where(self.targets < vocab_size, IGNORED))
 
 
 IGNORED = -100  # a target that asks for nothing; torch's own choice
@@ -47,18 +64,6 @@ def byte_losses(logits, targets):
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
     return F.cross_entropy(logits, targets.flatten().long(), reduction="none").view(targets.shape)
-
-
-def summed_loss(logits, batch: Batch):
-    """The weighted sum of the losses in nats, and the sum of the weights.
-
-    The mean, `total / count`, is over the targets that count: not over rows, and not over places.
-    Rows with more of them weigh more. To split a batch, add up the totals and the counts of its
-    parts and divide once: means of parts with unequal counts have another mean.
-
-    Shapes   logits (B,T,vocab)  ->  total (), count ()
-    """
-    return (byte_losses(logits, batch.targets) * batch.weight).sum(), batch.weight.sum()
 
 
 def one_each(name, values, ids, default) -> Tensor:
@@ -80,7 +85,7 @@ def next_token(ids, documents=None) -> Batch:
     The first id of a document has nothing before it, and padding says nothing: neither counts.
 
     Shapes   ids (B,T+1)   documents (B,T+1) as `data.pack` yields them, none means one per row
-             ->  inputs, targets, weight (B,T)
+             ->  inputs, targets (B,T)
     Raises   ValueError when there is no next id, or documents do not fit
     """
     if ids.ndim != 2 or ids.shape[1] < 2:
@@ -89,8 +94,8 @@ def next_token(ids, documents=None) -> Batch:
         )
     documents = one_each("documents", documents, ids, 0)
     told, said = documents[:, :-1], documents[:, 1:]
-    weight = (told == said) & (said >= 0)
-    return Batch((ids[:, :-1],), ids[:, 1:].long(), weight.float())
+    counts = (told == said) & (said >= 0)
+    return Batch((ids[:, :-1],), ids[:, 1:].long().where(counts, IGNORED))
 
 
 # ---------------------------------------------------------------- masked
@@ -104,7 +109,7 @@ def masked(ids, generator, *, rate=0.15, vocab_size=256, mask_id=None, maskable=
     Only the chosen count.
 
     Shapes   ids (B,T) below vocab_size   maskable (B,T) bool: where to choose, none means anywhere
-             ->  inputs, targets, weight (B,T); targets are the ids
+             ->  inputs, targets (B,T)
     Options  mask_id   none means vocab_size, the first after the vocabulary
     Paper    BERT, Devlin 2018, 1810.04805, 3.1
     Raises   ValueError for a rate outside (0, 1], ids outside the vocabulary, a maskable that does
@@ -117,7 +122,7 @@ def masked(ids, generator, *, rate=0.15, vocab_size=256, mask_id=None, maskable=
     other = torch.randint(vocab_size, ids.shape, generator=generator)
     mask = torch.full_like(ids, vocab_size if mask_id is None else mask_id)
     hidden = mask.where(fate < 0.8, other.where(fate < 0.9, ids))
-    return Batch((hidden.where(chosen, ids),), ids, chosen.float())
+    return Batch((hidden.where(chosen, ids),), ids.where(chosen, IGNORED))
 
 
 def checked_rate(rate) -> float:
@@ -136,7 +141,7 @@ def seq2seq(source, target, *, start=256, pad=None) -> Batch:
     at t is what it should have said at t - 1. Where the target is `pad`, nothing counts; the source
     is passed on as it is, and `source != pad` is what may be seen of it.
 
-    Shapes   source (B,N)   target (B,T)  ->  inputs (B,N) and (B,T), targets, weight (B,T)
+    Shapes   source (B,N)   target (B,T)  ->  inputs (B,N) and (B,T), targets (B,T)
     Raises   ValueError when the two have different numbers of rows
     """
     source, target = source.long(), target.long()
@@ -146,8 +151,7 @@ def seq2seq(source, target, *, start=256, pad=None) -> Batch:
             f"{tuple(source.shape)} and {tuple(target.shape)}"
         )
     shifted = F.pad(target[:, :-1], (1, 0), value=start)
-    weight = torch.ones_like(target) if pad is None else target != pad
-    return Batch((source, shifted), target, weight.float())
+    return Batch((source, shifted), target if pad is None else target.where(target != pad, IGNORED))
 
 
 # ---------------------------------------------------------------- span corruption
@@ -165,7 +169,7 @@ def span_corruption(ids, generator, *, rate=0.15, span=3.0, vocab_size=256) -> B
 
     Shapes   ids (B,T) below vocab_size, of which each row loses as many, in as many spans:
              L, n = span_counts(T, rate, span)
-             ->  inputs (B,T-L+n) and (B,L+n+1), targets, weight (B,L+n+1)
+             ->  inputs (B,T-L+n) and (B,L+n+1), targets (B,L+n+1)
     Options  span   mean length of a span
     Paper    T5, Raffel 2019, 1910.10683, 3.1.4. Its code begins each row with a kept span and ends
              it with a lost one; here both ends may be either
@@ -246,3 +250,35 @@ def random_split(B, total, parts, generator) -> Tensor:
     cuts = order[:, : parts - 1].sort(dim=1).values + 1
     ends = F.pad(F.pad(cuts, (1, 0)), (0, 1), value=total)  # 0, the cuts, total
     return ends.diff(dim=1)
+
+
+# ---------------------------------------------------------------- what each family is asked
+
+
+def ask(family: str, ids, generator, vocab_size=256) -> Batch:
+    """The question that trains a model of this family, about rows of text.
+
+    A decoder says the next id, an encoder those that were hidden, an encoder-decoder the spans that
+    were taken out. The last id of a row has no next one: only decoders are asked for it.
+
+    Shapes   ids (B,T+1) below vocab_size
+    """
+    return choose(ASKED, family, "family")(ids, generator, vocab_size)
+
+
+ASKED = {
+    "decoder": lambda ids, generator, vocab_size: next_token(ids),
+    "encoder": lambda ids, generator, vocab_size: masked(
+        ids[:, :-1], generator, vocab_size=vocab_size
+    ),
+    "encoder-decoder": lambda ids, generator, vocab_size: span_corruption(
+        ids[:, :-1], generator, vocab_size=vocab_size
+    ),
+}
+
+
+def vocabulary(family: str, T: int, vocab_size=256) -> int:
+    """How many ids a model must know to be asked: the ordinary ones, and what its family adds."""
+    if family == "encoder-decoder":
+        return span_vocabulary(T, vocab_size=vocab_size)
+    return vocab_size + (family == "encoder")

@@ -1,12 +1,18 @@
-"""Looking into models: what a position can see, and what a state holds."""
+"""Looking into models: what a position can see, what a state holds, what a model costs."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from . import measure, objectives, optim
 from .mixers import KV, Corrected, Latent, Memory, Past, Sum
+from .models import build, parameters
 from .patching import PatchState
+from .spec import Spec, positive
 
 # A layer's memory of the text so far; what an encoder-decoder knows of its source is not.
 KINDS = {
@@ -109,7 +115,7 @@ def state_rms(state) -> dict[str, float]:
     """
     return {
         f"{clock} {number} {kind}": _rms(layer)
-        for number, (clock, kind, layer) in _numbered(_layers(state.parts, "byte"))
+        for number, (clock, kind, layer) in _numbered(_layers(state and state.parts, "byte"))
     }
 
 
@@ -135,3 +141,78 @@ def _numbered(layers):
 def _rms(state) -> float:
     flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors(state)])
     return flat.square().mean().sqrt().item()
+
+
+# ---------------------------------------------------------------- what a model costs
+
+FAR = 4096  # tokens: every window of the presets is full long before half of them
+
+
+class Costs(NamedTuple):
+    """What a model takes to run, for one row, and to train. A text of T tokens leaves a state of
+    `state_bytes + T * state_bytes_per_token`, once its windows are full; encoders have none.
+    """
+
+    parameters: int
+    flops_per_token: float  # of a forward pass; training takes three times as many
+    state_bytes: int | None
+    state_bytes_per_token: float | None
+    training_bytes: int
+
+
+def costs(what: str | Spec, window: int, batch: int) -> Costs:
+    """What a preset or a Spec costs for rows of `window` tokens, and for training on `batch` rows.
+
+    Everything is measured on the model itself, on the meta device, where tensors have shapes and
+    no memory. An encoder-decoder reads a source of as many tokens; counted are those it writes.
+
+    Cost     no memory; up to three seconds for dozens of layers
+    Raises   ValueError when window or batch is below one, or the window goes past the context
+    """
+    positive("costs", window=window, batch=batch)
+    with torch.device("meta"), torch.no_grad():
+        model = build(what)
+        inputs = _inputs(model, 1, window)
+        flops = measure.operations(lambda: model(*inputs)) / window
+        encoder = model.spec.family == "encoder"
+        state = (None, None) if encoder else _state_growth(model, *inputs[:-1])
+    return Costs(parameters(model), flops, *state, training_bytes(what, window, batch))
+
+
+def training_bytes(what: str | Spec, window: int, batch: int) -> int:
+    """The memory that a step of training takes, in float32 with AdamW.
+
+        weights + gradients + moments + what the forward pass keeps for the backward pass
+
+    It is measured on fake tensors: they claim to lie on the CPU, so that attention runs as there.
+    The meta device would unfold it and keep its table. What the backward pass makes and drops at
+    once is left out.
+
+    Cost     no memory, and the time of one forward pass without its arithmetic
+    """
+    with FakeTensorMode(), torch.enable_grad():
+        model = build(what)
+        inputs = _inputs(model, batch, window)
+        kept = measure.saved_bytes(lambda: objectives.byte_losses(model(*inputs), inputs[-1]))
+        optimizer = optim.build("adamw", model, lr=1.0, weight_decay=0.0)
+        moments = [list(remembered.values()) for remembered in optim.fresh(optimizer)]
+        return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
+
+
+def _inputs(model, batch, window) -> tuple[Tensor, ...]:
+    """Ids that the model can be called with; an encoder-decoder reads as many as it writes."""
+    ids = torch.zeros(batch, window, dtype=torch.long)
+    return (ids, ids) if model.spec.family == "encoder-decoder" else (ids,)
+
+
+def _state_growth(model, *source) -> tuple[int, float]:
+    """What of a state is always there, and what each token adds, in bytes.
+
+    From both halves of a text as long as FAR or the context: what fills up in the first half is
+    constant.
+    """
+    half = min(FAR, model.spec.context or FAR) // 2
+    ids = torch.zeros(1, half, dtype=torch.long)
+    _, state = model.run(ids, model.read(*source) if source else None)
+    first, second = state_bytes(state), state_bytes(model.run(ids, state)[1])
+    return 2 * first - second, (second - first) / half

@@ -57,17 +57,14 @@ class Trainer:
         clock=time.perf_counter,
     ):
         devices.keep_freed_memory()
-        self.corpus = corpus.require(recipe.window)
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
         model = build(what, seed=recipe.seed)
         self.spec = model.spec
-        if self.spec.family != "decoder":
-            raise ValueError(
-                f"the trainer asks for the next byte, so it trains decoders; this is an "
-                f"{self.spec.family}. `qllk.objectives` has batches and a loss for it"
-            )
+        self.window = min(recipe.window, self.spec.context or recipe.window)
+        self.corpus = corpus.require(self.window)
+        self._check_vocabulary()
         self.model = float8.convert(
             model.to(self.device), recipe.matmul, device=self.device, precision=self.precision
         )
@@ -81,6 +78,16 @@ class Trainer:
         self._state_rms: dict[str, float] = {}
         self._settle()
         self._keep()
+
+    def _check_vocabulary(self):
+        spec, ids = self.spec, self.corpus.tokenizer.vocab_size
+        needed = objectives.vocabulary(spec.family, self.window, ids)
+        if spec.vocab_size < needed:
+            raise ValueError(
+                f"on {self.corpus.name!r}, of {ids} different ids, with a window of {self.window} "
+                f"this {spec.family} must know {needed} ids, and it knows {spec.vocab_size}; "
+                "change its vocab_size, or take a text in fewer ids: 'characters:shakespeare'"
+            )
 
     def _optimizer(self):
         recipe = self.recipe
@@ -156,8 +163,8 @@ class Trainer:
         lr = self.current_lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        ids = self._draw()
-        nats, precision = self._backward(ids[:, :-1], ids[:, 1:])
+        batch = self._draw()
+        nats, precision = self._backward(batch)
         grad_norm = self._clip(nats, lr)
         with undivided():
             self._scaler.step(self.optimizer)
@@ -165,10 +172,10 @@ class Trainer:
             devices.synchronize(self.device)
             spent = self._clock() - start
             self.step += 1
-            self.bytes_seen += self.batch * self.recipe.window
+            self.bytes_seen += self.batch_bytes
             self.seconds += spent
         if self.step % PROBE_EVERY == 1:
-            self._state_rms = probes.state_rms(self._state_of(ids[:1, :-1]))
+            self._state_rms = probes.state_rms(self._state_after(batch))
         return Record(
             step=self.step,
             bytes_seen=self.bytes_seen,
@@ -178,9 +185,9 @@ class Trainer:
             lr=lr,
             grad_norm=grad_norm,
             step_seconds=spent,
-            bytes_per_second=self.batch * self.recipe.window / max(spent, 1e-9),
+            bytes_per_second=self.batch_bytes / max(spent, 1e-9),
             state_rms=self._state_rms,
-            device=str(ids.device),
+            device=str(batch.targets.device),
             precision=precision,
         )
 
@@ -192,6 +199,11 @@ class Trainer:
         return min(1.0, self.step / self.recipe.steps)
 
     @property
+    def batch_bytes(self) -> int:
+        """How much text a step reads."""
+        return round(self.batch * self.window * self.corpus.bytes_per_id)
+
+    @property
     def current_lr(self) -> float:
         """The learning rate of the next step."""
         recipe = self.recipe
@@ -200,29 +212,33 @@ class Trainer:
         )
 
     def _draw(self):
-        """The rows of this step, a function of seed and step alone."""
+        """What is asked in this step, a function of seed and step alone."""
         generator = torch.Generator().manual_seed(mixed(self.recipe.seed, self.step))
-        ids = draw_windows(self.corpus.train, self.batch, self.recipe.window, generator)
+        ids = draw_windows(self.corpus.train, self.batch, self.window, generator)
         self._masks.manual_seed(mixed(self.recipe.seed, ~self.step))
-        return ids.to(self.device)
+        return self.ask(ids, generator).to(self.device)
 
-    def _backward(self, inputs, targets):
-        """Gradients of the mean loss; the loss in nats, and the precision of the logits.
+    def ask(self, ids, generator) -> objectives.Batch:
+        """What this model is trained to say about rows (B,T+1) of the corpus."""
+        vocab_size = self.corpus.tokenizer.vocab_size
+        return objectives.ask(self.spec.family, ids, generator, vocab_size)
+
+    def _backward(self, batch):
+        """Gradients of the mean loss; the loss in nats per byte, and the precision of the logits.
 
         The mean is over all targets of the step, whichever part they fall into, and not over the
         parts, which may have unequal numbers of them.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        count, nats = objectives.counted(targets), 0.0
-        pieces = (ids.tensor_split(self.recipe.accumulate) for ids in (inputs, targets))
-        for part, wanted in zip(*pieces, strict=True):
+        count, nats = max(1, objectives.counted(batch.targets)), 0.0  # chance may have hidden none
+        for part in batch.parts(self.recipe.accumulate):
             with devices.autocast(self.device, self.precision):
-                logits = self._forward(part)
-            loss = objectives.byte_losses(logits, wanted).sum() / count
+                logits = self._forward(*part.inputs)
+            loss = objectives.byte_losses(logits, part.targets).sum() / count
             self._scaler.scale(loss).backward()
             nats += loss.item()
-        return nats, str(logits.dtype).removeprefix("torch.")
+        return nats / self.corpus.bytes_per_id, str(logits.dtype).removeprefix("torch.")
 
     def _clip(self, nats, lr):
         """Bound the gradient, of which the norm is returned; go back if there is none."""
@@ -251,19 +267,34 @@ class Trainer:
     # ------------------------------------------------------------ looking
 
     def validate(self, limit: int | None = None) -> float:
-        """Nats per byte on the head of the held-out split, `recipe.validate_bytes` unless given."""
-        held_out = self.corpus.valid[: limit or self.recipe.validate_bytes]
+        """Nats per byte on the head of the held-out split, `recipe.validate_bytes` unless given.
+
+        What is hidden from a model that does not say the next byte is the same every time; the
+        sentinels in its answers do not count.
+        """
+        limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        generator = torch.Generator().manual_seed(mixed(self.recipe.seed, 0))
+
+        def ask(ids):
+            return self.ask(ids, generator).of_text(self.corpus.tokenizer.vocab_size)
+
         with devices.autocast(self.device, self.precision):
-            return evaluate.nats_per_byte(self.model, held_out, self.recipe.window)
+            nats = evaluate.nats_per_byte(
+                self.model, self.corpus.valid[:limit], self.window, ask=ask
+            )
+        return nats / self.corpus.bytes_per_id
 
     def sound(self) -> bool:
         """Whether the weights still give a loss; an update may have thrown them far away."""
-        return math.isfinite(self.validate(min(self.recipe.window, 256) + 1))
+        return math.isfinite(self.validate(min(self.window, 256) + 1))
 
-    def _state_of(self, ids):
+    def _state_after(self, batch):
+        """What the first row leaves behind; an encoder remembers nothing."""
+        *source, ids = (ids[:1] for ids in batch.inputs)
         self.model.eval()
         with torch.no_grad(), devices.autocast(self.device, self.precision):
-            state = self.model.run(ids)[1]
+            before = self.model.read(*source) if source else None
+            state = None if self.spec.family == "encoder" else self.model.run(ids, before)[1]
         self.model.train()
         return state
 
@@ -288,10 +319,11 @@ class Trainer:
             raise
 
     def _parity(self, device, precision):
-        size = min(self.recipe.window, 256)
+        size = min(self.window, 256)
         ids = torch.from_numpy(self.corpus.train[None, : size + 1].copy())
-        expected, _ = trial(self.model, ids, "cpu", "float32")
-        got, finite = trial(self.model, ids, device, precision)
+        batch = self.ask(ids, torch.Generator().manual_seed(mixed(self.recipe.seed, 0)))
+        expected, _ = trial(self.model, batch, "cpu", "float32")
+        got, finite = trial(self.model, batch, device, precision)
         allowed = devices.PARITY_NATS[precision] * max(1.0, abs(expected))
         if not finite or not abs(got - expected) <= allowed:
             raise ValueError(
@@ -429,13 +461,12 @@ class Trainer:
                 )
 
 
-def trial(model, ids, device, precision):
+def trial(model, batch, device, precision):
     """One step's loss on a copy of the model, and whether its gradients are finite."""
-    twin = copy.deepcopy(model).to(device).eval()
-    ids = ids.to(device)
+    twin, batch = copy.deepcopy(model).to(device).eval(), batch.to(device)
     with devices.autocast(device, precision):
-        logits = twin(ids[:, :-1])
-    loss = objectives.byte_losses(logits, ids[:, 1:]).mean()
+        logits = twin(*batch.inputs)
+    loss = objectives.byte_losses(logits, batch.targets).sum() / objectives.counted(batch.targets)
     loss.backward()
     finite = all(p.grad.isfinite().all() for p in twin.parameters() if p.grad is not None)
     return loss.item(), finite

@@ -3,8 +3,16 @@
 import json
 
 import pytest
+import torch
 
-from qllk.__main__ import main
+from qllk import checkpoint, probes, sample
+from qllk.__main__ import main, scaled
+from qllk.data import corpus
+from qllk.presets import PRESETS
+from qllk.recipe import Recipe
+from qllk.sample import generate, greedy, penalised, sampler
+from qllk.spec import Spec
+from qllk.train import Trainer
 
 TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
 
@@ -31,11 +39,48 @@ def test_doctor_names_the_cpu_and_its_precisions(capsysbinary):
     assert cpu["fastest"] in cpu["precisions"]
 
 
-def test_presets_lists_parameters(capsysbinary):
+@pytest.fixture
+def few_presets(monkeypatch):
+    few = ("qllk-2-nano", "bert-nano", "t5-nano", "randygpt-0.3")
+    monkeypatch.setattr("qllk.__main__.PRESETS", {name: PRESETS[name] for name in few})
+
+
+def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     code, out, _ = run(capsysbinary, "presets")
+    head, *rows, _, note = out.splitlines()
     assert code == 0
-    assert "qllk-2-local" in out
-    assert "parameters" in out
+    assert head.split()[:3] == ["model", "parameters", "FLOPs/token"]
+    assert rows[0].split() == ("qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024".split())
+    assert rows[1].split() == "bert-nano 237,569 696.4 K - - 22.0 MiB 256".split()
+    assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
+    assert "4 to train" in note
+    assert "three times as many" in note
+
+
+def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbinary, few_presets):
+    code, out, _ = run(capsysbinary, "presets --json --window 100 --batch 2")
+    facts = json.loads(out)
+    assert code == 0
+    for name, row in facts.items():
+        window = min(100, PRESETS[name].context or 100)
+        spec = row.pop("spec")
+        assert Spec.from_json(json.dumps(spec)) == PRESETS[name]
+        costs = probes.costs(name, window, 2)
+        assert row == costs._asdict() | {"window": window, "batch": 2}
+    assert facts["randygpt-0.3"]["window"] == 64
+    assert facts["bert-nano"]["state_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
+)
+def test_sizes_are_told_in_the_largest_unit_they_fill(number, said):
+    assert scaled(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+
+
+def test_a_size_beyond_the_units_keeps_the_last():
+    assert scaled(5e9, 1000, ("", "K", "M")) == "5000.0 M"
 
 
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
@@ -55,6 +100,84 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     code, out, _ = run(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
     assert code == 0
     assert out.startswith("the")
+
+
+@pytest.fixture
+def checkpoints(tmp_path, text):
+    """Of a model and of one that has trained a little longer."""
+    paths = tmp_path / "model.safetensors", tmp_path / "draft.safetensors"
+    for steps, path in enumerate(paths, 3):
+        recipe = Recipe(steps=steps, batch=1, window=32, lr=0.01, precision="float32")
+        checkpoint.save(trained("qllk-2-nano", corpus(str(text)), recipe), path)
+    return paths
+
+
+def trained(*what):
+    trainer = Trainer(*what)
+    list(trainer)
+    return trainer
+
+
+def written(capsysbinary, line):
+    assert main(line.split()) == 0
+    return capsysbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "pick"),
+    [
+        ("--temperature 0", lambda: greedy),
+        ("--seed 5", lambda: sampler(0.8, seed=5)),
+        ("--seed 5 --temperature 1.2 --top-k 5", lambda: sampler(1.2, top_k=5, seed=5)),
+        ("--seed 5 --top-p 0.3", lambda: sampler(0.8, top_p=0.3, seed=5)),
+        (
+            "--temperature 0 --repetition-penalty 2",
+            lambda: penalised(greedy, 2.0, torch.tensor([list(b"the")])),
+        ),
+    ],
+)
+def test_sample_writes_what_generate_does(capsysbinary, checkpoints, options, pick):
+    text = generate(checkpoint.load_model(checkpoints[0]), "the", 30, pick())
+    line = f"sample {checkpoints[0]} --prompt the --length 30 {options}"
+    assert written(capsysbinary, line) == b"the" + text + b"\n"
+
+
+def test_sample_writes_nothing_when_asked_for_nothing(capsysbinary, checkpoints):
+    assert written(capsysbinary, f"sample {checkpoints[0]} --prompt the --length 0") == b"the\n"
+
+
+def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypatch):
+    model, draft = checkpoints
+    line = f"sample {model} --prompt the --length 30 --temperature 0"
+    plain, calls, speculate = written(capsysbinary, line), [], sample.speculate
+
+    def watched(*args, **options):
+        calls.append(args[4])
+        return speculate(*args, **options)
+
+    monkeypatch.setattr(sample, "speculate", watched)
+    assert written(capsysbinary, f"{line} --draft {draft}") == plain
+    assert written(capsysbinary, f"{line} --draft {draft} --ahead 7") == plain
+    assert calls == [4, 7]
+    line = f"sample {model} --draft {draft} --length 30 --seed"
+    assert written(capsysbinary, f"{line} 1") == written(capsysbinary, f"{line} 1")
+    assert written(capsysbinary, f"{line} 1") != written(capsysbinary, f"{line} 2")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--draft", "/nowhere"], "no checkpoint at '/nowhere'"),
+        (["--draft", "x", "--repetition-penalty", "2"], "exclude each other"),
+        (["--repetition-penalty", "0"], "penalty must be above 0, got 0.0"),
+        (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
+        (["--length", "-1"], "length must be 0 or more, got -1"),
+        (["--prompt", ""], "the prompt is empty; give at least one byte"),
+    ],
+)
+def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
+    assert main(["sample", str(checkpoints[0]), *options]) == 1
+    assert said in capsysbinary.readouterr().err.decode()
 
 
 def test_samples_are_taken_at_their_time(capsysbinary, text):
@@ -90,6 +213,8 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
         ("train --precision float8", "unknown precision 'float8'"),
         ("train --lr -1", "lr must be a number above 0"),
         ("sample /nowhere", "no checkpoint at '/nowhere'"),
+        ("presets --window 0", "window must be a whole number above 0, got 0"),
+        ("presets --batch 0", "batch must be a whole number above 0, got 0"),
         ("bench --entries qllk-3", "no entry 'qllk-3'"),
     ],
 )

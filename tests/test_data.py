@@ -14,6 +14,7 @@ import torch
 
 from qllk import data
 from qllk.data import all_windows, corpus, draw_windows
+from qllk.tokens import BPE, Characters
 
 TEXT = bytes(np.random.default_rng(0).integers(32, 127, 5000, np.uint8))
 
@@ -147,6 +148,64 @@ def test_a_fingerprint_tells_text_and_split_apart():
     assert first not in (of(b"abcd", b"e").fingerprint, of(b"abc", b"df").fingerprint)
 
 
+# ---------------------------------------------------------------- in the ids of a tokenizer
+
+VERSES = b"so it goes, and so it went; \xc3\xa9t\xc3\xa9 comes once, and once it went\n" * 40
+
+
+@pytest.mark.parametrize(("kind", "made"), [("characters", Characters), ("bpe-280", BPE)])
+def test_a_text_in_ids_is_the_same_text(tmp_path, cache, kind, made):
+    (tmp_path / "verses.txt").write_bytes(VERSES)
+    plain, found = corpus(tmp_path / "verses.txt"), corpus(f"{kind}:{tmp_path / 'verses.txt'}")
+    assert isinstance(found.tokenizer, made)
+    assert len(found.train) < len(plain.train)
+    assert found.train.max() < found.tokenizer.vocab_size
+    assert found.train.dtype == found.tokenizer.dtype
+    for split in ("train", "valid"):
+        assert bytes(getattr(found.text, split)) == bytes(getattr(plain, split))
+    assert found.bytes_per_id == len(plain.valid) / len(found.valid) > 1
+    assert plain.text is plain
+    assert plain.bytes_per_id == 1
+    assert found.fingerprint != plain.fingerprint
+    again = corpus(found.source)
+    assert again.fingerprint == found.fingerprint
+    assert again.tokenizer == found.tokenizer
+
+
+def test_merges_are_learned_from_what_is_trained_on_and_the_alphabet_from_all(tmp_path, cache):
+    (tmp_path / "text.txt").write_bytes(b"ab" * 450 + b"xy" * 50)
+    bpe = corpus(f"bpe-257:{tmp_path / 'text.txt'}")
+    assert bpe.tokenizer.tokens[256] == b"ab"
+    assert corpus(f"characters:{tmp_path / 'text.txt'}").tokenizer.alphabet == "abxy"
+
+
+def test_ids_are_made_once(tmp_path, cache, monkeypatch):
+    (tmp_path / "verses.txt").write_bytes(VERSES)
+    first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
+    made = cached(cache)
+    assert len(made) == 3  # the tokenizer and both splits
+    monkeypatch.setattr(BPE, "train", lambda *_: pytest.fail("trained again"))
+    assert corpus(first.source).fingerprint == first.fingerprint
+    assert cached(cache) == made
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("bpe-100", "vocab_size=100 is too small"),
+        ("bpe-9000", "too large"),
+        ("characters", "UTF-8"),
+    ],
+)
+def test_a_text_that_a_tokenizer_cannot_be_trained_on_is_refused(tmp_path, cache, source, reason):
+    (tmp_path / "text.txt").write_bytes(b"ab\xff" * 50)
+    with pytest.raises(ValueError, match=reason):
+        corpus(f"{source}:{tmp_path / 'text.txt'}")
+    assert not list(cache.glob("*"))
+    with pytest.raises(FileNotFoundError, match="no corpus 'nowhere'"):
+        corpus(f"{source}:nowhere")
+
+
 # ---------------------------------------------------------------- the cache
 
 
@@ -226,7 +285,7 @@ def test_an_empty_file_is_refused(tmp_path, text):
 def test_a_corpus_shorter_than_a_window_names_the_split(tmp_path):
     found = corpus(write(tmp_path, letter_dot_txt=TEXT) / "letter.txt")
     assert found.require(499) is found
-    with pytest.raises(ValueError, match=r"'letter': the valid split has 500 bytes.*at least 501"):
+    with pytest.raises(ValueError, match=r"'letter': the valid split has 500 ids.*at least 501"):
         found.require(500)
     with pytest.raises(ValueError, match="the train split has 4500 bytes"):
         found.require(5000)

@@ -13,8 +13,9 @@ ROOT = Path(qllk.__file__).parent
 ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
-    *["tokens", "data", "objectives", "tasks", "probes", "measure", "evaluate", "by_hand"],
-    *["devices", "float8", "optim", "recipe", "train", "checkpoint", "sample", "bench", "__main__"],
+    *["tokens", "data", "objectives", "tasks", "measure", "evaluate", "by_hand"],
+    *["devices", "float8", "optim", "probes", "recipe", "train"],
+    *["checkpoint", "sample", "bench", "__main__"],
     "lab",
 ]
 FILES = sorted(ROOT.glob("*.py"))

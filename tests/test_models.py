@@ -100,7 +100,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(name):
     model = built(TINY[name])
     ids = torch.randint(model.spec.vocab_size, (8, 33))
     loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-    assert abs(loss.item() - math.log(model.spec.vocab_size)) < 0.1
+    assert abs(loss.item() - math.log(model.spec.vocab_size)) < 0.15
 
 
 @each_preset

@@ -1,4 +1,4 @@
-"""What is asked of a model: rates, shifts and weights hold, spans come back, nothing is lost."""
+"""What is asked of a model: rates, shifts and targets hold, spans come back, nothing is lost."""
 
 import math
 import sys
@@ -18,7 +18,10 @@ from qllk.data import all_windows, corpus, documents, pack, shard
 from qllk.kernels import band, same_document, softmax_attention
 from qllk.models import checked_ids
 from qllk.objectives import (
-    Batch,
+    IGNORED,
+    ask,
+    byte_losses,
+    counted,
     masked,
     next_token,
     random_spans,
@@ -27,7 +30,7 @@ from qllk.objectives import (
     span_corruption,
     span_counts,
     span_vocabulary,
-    summed_loss,
+    vocabulary,
 )
 
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True)
@@ -67,9 +70,8 @@ def test_every_objective_returns_one_kind_of_batch(objective, kind):
     before = ids.clone()
     batch = objective(ids)
     assert all(x.ndim == 2 and not x.is_floating_point() for x in batch.inputs)
-    assert batch.inputs[-1].shape == batch.targets.shape == batch.weight.shape
+    assert batch.inputs[-1].shape == batch.targets.shape
     assert batch.targets.dtype == torch.int64
-    assert batch.weight.dtype == torch.float32
     assert torch.equal(ids, before)
 
 
@@ -80,32 +82,73 @@ VOCABULARY = {"next_token": 256, "masked": 257, "seq2seq": 257}
 def test_no_id_lies_outside_the_vocabulary_that_the_model_is_told_to_have(name):
     batch = ALL[name](letters(50, 40))
     size = VOCABULARY.get(name) or span_vocabulary(40)
-    for ids in (*batch.inputs, batch.targets):
+    for ids in (*batch.inputs, batch.targets.where(batch.targets != IGNORED, 0)):
         checked_ids(ids, size)
     assert max(ids.max() for ids in (*batch.inputs, batch.targets)) == size - 1  # and none is spare
 
 
 @pytest.mark.parametrize("objective", ALL.values(), ids=ALL)
-def test_one_loss_serves_all_and_asks_nothing_where_the_weight_is_zero(objective):
-    batch = objective(letters(3, 40))
-    logits = torch.randn(*batch.targets.shape, 300, dtype=torch.float64, requires_grad=True)
-    total, counted = summed_loss(logits, batch)
-    chances = logits.softmax(-1).gather(2, batch.targets[..., None])[..., 0]
-    same(total, -(chances.log() * batch.weight).sum())
-    assert counted == batch.weight.sum() > 0
+def test_one_loss_serves_all_and_asks_nothing_where_a_target_is_ignored(objective):
+    targets = objective(letters(3, 40)).targets
+    logits = torch.randn(*targets.shape, 300, dtype=torch.float64, requires_grad=True)
+    total, asked = byte_losses(logits, targets).sum(), targets != IGNORED
+    chances = logits.softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    same(total, -(chances.log() * asked).sum())
+    assert counted(targets) == asked.sum() > 0
     total.backward()
-    assert torch.equal(logits.grad.abs().sum(-1) > 0, batch.weight > 0)
+    assert torch.equal(logits.grad.abs().sum(-1) > 0, asked)
 
 
 def test_parts_of_a_batch_add_up_to_its_loss_although_their_means_do_not():
     batch = masked(letters(4, 30), generator())
     logits = torch.randn(4, 30, 257, dtype=torch.float64)
-    parts = slice(0, 1), slice(1, 4)
-    sums = [summed_loss(logits[p], Batch((), batch.targets[p], batch.weight[p])) for p in parts]
-    total, counted = summed_loss(logits, batch)
-    same(sum(s for s, _ in sums) / sum(n for _, n in sums), total / counted)
-    of_means = sum(s / n for s, n in sums) / 2
-    assert abs(of_means - total / counted) > 1e-3
+    targets = [part.targets for part in batch.parts(3)]
+    sums = [byte_losses(*pair).sum() for pair in zip(logits.split((2, 1, 1)), targets, strict=True)]
+    counts = list(map(counted, targets))
+    whole = byte_losses(logits, batch.targets).sum() / counted(batch.targets)
+    same(sum(sums) / sum(counts), whole)
+    of_means = sum(s / n for s, n in zip(sums, counts, strict=True)) / 3
+    assert abs(of_means - whole) > 1e-3
+
+
+def test_the_parts_of_a_batch_are_its_rows_in_order():
+    batch = span_corruption(letters(5, 20), generator())
+    for whole, *parts in zip((*batch.inputs, batch.targets),
+                             *((*part.inputs, part.targets) for part in batch.parts(2)),
+                             strict=True):  # fmt: skip
+        assert [len(part) for part in parts] == [3, 2]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+# ---------------------------------------------------------------- by family
+
+
+def test_each_family_is_asked_what_it_can_answer():
+    ids = letters(3, 41)
+    assert torch.equal(ask("decoder", ids, generator()).targets, ids[:, 1:])
+    hidden = ask("encoder", ids, generator())
+    assert torch.equal(hidden.targets, masked(ids[:, :40], generator()).targets)
+    spans = ask("encoder-decoder", ids, generator())
+    assert torch.equal(spans.targets, span_corruption(ids[:, :40], generator()).targets)
+    with pytest.raises(ValueError, match="unknown family 'oracle'"):
+        ask("oracle", ids, generator())
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder-decoder"])
+@pytest.mark.parametrize("vocab_size", [20, 256])
+def test_a_model_of_that_vocabulary_can_be_asked_and_a_smaller_one_cannot(family, vocab_size):
+    batch = ask(family, letters(50, 41, vocab_size), generator(), vocab_size)
+    assert max(ids.max() for ids in (*batch.inputs, batch.targets)) + 1 == vocabulary(
+        family, 40, vocab_size
+    )
+
+
+def test_of_an_answer_the_text_alone_can_be_asked():
+    batch = span_corruption(letters(3, 40), generator())
+    text = batch.of_text()
+    assert counted(text.targets) == 3 * span_counts(40)[0]
+    assert torch.equal(text.targets != IGNORED, batch.targets < 256)
+    assert torch.equal(batch.of_text(400).targets, batch.targets)
 
 
 # ---------------------------------------------------------------- next token
@@ -115,12 +158,12 @@ def test_the_next_token_is_the_input_one_place_later():
     batch = next_token(torch.tensor([[5, 6, 7, 8]]))
     assert batch.inputs[0].tolist() == [[5, 6, 7]]
     assert batch.targets.tolist() == [[6, 7, 8]]
-    assert batch.weight.tolist() == [[1, 1, 1]]
 
 
 def test_the_first_token_of_a_document_and_padding_are_not_asked_for():
     owners = torch.tensor([[0, 0, 1, 1, 1, -1, -1]])
-    assert next_token(letters(1, 7), owners).weight.tolist() == [[1, 0, 1, 1, 0, 0]]
+    targets = next_token(letters(1, 7), owners).targets
+    assert (targets != IGNORED).tolist() == [[True, False, True, True, False, False]]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5,), (2, 0)])
@@ -139,9 +182,9 @@ def test_documents_that_do_not_fit_are_refused():
 
 def test_masking_hides_fifteen_in_a_hundred_and_of_these_eighty_ten_ten():
     ids = letters(200, 500)
-    (inputs,), targets, weight = masked(ids, generator())
-    assert torch.equal(targets, ids)
-    chosen = weight > 0
+    (inputs,), targets = masked(ids, generator())
+    chosen = targets != IGNORED
+    assert torch.equal(targets[chosen], ids[chosen])
     assert torch.equal(inputs[~chosen], ids[~chosen])
     expect_share(chosen, 0.15)
     was, now = ids[chosen], inputs[chosen]
@@ -158,7 +201,7 @@ def test_a_replaced_id_may_become_any_ordinary_one_equally_often():
 
 
 def test_places_are_masked_independently():
-    chosen = masked(letters(200, 500), generator(), rate=0.3).weight > 0
+    chosen = masked(letters(200, 500), generator(), rate=0.3).targets != IGNORED
     expect_share(chosen[:, 1:] & chosen[:, :-1], 0.09)
     expect_share(chosen[:, 0], 0.3)
     expect_share(chosen[:, -1], 0.3)
@@ -174,7 +217,7 @@ def test_masking_is_drawn_by_its_generator_alone():
 def test_what_must_not_be_masked_is_not():
     ids, allowed = letters(20, 50), torch.rand(20, 50) < 0.5
     batch = masked(ids, generator(), rate=1.0, maskable=allowed)
-    assert torch.equal(batch.weight > 0, allowed)
+    assert torch.equal(batch.targets != IGNORED, allowed)
     assert torch.equal(batch.inputs[0][~allowed], ids[~allowed])
     with pytest.raises(ValueError, match="maskable must hold one value for each id"):
         masked(ids, generator(), maskable=allowed[:, 1:])
@@ -205,19 +248,19 @@ def test_ids_that_are_no_ordinary_ones_are_refused():
 
 
 def test_the_decoder_reads_what_it_should_have_said_one_place_before():
-    (source, shifted), targets, weight = seq2seq(
+    (source, shifted), targets = seq2seq(
         torch.tensor([[1, 2]]), torch.tensor([[7, 8, 9]]), start=256
     )
     assert source.tolist() == [[1, 2]]
     assert shifted.tolist() == [[256, 7, 8]]
     assert targets.tolist() == [[7, 8, 9]]
-    assert weight.tolist() == [[1, 1, 1]]
 
 
 def test_padding_of_a_target_is_not_asked_for():
     target = torch.tensor([[7, 8, 256], [7, 256, 256]])
-    assert seq2seq(target, target, pad=256).weight.tolist() == [[1, 1, 0], [1, 0, 0]]
-    assert seq2seq(target, target).weight.sum() == 6
+    padded = seq2seq(target, target, pad=256).targets
+    assert padded.tolist() == [[7, 8, IGNORED], [7, IGNORED, IGNORED]]
+    assert counted(seq2seq(target, target).targets) == 6
 
 
 def test_source_and_target_need_as_many_rows():
@@ -232,7 +275,7 @@ def test_one_sentinel_stands_for_each_span_and_one_more_ends_the_target(monkeypa
     lost = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0]]).bool()
     monkeypatch.setattr(objectives, "random_spans", lambda *args, **options: lost)
     ids = torch.arange(12).view(2, 6)
-    (source, shifted), targets, _ = span_corruption(ids, generator(), vocab_size=100)
+    (source, shifted), targets = span_corruption(ids, generator(), vocab_size=100)
     assert source.tolist() == [[0, 101, 3, 4, 102], [101, 7, 8, 102, 11]]
     assert targets.tolist() == [[101, 1, 2, 102, 5, 103], [101, 6, 102, 9, 10, 103]]
     assert shifted.tolist() == [[100, 101, 1, 2, 102, 5], [100, 101, 6, 102, 9, 10]]
@@ -242,13 +285,12 @@ def test_one_sentinel_stands_for_each_span_and_one_more_ends_the_target(monkeypa
 @given(st.integers(1, 4), st.integers(1, 80), RATES, SPANS, st.integers(0, 2**31))
 def test_span_corruption_has_an_exact_inverse(B, T, rate, span, seed):
     ids = letters(B, T)
-    (source, shifted), targets, weight = span_corruption(ids, generator(seed), rate=rate, span=span)
+    (source, shifted), targets = span_corruption(ids, generator(seed), rate=rate, span=span)
     restored = [restore_spans(s, t) for s, t in zip(source, targets, strict=True)]
     assert torch.equal(torch.stack(restored), ids)
     lost, spans = span_counts(T, rate, span)
     assert source.shape == (B, T - lost + spans)
     assert targets.shape == shifted.shape == (B, lost + spans + 1)
-    assert weight.all()
     highest = span_vocabulary(T, rate, span) - 1
     assert targets.max() == highest == 256 + spans + 1
     assert source.max() == highest - 1
@@ -318,7 +360,7 @@ def test_packed_rows_ask_for_every_id_but_the_first_of_each_document_once(texts,
     for ids, owners in rows:
         assert ids.shape == owners.shape == (window + 1,)
         batch = next_token(ids[None], owners[None])
-        kept = batch.weight[0] > 0
+        kept = batch.targets[0] != IGNORED
         for owner, token in zip(owners[1:][kept].tolist(), batch.targets[0][kept], strict=True):
             asked.setdefault(owner, []).append(token.item())
     assert asked == {n: list(text[1:]) for n, text in enumerate(texts) if len(text) > 1}
@@ -437,7 +479,7 @@ def test_a_stream_can_be_shared_packed_and_asked_about(fake):
     fake()
     ids, owners = next(pack(shard(documents(), 1, 2), 30))
     assert bytes(ids.numpy()) == b"document 1document 3document 5d"
-    assert next_token(ids[None], owners[None]).weight.sum() == 27
+    assert counted(next_token(ids[None], owners[None]).targets) == 27
 
 
 def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):

@@ -1,13 +1,18 @@
-"""Writing with a model: the stream equals recomputing, draws follow the right chances."""
+"""Writing with a model: the stream equals recomputing, draws follow the right chances, and a draft
+that guesses ahead changes neither.
+"""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY, built, same
 
+from qllk import sample, tokens
 from qllk.models import build
 from qllk.probes import state_bytes, state_numbers
-from qllk.sample import generate, greedy, sampler, stream
+from qllk.sample import chances, generate, greedy, penalised, sampler, speculate, stream
 from qllk.spec import Patch, Spec
 
 CONV, CUMSUM, SOFTMAX = ("conv", {"width": 3}), ("cumsum", {}), ("softmax", {"heads": 2})
@@ -53,6 +58,37 @@ def test_generate_gives_the_bytes_that_follow():
     assert generate(model, "é", 3) == generate(model, "é".encode(), 3)
 
 
+def test_generate_takes_any_tokenizer_and_bytes_are_one():
+    bpe = tokens.BPE.train(b"the cat sat on the mat. " * 9, vocab_size=268)
+    model = made(PATCHED.but(vocab_size=268))
+    prompt = torch.from_numpy(bpe.encode("the cat").astype("int64"))[None]
+    assert prompt.shape[1] < 7, "merges are used"
+    ids = [int(i) for i in islice(stream(model, prompt, greedy), 30)]
+    assert max(ids) > 255
+    assert generate(model, "the cat", 30, tokenizer=bpe) == bpe.decode(ids)
+    model = made(PATCHED)
+    assert generate(model, "é", 9, tokenizer=tokens.Bytes()) == generate(model, "é", 9)
+
+
+def test_a_stream_of_an_encoder_decoder_starts_from_what_it_read():
+    model = made(TINY["t5-nano"])
+    source, ids = torch.arange(9)[None], torch.tensor([[7]])
+    with torch.no_grad():
+        written = stream(model, ids, greedy, model.read(source))
+        for _ in range(12):
+            ids = torch.cat((ids, model(source, ids)[:, -1:].argmax(-1)), dim=1)
+    assert [int(i) for i in islice(written, 12)] == ids[0, 1:].tolist()
+
+
+def test_a_stream_goes_on_from_a_state():
+    model = made(PATCHED)
+    text = torch.tensor([list(b"abcdefg")])
+    with torch.no_grad():
+        _, state = model.run(text[:, :4])
+    whole, rest = stream(model, text, greedy), stream(model, text[:, 4:], greedy, state)
+    assert list(islice(rest, 12)) == list(islice(whole, 12))
+
+
 def test_generate_switches_dropout_off_and_back_on():
     model = made(PATCHED).train()
     first = generate(model, "x", 20)
@@ -89,8 +125,10 @@ def test_the_state_of_attention_grows_with_every_byte():
 # ---------------------------------------------------------------- picking
 
 
-def chances(logits, temperature=1.0, top_k=None, top_p=None):
-    """What a sampler should draw, by sorting a list."""
+def expected(logits, temperature=1.0, top_k=None, top_p=None):
+    """What should be drawn, by sorting a list."""
+    if temperature == 0:
+        temperature, top_k = 1.0, 1
     weights = [(logit / temperature).exp().item() for logit in logits.double()]
     ranked = sorted(range(len(weights)), key=lambda i: -weights[i])
     total, kept, held = sum(weights), [], 0.0
@@ -108,6 +146,7 @@ def chances(logits, temperature=1.0, top_k=None, top_p=None):
 LOGITS = torch.tensor([[0.0, 2.0, 1.0, -1.0, 2.5, 0.5]])
 SETTINGS = [
     {},
+    {"temperature": 0},
     {"temperature": 0.5},
     {"temperature": 3.0},
     {"top_k": 1},
@@ -122,24 +161,23 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_draws_follow_the_chances_of_a_slow_reference(setting, monkeypatch):
-    asked = []
-
-    def multinomial(weights, count, generator):
-        asked.append(weights / weights.sum(-1, keepdim=True))
-        return torch.zeros(weights.shape[0], count, dtype=torch.long)
-
-    monkeypatch.setattr(torch, "multinomial", multinomial)
-    assert sampler(**setting, seed=0)(LOGITS).tolist() == [4]  # first in rank: the likeliest
-    expected = chances(LOGITS[0], **setting).sort(descending=True).values
-    torch.testing.assert_close(asked[0][0].float(), expected, rtol=0, atol=1e-6)
+def test_chances_are_those_of_a_slow_reference(setting):
+    rows = torch.stack((LOGITS, LOGITS.flip(-1)))  # (2,1,6): of any shape
+    weights = chances(**setting)(rows)
+    same(weights[0, 0].float(), expected(LOGITS[0], **setting), atol=1e-6)
+    same(weights[1, 0], weights[0, 0].flip(-1))
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_what_is_drawn_is_drawn_as_often_as_it_should(setting):
     pick = sampler(**setting, seed=0)
     drawn = pick(LOGITS.expand(20_000, -1)).bincount(minlength=6) / 20_000
-    torch.testing.assert_close(drawn, chances(LOGITS[0], **setting), rtol=0, atol=0.015)
+    same(drawn, expected(LOGITS[0], **setting), atol=0.015)
+
+
+def test_of_equals_temperature_0_takes_the_first_as_greedy_does():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    assert sampler(0, seed=0)(logits).tolist() == greedy(logits).tolist() == [1, 0]
 
 
 def test_rows_are_drawn_each_by_its_own_logits():
@@ -148,16 +186,8 @@ def test_rows_are_drawn_each_by_its_own_logits():
     assert sampler(seed=0)(logits).tolist() == greedy(logits).tolist() == [2, 0, 3]
 
 
-def test_the_rarest_id_is_not_lost_to_rounding_when_all_are_wanted(monkeypatch):
-    seen = []
-
-    def multinomial(weights, count, generator):
-        seen.append(weights)
-        return torch.zeros(weights.shape[0], count, dtype=torch.long)
-
-    monkeypatch.setattr(torch, "multinomial", multinomial)
-    sampler(top_p=1.0, seed=0)(10 * torch.randn(500, 256))
-    assert (seen[0] > 0).all()
+def test_the_rarest_id_is_not_lost_to_rounding_when_all_are_wanted():
+    assert (chances(top_p=1.0)(10 * torch.randn(500, 256)) > 0).all()
 
 
 def test_the_same_seed_writes_the_same_text_whatever_else_is_drawn():
@@ -174,6 +204,213 @@ def test_sampling_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# ---------------------------------------------------------------- repetition
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.3, 50.0])
+def test_a_penalty_is_that_of_transformers(penalty):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    ids, given = torch.randint(9, (3, 4)), []
+
+    def pick(logits):
+        given.append(logits)
+        return torch.randint(9, (3,))
+
+    pick = penalised(pick, penalty, ids.byte())
+    for _ in range(6):  # what it picks counts from the next time on
+        logits = torch.randn(3, 9)
+        new = pick(logits)
+        same(given[-1], theirs(ids, logits), atol=0)
+        ids = torch.cat((ids, new[:, None]), dim=1)
+
+
+def test_a_penalty_goes_with_any_pick_and_leaves_the_logits_alone():
+    logits, before = LOGITS.clone(), LOGITS.clone()
+    prompt = torch.tensor([[4, 4]])
+    assert penalised(greedy, 2.0, prompt)(logits).tolist() == [1]
+    assert penalised(sampler(top_k=1), 2.0, prompt)(logits).tolist() == [1]
+    assert torch.equal(logits, before)
+
+
+def test_a_penalty_keeps_a_greedy_text_from_going_round():
+    model, prompt = made(ATTENTION), torch.tensor([list(b"x")])
+    plain = list(islice(stream(model, prompt, greedy), 40))
+    lively = list(islice(stream(model, prompt, penalised(greedy, 1.5, prompt)), 40))
+    assert len(set(map(int, lively))) > len(set(map(int, plain)))
+
+
+# ---------------------------------------------------------------- speculating
+
+SINKS = ("softmax", {"heads": 2, "window": 5, "sinks": 2})
+DELTA = ("delta", {"heads": 2, "decay": "head"})
+FOLDED = ("folded", {"size": 3, "mixer": ("cumsum", {})})
+CAUSAL = {name: spec for name, spec in TINY.items() if spec.family != "encoder"} | {
+    "patches": PATCHED,
+    "sinks": Spec(d_model=8, layers=2, mixers=(SINKS,), positions="rotary"),
+    "delta and folds": Spec(d_model=8, layers=2, mixers=(DELTA, FOLDED)),
+}
+
+
+def made_causal(spec):
+    model = built(spec).double().eval()
+    next(m for name, m in model.named_modules() if name.endswith("head")).weight.data.mul_(20)
+    return model
+
+
+class Watched:
+    """A model that notes, at each call, all that it has read by then."""
+
+    def __init__(self, model):
+        self.model, self.spec, self.read = model, model.spec, []
+
+    def run(self, ids, state=None):
+        text, state = state or ([], None)
+        text = text + ids[0].tolist()
+        self.read.append(text)
+        logits, state = self.model.run(ids, state)
+        return logits, (text, state)
+
+
+def noisy(model, size):
+    """The same model with weights a little off: a draft as training would give."""
+    spec, draft = model.spec, made_causal(model.spec)
+    assert spec == draft.spec
+    for mine, its in zip(draft.parameters(), model.parameters(), strict=True):
+        mine.data = its.data + size * its.data.std() * torch.randn_like(its)
+    return draft
+
+
+DRAFTS = {"equal": 0.0, "good": 0.02, "bad": 3.0}
+each_draft = pytest.mark.parametrize("off", DRAFTS.values(), ids=DRAFTS)
+
+
+@each_draft
+@pytest.mark.parametrize("spec", CAUSAL.values(), ids=CAUSAL)
+def test_greedy_with_a_draft_writes_what_greedy_writes(spec, off):
+    model, prompt = made_causal(spec), torch.randint(spec.vocab_size, (1, 7))
+    plain = list(islice(stream(model, prompt, greedy), 40))
+    written = speculate(model, noisy(model, off), prompt, chances(0), ahead=3)
+    assert list(islice(written, 40)) == plain
+
+
+def test_a_draft_may_be_of_another_family():
+    model, draft = made(ATTENTION), made(PATCHED)
+    prompt = torch.tensor([list(b"abc")])
+    plain = list(islice(stream(model, prompt, greedy), 40))
+    assert list(islice(speculate(model, draft, prompt, chances(0)), 40)) == plain
+
+
+def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
+    model, draft = build(TINY["t5-nano"], seed=0).double(), build(TINY["t5-nano"], seed=1).double()
+    source, start = torch.arange(9)[None], torch.tensor([[7]])
+    with torch.no_grad():
+        states = model.read(source), draft.read(source)
+    plain = list(islice(stream(model, start, greedy, states[0]), 20))
+    written = speculate(model, draft, start, chances(0), states=states)
+    assert list(islice(written, 20)) == plain
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0}, {}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(("prompt", "extra"), [(b"abc", 0), (b"abcdefgh", 1)])
+def test_an_equal_draft_makes_one_call_of_ahead_plus_one_ids(setting, prompt, extra):
+    model = made(PATCHED)
+    watched, ids = Watched(model), torch.tensor([list(prompt)])
+    assert len(list(islice(speculate(watched, model, ids, chances(**setting), seed=0), 50))) == 50
+    assert len(watched.read) == 50 / (4 + 1) + extra  # a prompt longer than `ahead` is read first
+
+
+def calls_per_id(off, ahead=4, length=200):
+    model = made_causal(ATTENTION)
+    watched, prompt = Watched(model), torch.tensor([list(b"abc")])
+    written = speculate(watched, noisy(model, off), prompt, chances(), ahead, seed=0)
+    assert len(list(islice(written, length))) == length
+    return len(watched.read) / length
+
+
+def test_a_better_draft_saves_more_calls_and_the_worst_costs_few():
+    equal, good, bad = map(calls_per_id, DRAFTS.values())
+    assert equal == 1 / 5 < good < 0.5 < bad <= 1 + 1 / 4
+
+
+@each_draft
+def test_both_go_on_from_the_text_whatever_was_guessed(off):
+    model, prompt = made_causal(ATTENTION), torch.tensor([list(b"abc")])
+    draft, model = Watched(noisy(model, off)), Watched(model)
+    text, rounds = prompt[0].tolist(), 0
+    for id in islice(speculate(model, draft, prompt, chances(0.5), ahead=3, seed=0), 60):
+        if len(draft.read) > 3 * rounds:  # this is the first id of another round
+            rounds += 1
+            assert draft.read[-3] == model.read[-1][:-3] == text
+        text.append(int(id))
+    assert rounds >= 15
+
+
+class ByTable:
+    """A model of three ids: the logits of the next by the last two."""
+
+    spec = SimpleNamespace(vocab_size=3)
+
+    def __init__(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = 1.5 * torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
+
+    def run(self, ids, state=None):
+        seen = torch.cat((torch.zeros_like(ids[:, :1]) if state is None else state, ids), dim=1)
+        return self.table[seen[:, :-1], seen[:, 1:]], seen[:, -1:]
+
+
+def surprise(ids, p):
+    """Chi-square of what follows each pair of ids, against p (3,3,3), in standard deviations."""
+    counts = torch.zeros(3, 3, 3, dtype=torch.float64)
+    counts.index_put_((ids[:-2], ids[1:-1], ids[2:]), torch.ones(()).double(), accumulate=True)
+    wanted = p * counts.sum(dim=-1, keepdim=True)
+    likely = wanted > 5
+    chi = ((counts - wanted) ** 2 / wanted)[likely].sum() + 1e9 * counts[p == 0].sum()
+    free = likely.sum() - (likely.sum(dim=-1) > 0).sum()
+    return ((chi - free) / (2 * free).clamp(min=1).sqrt()).item()
+
+
+def surprise_of_speculating(setting, length=2_000):
+    model, draft, start = ByTable(0), ByTable(1), torch.zeros(1, 1, dtype=torch.long)
+    weigh = chances(**setting)
+    ids = torch.cat(list(islice(speculate(model, draft, start, weigh, seed=0), length)))
+    return surprise(ids, weigh(model.table))
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"temperature": 0.5}, {"top_k": 2}, {"temperature": 2.0, "top_p": 0.8}], ids=str
+)
+def test_ids_have_the_chances_of_the_model_whatever_the_draft(setting):
+    assert surprise_of_speculating(setting) < 4
+
+
+def all_stand(guesses, p, q, generator):
+    return torch.cat((guesses, sample.draw(p[-1:], generator)))
+
+
+def drawn_anew(guesses, p, q, generator):
+    """Leaves out that what falls was likelier in q, so that the rest must be likelier here."""
+    kept = len(RIGHT(guesses, p, q, generator)) - 1
+    return torch.cat((guesses[:kept], sample.draw(p[kept][None], generator)))
+
+
+RIGHT = sample.judged
+
+
+@pytest.mark.parametrize("wrong", [all_stand, drawn_anew])
+def test_judging_wrongly_would_be_seen_in_the_chances(wrong, monkeypatch):
+    monkeypatch.setattr(sample, "judged", wrong)
+    assert surprise_of_speculating({}) > 10
+
+
+def test_speculating_stores_no_gradients_and_leaves_them_on_for_others():
+    model = made(PATCHED)
+    for _ in islice(speculate(model, model, torch.zeros(1, 3, dtype=torch.long), chances()), 3):
+        assert torch.is_grad_enabled()
+    assert all(p.grad is None for p in model.parameters())
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -188,8 +425,8 @@ def test_an_empty_prompt_or_a_negative_length_is_refused():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"temperature": 0}, "temperature must be above 0, got 0; greedy is the limit"),
-        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ({"temperature": -1}, r"temperature must be 0 \(greedy\) or more, got -1"),
+        ({"temperature": float("nan")}, r"temperature must be 0 \(greedy\) or more, got nan"),
         ({"top_k": 0}, "top_k must be a whole number, 1 or more, got 0"),
         ({"top_k": 2.5}, "top_k must be a whole number, 1 or more, got 2.5"),
         ({"top_p": 0.0}, "top_p must lie above 0 and at most at 1, got 0.0"),
@@ -199,3 +436,37 @@ def test_an_empty_prompt_or_a_negative_length_is_refused():
 def test_a_sampler_that_cannot_draw_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         sampler(**setting)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
+    message = "the tokenizer has 258 ids, the model 256; give the tokenizer that the model was"
+    with pytest.raises(ValueError, match=message):
+        generate(made(PATCHED), "x", 3, tokenizer=tokens.Bytes(specials=("<bos>", "<eos>")))
+
+
+def test_an_id_that_the_tokenizer_has_not_is_no_text():
+    model = made(PATCHED.but(vocab_size=300))
+    with pytest.raises(ValueError, match="ids must lie in 0 … 255, got"):
+        generate(model, "x", 200, sampler(5.0, seed=0))
+
+
+@pytest.mark.parametrize("penalty", [0, -1.5, float("nan")])
+def test_a_penalty_that_is_not_above_0_is_refused(penalty):
+    with pytest.raises(ValueError, match=f"penalty must be above 0, got {penalty}; 1 changes"):
+        penalised(greedy, penalty, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("draft", "shape", "ahead", "message"),
+    [
+        (PATCHED.but(vocab_size=300), (1, 3), 4, "the draft has 300 ids, the model 256; a draft"),
+        (PATCHED, (2, 3), 4, r"writes one row, as shape \(1, time\), got \(2, 3\)"),
+        (PATCHED, (3,), 4, r"writes one row, as shape \(1, time\), got \(3,\)"),
+        (PATCHED, (1, 3), 0, "speculate: ahead must be a whole number above 0, got 0"),
+        (PATCHED, (1, 0), 4, "neither empty"),
+    ],
+)
+def test_a_draft_that_cannot_guess_is_refused(draft, shape, ahead, message):
+    prompt = torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        next(speculate(made(PATCHED), made(draft), prompt, chances(), ahead))

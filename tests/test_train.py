@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
-from qllk import data, devices, evaluate, objectives, optim, train
+from qllk import checkpoint, data, devices, evaluate, objectives, optim, train
 from qllk.layers import Dropout
 from qllk.models import build
 from qllk.published import QLLK11
@@ -139,12 +139,11 @@ def by_hand(run, inputs, targets):
 def test_parts_with_unequal_numbers_of_targets_equal_the_whole(accumulate):
     run = trainer(spec=SPEC.but(dropout=0.0), accumulate=accumulate)
     run.model.double()
-    ids = run._draw().long()
-    inputs, targets = ids[:, :-1], ids[:, 1:].clone()
+    (inputs,), targets = run._draw()
     targets[0, 3:] = targets[2, ::2] = objectives.IGNORED
     targets[3] = objectives.IGNORED  # with four parts, one that asks for nothing
     expected = by_hand(run, inputs, targets)
-    run._backward(inputs, targets)
+    run._backward(objectives.Batch((inputs,), targets))
     for p, grad in zip(run.model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-12)
 
@@ -389,7 +388,7 @@ def test_a_trial_step_changes_neither_model_nor_gradients():
     before = run.tensors()
     run.optimizer.zero_grad()
     ids = torch.from_numpy(CORPUS.train[None, :25].copy())
-    nats, finite = train.trial(run.model, ids, "cpu", "float32")
+    nats, finite = train.trial(run.model, objectives.next_token(ids), "cpu", "float32")
     assert finite
     assert nats > 0
     assert run.model.training
@@ -548,7 +547,7 @@ def test_a_recipe_goes_through_plain_data_and_back():
 
 
 def test_a_run_that_cannot_start_says_why():
-    with pytest.raises(ValueError, match="'markov': the valid split has 400 bytes"):
+    with pytest.raises(ValueError, match="'markov': the valid split has 400 ids"):
         trainer(window=400)
     with pytest.raises(ValueError, match="no device 'tpu' here"):
         trainer(device="tpu")
@@ -599,6 +598,135 @@ def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheat
         assert fresh(leaky).item() < 1.5
 
 
+# ---------------------------------------------------------------- other families, other ids
+
+PERIODIC = task("periodic", 4000)[0]  # whoever has seen sixteen bytes knows all others
+OTHERS = {  # each family beside the decoders, tiny, its vocabulary as large as it must be
+    "bert-nano": TINY["bert-nano"].but(vocab_size=257, dropout=0.1),
+    "t5-nano": TINY["t5-nano"].but(vocab_size=300, dropout=0.1),
+}
+other_families = pytest.mark.parametrize("spec", OTHERS.values(), ids=OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "recipe"),
+    [
+        ("bert-nano", CORPUS, replace(RECIPE, steps=500, batch=8, lr=3e-3)),
+        ("t5-nano", PERIODIC, replace(RECIPE, steps=200, lr=1e-2)),
+    ],
+    ids=OTHERS,
+)
+def test_every_family_learns_more_than_how_often_each_byte_comes(name, text, recipe):
+    spec = OTHERS[name].but(d_model=32, dropout=0.0)
+    run = Trainer(spec, text, recipe)
+    assert losses(run)[0] == pytest.approx(math.log(spec.vocab_size), abs=0.5)
+    unigram = evaluate.table_losses(text.train, text.valid)["unigram"]
+    assert run.validate(len(text.valid)) < unigram - 0.08
+
+
+@other_families
+def test_a_run_of_any_family_is_resumed_and_replayed_bit_for_bit(spec, tmp_path):
+    run = Trainer(spec, PERIODIC, RECIPE)
+    run.post("lr", 1e-3, at=3)
+    steps(run, 6)
+    saved = checkpoint.save(run, tmp_path / "saved")
+    expected = losses(steps(run, 6))
+    resumed = checkpoint.load(saved, PERIODIC)
+    assert losses(steps(resumed, 6)) == expected
+    assert same_weights(resumed, run)
+    replayed = Trainer(spec, PERIODIC, RECIPE)
+    replayed.replay(run.log)
+    steps(replayed, 12)
+    assert same_weights(replayed, run)
+
+
+@other_families
+def test_the_parts_of_a_batch_of_any_family_are_worth_what_they_ask(spec):
+    run = Trainer(spec.but(dropout=0.0), PERIODIC, replace(RECIPE, accumulate=3))
+    run.model.double()
+    batch = run._draw()
+    logits = run.model(*batch.inputs).flatten(0, 1)
+    F.cross_entropy(logits, batch.targets.flatten()).backward()
+    expected = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
+    run._backward(batch)
+    got = [p.grad for p in run.model.parameters() if p.grad is not None]
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@other_families
+def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_alone(spec):
+    run = Trainer(spec, PERIODIC, RECIPE)
+    asked, ask = [], run.ask
+    run.ask = lambda ids, generator: asked.append(ids) or ask(ids, generator)
+    first = run.validate(len(PERIODIC.valid))
+    assert sum(ids[:, :-1].numel() for ids in asked) == len(PERIODIC.valid) - 1
+    next(run)
+    fresh = Trainer(spec, PERIODIC, RECIPE)
+    run.restore(fresh.tensors(), fresh.facts())
+    assert run.validate(len(PERIODIC.valid)) == first
+    with torch.no_grad():  # whatever it thinks of sentinels: text is what counts
+        run.model.head.weight[257:] += 5.0
+    run.ask = ask
+    generator = torch.Generator().manual_seed(mixed(0, 0))
+    total = count = 0
+    for ids in data.all_windows(PERIODIC.valid, 16, 24):
+        inputs, targets = ask(ids, generator)
+        found = run.model.eval()(*inputs).flatten(0, 1).detach()
+        text = (targets >= 0) & (targets < 256)
+        nats = F.cross_entropy(found, targets.flatten().clamp(min=0), reduction="none")
+        total, count = total + nats[text.flatten()].sum().item(), count + text.sum().item()
+    assert run.validate(len(PERIODIC.valid)) == pytest.approx(total / count, rel=1e-6)
+
+
+@other_families
+def test_a_run_of_any_family_moves_between_precisions(spec):
+    devices.require("cpu", "bfloat16")
+    run = Trainer(spec, PERIODIC, RECIPE)
+    run.post("precision", "bfloat16", at=3)
+    records = steps(run, 6)
+    assert run.refused is None
+    assert [record.precision for record in records] == ["float32"] * 3 + ["bfloat16"] * 3
+    assert bool(records[-1].state_rms) == (spec.family != "encoder")  # that remembers nothing
+
+
+def test_a_step_in_which_chance_hides_nothing_changes_no_loss_to_nan():
+    run = Trainer(OTHERS["bert-nano"], PERIODIC, replace(RECIPE, batch=1, window=1, steps=20))
+    assert all(map(math.isfinite, losses(run)))
+
+
+def test_a_window_is_no_longer_than_the_model_reads():
+    run = trainer(spec=TINY["gpt2-nano"].but(context=16), window=24)
+    assert run.window == 16
+    assert run._draw().targets.shape == (4, 16)
+    assert next(run).bytes_seen == 64
+    assert trainer().window == 24
+
+
+def test_a_vocabulary_too_small_for_the_text_is_refused():
+    with pytest.raises(ValueError, match="this encoder must know 257 ids, and it knows 256"):
+        Trainer(TINY["bert-nano"].but(vocab_size=256), CORPUS, RECIPE)
+    with pytest.raises(ValueError, match=r"window of 1000 .* must know 308 ids, and it knows 300"):
+        Trainer(OTHERS["t5-nano"], task("markov", 40_000)[0], replace(RECIPE, window=1000))
+    with pytest.raises(ValueError, match=r"of 256 different ids.*take a text in fewer ids"):
+        Trainer("randygpt-0.3", CORPUS, RECIPE)
+
+
+def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
+    (tmp_path / "text.txt").write_bytes(bytes(CORPUS.train) + bytes(CORPUS.valid))
+    corpus = data.corpus(f"bpe-300:{tmp_path / 'text.txt'}")
+    run = Trainer(SPEC.but(dropout=0.0, vocab_size=300), corpus, RECIPE)
+    length = corpus.bytes_per_id
+    assert length > 1.5
+    batch = run._draw()
+    per_id = F.cross_entropy(run.model(*batch.inputs).flatten(0, 1), batch.targets.flatten())
+    record = next(run)
+    assert record.nats == pytest.approx(per_id.item() / length, rel=1e-6)
+    assert record.bytes_seen == round(4 * 24 * length)
+    whole = evaluate.nats_per_byte(run.model, corpus.valid, 24)
+    assert run.validate(len(corpus.valid)) == pytest.approx(whole / length, rel=1e-9)
+
+
 # ---------------------------------------------------------------- a CUDA device
 
 
@@ -637,12 +765,4 @@ def test_the_data_are_the_same_on_every_device():
     run = trainer()
     expected = run._draw()
     run.move("cuda", "float32")
-    assert torch.equal(run._draw().cpu(), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "family"), [("bert-nano", "encoder"), ("t5-nano", "encoder-decoder")]
-)
-def test_only_decoders_are_trained_on_the_next_byte(name, family):
-    with pytest.raises(ValueError, match=f"this is an {family}. `qllk.objectives` has"):
-        train.Trainer(name, CORPUS, Recipe(steps=1, window=24))
+    assert torch.equal(run._draw().to("cpu").targets, expected.targets)

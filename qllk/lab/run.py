@@ -191,7 +191,7 @@ class Run:
     def snapshot(self) -> Snapshot:
         with self._changed:
             trainer = self.trainer
-            batch_bytes = trainer.batch * trainer.recipe.window if trainer else 0
+            batch_bytes = trainer.batch_bytes if trainer else 0
             return Snapshot(
                 version=self.version,
                 state=self.state,

@@ -10,6 +10,9 @@ from open_notebook import THREADS, OpenNotebook
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_lab.ipynb"
+CHOSEN = """for name, control in panel.controls.items():
+    print(name, "is", getattr(control, "label", control.value))
+print("end")"""
 BUSY = "import time\nfor _ in range(10_000):\n    time.sleep(0.01)"
 
 
@@ -19,8 +22,9 @@ class Lab(OpenNotebook):
     def __init__(self, page, server, name, cells):
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-        extra = [nbformat.v4.new_code_cell(source) for source in cells]
+        extra = [nbformat.v4.new_code_cell(source) for source in (*cells, CHOSEN)]
         super().__init__(page, server, name, [notebook.cells[0], first, *extra])
+        self.last_cell = len(extra)
         self.run_cell(0)
         self.wait_for(lambda: self.state)
 
@@ -52,11 +56,19 @@ class Lab(OpenNotebook):
 
     def choose(self, name, label):
         self.page.locator(f".q-{name} select").select_option(label=label)
+        self.wait_until_known(name, label)
 
     def fill(self, name, value):
         field = self.page.locator(f".q-{name} input")
         field.fill(value)
         field.press("Enter")
+        self.wait_until_known(name, value)
+
+    def wait_until_known(self, name, value):
+        """The kernel hears each widget on a way of its own, so what is pressed within the next
+        milliseconds could overtake what was chosen.
+        """
+        self.wait_for(lambda: f"{name} is {value}" in self.printed(self.last_cell))
 
     def wait_state(self, *states):
         self.wait_for(lambda: self.state in states)

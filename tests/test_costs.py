@@ -1,0 +1,177 @@
+"""What a model costs: measured without memory, held to formulas and to steps that really ran."""
+
+import time
+
+import pytest
+import torch
+
+from qllk import measure, objectives, optim, probes
+from qllk.models import build, parameters
+from qllk.presets import PRESETS
+from qllk.recipe import Recipe
+from qllk.spec import Spec
+
+WINDOW, BATCH = Recipe.window, Recipe.batch
+SMALL = ["qllk-2-nano", "gpt-nano", "bert-nano", "t5-nano", "swa-mla-nano", "randygpt-0.3"]
+
+
+def window_of(spec, most):
+    return min(most, spec.context or most)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """The costs of all presets, and the seconds of computing that they took."""
+    start = time.process_time()
+    rows = {
+        name: probes.costs(spec, window_of(spec, WINDOW), BATCH) for name, spec in PRESETS.items()
+    }
+    return rows, time.process_time() - start
+
+
+@pytest.fixture(scope="module")
+def costs(table):
+    return table[0]
+
+
+def test_all_presets_are_measured_in_seconds(table):
+    rows, seconds = table
+    assert rows.keys() == PRESETS.keys()
+    assert seconds < 90  # a fifth of it on two free cores
+
+
+def test_parameters_are_those_of_the_model(costs):
+    assert costs["gpt2"].parameters == 124_439_808
+    assert costs["swa-mla-xl"].parameters == 8_578_479_104
+
+
+def test_a_token_costs_two_operations_a_weight_and_the_attention_table(costs):
+    D, layers, vocabulary = 768, 12, 50_257
+    weights = 12 * D * D * layers + vocabulary * D
+    assert costs["gpt2"].flops_per_token == 2 * weights + 4 * WINDOW * D * layers
+
+
+def test_operations_do_not_depend_on_the_batch():
+    one, many = (probes.costs("qllk-2-nano", 64, batch) for batch in (1, 8))
+    assert one.flops_per_token == many.flops_per_token
+    assert one.state_bytes == many.state_bytes
+    assert one.training_bytes < many.training_bytes
+
+
+def test_a_cache_grows_by_keys_and_values(costs):
+    assert costs["gpt2"].state_bytes == 0
+    assert costs["gpt2"].state_bytes_per_token == 4 * 2 * 768 * 12
+    assert costs["randygpt-0.1"].state_bytes_per_token == 4 * 2 * 32 * 1  # in a context of 8
+
+
+def test_the_state_of_qllk_2_does_not_grow(costs):
+    D, R, layers = 128, 8, 3
+    convolutions, sums, patches = layers * (8 - 1) * D, 2 * D, (2 * R - 1) * D
+    assert costs["qllk-2"].state_bytes == 4 * (convolutions + sums + patches)
+    assert costs["qllk-2"].state_bytes_per_token == 0
+    assert costs["qllk-2-local"].state_bytes == 4 * convolutions
+
+
+def test_windows_fill_up_and_latents_grow(costs):
+    windows, latents, D, window, sinks = 8, 4, 768, 256, 4
+    found = costs["swa-mla-small"]
+    assert found.state_bytes == 4 * windows * 2 * D * (window - 1 + sinks)
+    assert found.state_bytes_per_token == 4 * latents * (256 + 64)
+
+
+def test_a_window_is_full_however_short_the_rows_are():
+    short, long = (probes.costs("swa-mla-nano", window, 1) for window in (16, 300))
+    for found in (short, long):
+        assert found.state_bytes == 4 * 2 * 2 * 64 * (64 - 1 + 4)  # two layers, 64 wide
+        assert found.state_bytes_per_token == 4 * (32 + 16)
+    assert short.flops_per_token < long.flops_per_token
+
+
+def test_an_encoder_has_no_state(costs):
+    assert costs["bert-base"].state_bytes is None
+    assert costs["bert-base"].state_bytes_per_token is None
+
+
+def test_an_encoder_decoder_keeps_its_source_and_what_it_wrote(costs):
+    D, layers = 768, 12
+    assert costs["t5-base"].state_bytes == 4 * 2 * D * layers * WINDOW
+    assert costs["t5-base"].state_bytes_per_token == 4 * 2 * D * layers
+
+
+@pytest.mark.parametrize(
+    ("mixer", "grows"),
+    [
+        (("cumsum", {"half_lives": [1, 16]}), 0),
+        (("linear", {"heads": 2, "decay": "channel"}), 0),
+        (("delta", {"heads": 2, "decay": "head"}), 0),
+        (("folded", {"size": 4, "mixer": ["softmax", {"heads": 2}]}), 4 * 2 * 16 / 4),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_every_kernel_is_counted_on_no_memory_as_it_is_on_a_cpu(mixer, grows):
+    spec = Spec(d_model=16, layers=1, mixers=(mixer,))
+    found = probes.costs(spec, 40, 2)
+    model, ids = build(spec), torch.zeros(1, 40, dtype=torch.long)
+    assert found.flops_per_token == measure.operations(lambda: model(ids)) / 40
+    assert found.training_bytes == on_a_cpu(model, 40, 2)
+    assert found.state_bytes_per_token == grows
+
+
+# ---------------------------------------------------------------- memory to train
+
+
+def batch_of(model, window, batch):
+    """Zeros, after a source of zeros for an encoder-decoder; and the loss of saying them."""
+    ids = torch.zeros(batch, window, dtype=torch.long)
+    inputs = (ids, ids) if model.spec.family == "encoder-decoder" else (ids,)
+    return lambda: objectives.byte_losses(model(*inputs), ids).mean()
+
+
+def on_a_cpu(model, window, batch):
+    """The sum that `training_bytes` counts, from tensors that exist."""
+    kept = measure.saved_bytes(batch_of(model, window, batch))
+    counters = 4 * len(list(model.parameters()))  # Adam counts its steps for each weight
+    return 4 * 4 * parameters(model) + counters + kept
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fake_tensors_keep_what_real_ones_keep(name):
+    window = window_of(PRESETS[name], 128)
+    assert probes.training_bytes(name, window, 2) == on_a_cpu(build(name), window, 2)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_real_step_takes_the_memory_that_was_counted(name):
+    window = window_of(PRESETS[name], 128)
+    model = build(name)
+    loss = batch_of(model, window, BATCH)
+    optimizer = optim.build("adamw", model, lr=1e-3, weight_decay=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    step()  # from now on the moments are there before a step begins
+    optimizer.zero_grad()
+    before = 3 * 4 * parameters(model)  # weights and moments
+    real = before + measure.allocation(step).peak_bytes
+    assert probes.training_bytes(name, window, BATCH) == pytest.approx(real, rel=0.2)
+
+
+def test_counting_leaves_the_random_numbers_and_gradients_alone():
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        found = probes.costs("qllk-2-nano", 32, 1)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found == probes.costs("qllk-2-nano", 32, 1)
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="costs: window must be a whole number above 0, got 0"):
+        probes.costs("qllk-2-nano", 0, 1)
+    with pytest.raises(ValueError, match="costs: batch must be a whole number above 0, got -1"):
+        probes.costs("qllk-2-nano", 8, -1)
+    with pytest.raises(ValueError, match=r"reaches position 65, but .* end at 64"):
+        probes.costs("randygpt-0.3", 65, 1)
