@@ -211,18 +211,30 @@ def delta_rule_loop(q, k, v, beta, log_decay=None, S=None):
 # ---------------------------------------------------------------- softmax attention
 
 
-def band(T: int, N: int, window: int | None = None, sinks: int = 0, device=None) -> Tensor:
+def band(T: int, N: int, window: int | None = None, sinks=0, device=None, keep=None) -> Tensor:
     """Which of N keys each of T queries may see; the queries are the *last* T of the N places.
 
-    Shapes   -> (T,N) bool. Query i stands at place N - T + i and sees that place and those
-             before it, at most `window` of them, and the first `sinks` places beside. So training,
-             prefill and one cached step need no case of their own.
+    Shapes   keep (T,N) or (B,1,T,N) bool: what else must hold, none means nothing
+             ->  as keep, (T,N) without one. Query i stands at place N - T + i and sees that place
+             and those before it, at most `window` of them, and the first `sinks` places beside.
+             So training, prefill and one cached step need no case of their own.
     Paper    sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
     rows = torch.arange(N - T, N, device=device)[:, None]
     cols = torch.arange(N, device=device)
-    keep = cols <= rows
-    return keep if window is None else keep & ((cols > rows - window) | (cols < sinks))
+    past = cols <= rows if keep is None else keep & (cols <= rows)
+    return past if window is None else past & ((cols > rows - window) | (cols < sinks))
+
+
+def same_document(documents) -> Tensor:
+    """Which keys each query may see when documents share a row: those of its own document.
+
+    Block-diagonal; a causal model sees `same_document(d) & band(T, T)`. Padding sees padding, so
+    that no query is left without a key.
+
+    Shapes   documents (B,T) of any type  ->  keep (B,1,T,T) bool, one for all heads
+    """
+    return (documents[:, :, None] == documents[:, None, :])[:, None]
 
 
 def attention_weights(q, k, keep=None):
@@ -230,7 +242,8 @@ def attention_weights(q, k, keep=None):
 
         A = softmax(q k^T / sqrt(K)), with -inf where `keep` is False
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   keep (T,N) bool, none means see all   ->  A (B,H,T,N)
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   keep (T,N) or (B,1,T,N) bool, none means see all
+             ->  A (B,H,T,N)
     Cost     time O(T N K), memory O(T N)
     """
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
@@ -244,7 +257,7 @@ def softmax_attention(q, k, v, keep=None):
 
         o = A v,    A = attention_weights(q, k, keep)
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep (T,N) bool, none means see all
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep as in attention_weights
              ->  o (B,H,T,V)
     Cost     time O(T N (K + V)), memory O(T N)
     Paper    Vaswani 2017, 1706.03762, equation 1
@@ -253,20 +266,19 @@ def softmax_attention(q, k, v, keep=None):
     return attention_weights(q, k, keep) @ v
 
 
-def causal_attention(q, k, v, window=None, sinks=0):
+def causal_attention(q, k, v, window=None, sinks=0, keep=None, bias=None):
     """Softmax attention over the past, through torch's fused kernel, which stores no table.
 
     Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V), the queries standing at the last T places
-             ->  o (B,H,T,V)
-    Cost     time O(T N (K + V)), memory O(T + N)
+             keep, bias as in fused_attention   ->   o (B,H,T,V)
+    Cost     time O(T N (K + V)), memory O(T + N), or O(T N) with a mask, a window or a bias
     Paper    FlashAttention, Dao 2022, 2205.14135
-    Twin     softmax_attention_loop with keep = band(T, N, window, sinks), equal to 1e-12 in float64
+    Twin     softmax_attention_loop with band(T, N, window, sinks) & keep, equal to 1e-12 in float64
     """
     T, N = q.shape[2], k.shape[2]
-    if T == N and window is None:  # torch is fastest when it may skip the future by itself
+    if T == N and window is keep is bias is None:  # torch is fastest when it skips the future
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    keep = band(T, N, window, sinks, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    return fused_attention(q, k, v, band(T, N, window, sinks, q.device, keep), bias)
 
 
 def fused_attention(q, k, v, keep=None, bias=None):
@@ -274,8 +286,8 @@ def fused_attention(q, k, v, keep=None, bias=None):
 
         A = softmax(q k^T / sqrt(K) + bias), with -inf where `keep` is False        o = A v
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep (T,N) bool, none means see all
-             bias (H,T,N), none means 0   ->   o (B,H,T,V)
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep (T,N) or (B,1,T,N) bool, none means
+             see all; T may be 1 for all queries   bias (H,T,N), none means 0   ->   o (B,H,T,V)
     Cost     time O(T N (K + V)), memory O(T + N), or O(T N) with a bias
     Twin     softmax_attention_loop, equal to 1e-12 in float64
     """
@@ -288,12 +300,11 @@ def softmax_attention_loop(q, k, v, keep=None, bias=None):
     """The definition of `softmax_attention`: one query at a time, only over the keys it sees."""
     outputs = []
     for t in range(q.shape[2]):
-        seen = slice(None) if keep is None else keep[t]
-        k_, v_ = k[:, :, seen], v[:, :, seen]
-        scores = (q[:, :, t, None] * k_).sum(-1) * q.shape[-1] ** -0.5  # (B,H,seen)
-        weight = (scores if bias is None else scores + bias[:, t, seen]).exp()
+        scores = (q[:, :, t, None] * k).sum(-1) * q.shape[-1] ** -0.5  # (B,H,N)
+        weight = (scores if bias is None else scores + bias[:, t]).exp()
+        weight = weight if keep is None else weight * keep[..., t, :]
         weight = weight / weight.sum(-1, keepdim=True)
-        outputs.append((weight[..., None] * v_).sum(2))
+        outputs.append((weight[..., None] * v).sum(2))
     return torch.stack(outputs, dim=2)
 
 
@@ -373,7 +384,7 @@ def _tile_scores(q, k, rows, cols):
     return scores.masked_fill(future, float("-inf"))
 
 
-def latent_attention(q, c, r, to_k, to_v):
+def latent_attention(q, c, r, to_k, to_v, keep=None):
     """Causal attention whose keys and values are made from one latent, and a key that all share.
 
         k_h = [to_k_h c, r]      v_h = to_v_h c      o_h = softmax(q_h k_h^T / sqrt(K + U)) v_h
@@ -381,7 +392,8 @@ def latent_attention(q, c, r, to_k, to_v):
     This is the naive form: every head rebuilds its keys and values. It suits many queries.
 
     Shapes   q (B,H,T,K+U)   latent c (B,N,L)   shared key r (B,N,U)   to_k (H,K,L)   to_v (H,V,L),
-             the queries standing at the last T places   ->   o (B,H,T,V)
+             the queries standing at the last T places   keep as in fused_attention
+             ->   o (B,H,T,V)
     Cost     time O(H N (L (K + V) + T (K + U + V))), memory O(H N (K + U + V))
     Paper    DeepSeek-V2, 2405.04434, equations 9 to 19
     Twin     latent_attention_loop, equal to 1e-12 in float64
@@ -389,10 +401,10 @@ def latent_attention(q, c, r, to_k, to_v):
     c = c[:, None]  # (B,1,N,L)
     r = r[:, None].expand(-1, q.shape[1], -1, -1)  # (B,H,N,U)
     k = torch.cat((c @ to_k.transpose(1, 2), r), dim=-1)
-    return causal_attention(q, k, c @ to_v.transpose(1, 2))
+    return causal_attention(q, k, c @ to_v.transpose(1, 2), keep=keep)
 
 
-def absorbed_attention(q, c, r, to_k, to_v):
+def absorbed_attention(q, c, r, to_k, to_v, keep=None):
     """`latent_attention` without rebuilding: queries move into the latent, averages move out.
 
         o_h = to_v_h ( softmax([q_h to_k_h, q_r] [c, r]^T / sqrt(K + U)) c )
@@ -409,20 +421,20 @@ def absorbed_attention(q, c, r, to_k, to_v):
     plain, turned = q.split((to_k.shape[1], r.shape[-1]), dim=-1)
     q = torch.cat((plain @ to_k, turned), dim=-1)  # (B,H,T,L+U)
     q = q * (q.shape[-1] / width) ** 0.5  # scores stay those of the original width
-    keep = band(T, c.shape[1], device=q.device).repeat(H, 1)
+    past = band(T, c.shape[1], device=q.device, keep=keep).tile(H, 1)  # anew for each head
     k = torch.cat((c, r), dim=-1)
-    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], keep)
+    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], past)
     return o[:, 0].unflatten(1, (H, T)) @ to_v.transpose(1, 2)
 
 
-def latent_attention_loop(q, c, r, to_k, to_v):
+def latent_attention_loop(q, c, r, to_k, to_v, keep=None):
     """The definition of `latent_attention` and `absorbed_attention`: one head at a time."""
-    keep = band(q.shape[2], c.shape[1], device=q.device)
+    past = band(q.shape[2], c.shape[1], device=q.device, keep=keep)
     heads = []
     for h in range(q.shape[1]):
         k = torch.cat((c @ to_k[h].T, r), dim=-1)[:, None]  # (B,1,N,K+U)
         v = (c @ to_v[h].T)[:, None]
-        heads.append(softmax_attention_loop(q[:, h : h + 1], k, v, keep))
+        heads.append(softmax_attention_loop(q[:, h : h + 1], k, v, past))
     return torch.cat(heads, dim=1)
 
 

@@ -84,6 +84,16 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * up)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, at the precision of its weight: half precision it would take with a warning, slowly.
+
+    Shapes   x (B,T,D) -> (B,T,D)
+    """
+
+    def forward(self, x):
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+
+
 class DynamicTanh(nn.Module):
     """x -> tanh(a x) w + b: squeezes like a norm and measures nothing.  Zhu 2025, 2503.10622.
 
@@ -155,7 +165,7 @@ class MaskedHead(LinearHead):
 
 
 # Options of the norms are torch's own: eps; for "rms" also elementwise_affine, false for no weight.
-NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "tanh": DynamicTanh}
+NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": DynamicTanh}
 MLPS = {
     "gelu": GeluMLP,
     "gelu-exact": ExactGeluMLP,

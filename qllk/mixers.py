@@ -3,6 +3,9 @@
 x and y are (B,T,D) for any T >= 1. `state=None` means that nothing came before. The returned state
 is a new value; the old one stays valid. Training passes a long x and drops the state, prefill keeps
 it, decoding is T = 1: there is no `step`, no cache object and no mode.
+
+Those of MASKED take a third argument, `keep` (B,1,T,N): which of N keys each query may see, beside
+what the mixer itself forbids. The rest remember no single keys, so they can hide none.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .layers import NORMS, choose, make
+from .layers import NORMS, RMSNorm, choose, make
 from .patching import PatchPath
 from .positions import NoPositions
 from .spec import as_part, positive
@@ -33,12 +36,26 @@ class Memory(NamedTuple):
     S: Tensor  # (B,H,K,V)
 
 
+class Corrected(NamedTuple):
+    """State of the delta rule: as Memory, each key's value replaced and not added to."""
+
+    S: Tensor  # (B,H,K,V)
+
+
 class KV(NamedTuple):
     """State of softmax attention: the keys and values still in sight, and the steps so far."""
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
     t: int
+
+
+class Source(NamedTuple):
+    """State of cross attention: keys and values of the other text, and which of them to see."""
+
+    k: Tensor  # (B,H,N,K)
+    v: Tensor  # (B,H,N,K)
+    keep: Tensor | None  # (B,1,1,N), none means all
 
 
 class Latent(NamedTuple):
@@ -136,29 +153,34 @@ class SoftmaxAttention(SelfAttention):
     Options  heads, which divide d_model
              window   in steps, none means all
              sinks    the first steps of all, which stay in sight of every window
+             tile     compute tile by tile, in Python and slowly, see `kernels.tiled_attention`;
+                      none means torch's fused kernel
              bias     in the projections
-    Raises   ValueError when the window or the sinks do not fit each other or the positions
+    Raises   ValueError when window, sinks, tile, positions and mask do not fit each other
     State    KV: 2 D numbers per step still in sight; with a window at most W - 1 + sinks steps
     Cost     time O(T N D) for N keys; adding to the cache copies it, the same order as reading it
     Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
 
-    def __init__(self, d_model, positions=None, *, heads, window=None, sinks=0, bias=False):
+    def __init__(
+        self, d_model, positions=None, *, heads, window=None, sinks=0, tile=None, bias=False
+    ):
         super().__init__(d_model, positions, heads, bias)
         self.window, self.sinks = checked_window(window, sinks)
-        if sinks and self.bias(heads, 1, 1) is not None:
+        self.tile = checked_tile(tile, window)
+        if (sinks or tile) and self.bias(heads, 1, 1) is not None:
             raise ValueError(
-                f"positions that weigh distances do not know how far {sinks} sinks are by now; "
-                "use rotary positions or none"
+                f"positions that weigh distances do not know how far sinks are by now, and tiles "
+                f"take no weights; got sinks={sinks}, tile={tile}. Use rotary positions or none"
             )
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, keep=None):
         t = state.t if state else 0
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         q, k = self.turn(q, t), self.turn(k, t)
         if state:
             k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
-        o = self.attend(q, k, v, self.bias(self.heads, q.shape[2], k.shape[2]))
+        o = self.attend(q, k, v, keep)
         if self.window:
             k, v = self.in_sight(k), self.in_sight(v)
         return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
@@ -168,11 +190,16 @@ class SoftmaxAttention(SelfAttention):
         start = max(self.sinks, x.shape[2] - self.window + 1)
         return torch.cat((x[:, :, : self.sinks], x[:, :, start:]), dim=2)
 
-    def attend(self, q, k, v, bias):
-        if bias is None:
-            return kernels.causal_attention(q, k, v, self.window, self.sinks)
-        keep = kernels.band(q.shape[2], k.shape[2], self.window, device=q.device)
-        return kernels.fused_attention(q, k, v, keep, bias)
+    def attend(self, q, k, v, keep):
+        if keep is not None and (self.sinks or self.tile):
+            raise ValueError(
+                f"attention with sinks or tiles takes no mask, such as that of rows of several "
+                f"documents; got sinks={self.sinks}, tile={self.tile}. Use neither of them"
+            )
+        if self.tile:
+            return kernels.tiled_attention(q, k, v, self.tile)
+        bias = self.bias(self.heads, q.shape[2], k.shape[2])
+        return kernels.causal_attention(q, k, v, self.window, self.sinks, keep, bias)
 
 
 class LatentAttention(nn.Module):
@@ -188,16 +215,27 @@ class LatentAttention(nn.Module):
              d_nope     K, channels of a head's queries and keys that know no position
              d_rope     U, channels that do, even if they are to turn; one key serves all heads
              d_value    V, channels of a head's values
-             norm       of the latent (see NORMS)
+             d_query    width of the latent that queries are made of, none for none
+             norm       of the latents (see NORMS)
     State    Latent: L + U numbers per step
     Cost     time O(T D H (K + U + V)), and that of `kernels.latent_attention` for a first piece,
              of `kernels.absorbed_attention` for one that continues: those are short
-    Paper    DeepSeek-V2, 2405.04434, 2.1, without compressed queries
+    Paper    DeepSeek-V2, 2405.04434, 2.1; compressed queries: equations 12 and 13
     Raises   ValueError when a size is below one
     """
 
     def __init__(
-        self, d_model, positions=None, *, heads, d_latent, d_nope, d_rope, d_value, norm="rms"
+        self,
+        d_model,
+        positions=None,
+        *,
+        heads,
+        d_latent,
+        d_nope,
+        d_rope,
+        d_value,
+        d_query=None,
+        norm="rms",
     ):
         super().__init__()
         sizes = {"d_latent": d_latent, "d_nope": d_nope, "d_rope": d_rope, "d_value": d_value}
@@ -205,13 +243,14 @@ class LatentAttention(nn.Module):
         self.heads, self.d_latent = heads, d_latent
         self.d_nope, self.d_rope = d_nope, d_rope
         self.turn = (positions or NoPositions(d_model)).turn  # the model owns the module
-        self.query = nn.Linear(d_model, heads * (d_nope + d_rope), bias=False)
+        norm = choose(NORMS, norm, "norm")
+        self.query = queries(d_model, d_query, heads * (d_nope + d_rope), norm)
         self.down = nn.Linear(d_model, d_latent + d_rope, bias=False)
-        self.norm = choose(NORMS, norm, "norm")(d_latent)
+        self.norm = norm(d_latent)
         self.up = nn.Linear(d_latent, heads * (d_nope + d_value), bias=False)
         self.out = nn.Linear(heads * d_value, d_model, bias=False)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, keep=None):
         t = state.t if state else 0
         (q,) = split_heads(self.query(x), 1, self.heads)
         plain, turned = q.split((self.d_nope, self.d_rope), dim=-1)
@@ -221,13 +260,22 @@ class LatentAttention(nn.Module):
         if state:
             c, r = torch.cat((state.c, c), dim=1), torch.cat((state.r, r), dim=1)
         attend = kernels.absorbed_attention if state else kernels.latent_attention
-        o = attend(q, c, r, *self.to_keys_and_values())
+        o = attend(q, c, r, *self.to_keys_and_values(), keep)
         return self.out(join_heads(o)), Latent(c, r, t + x.shape[1])
 
     def to_keys_and_values(self):
         """The matrix `up` head by head.  Shapes   -> (H,K,L), (H,V,L)"""
         heads = self.up.weight.unflatten(0, (self.heads, -1))
         return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)
+
+
+def queries(d_model, d_query, width, norm):
+    """W_q, or W_uq norm(W_dq x) through a latent of d_query.  Shapes  (B,T,D) -> (B,T,width)"""
+    if d_query is None:
+        return nn.Linear(d_model, width, bias=False)
+    positive("latent attention", d_query=d_query)
+    down, up = nn.Linear(d_model, d_query, bias=False), nn.Linear(d_query, width, bias=False)
+    return nn.Sequential(down, norm(d_query), up)
 
 
 class BidirectionalAttention(SelfAttention):
@@ -242,19 +290,19 @@ class BidirectionalAttention(SelfAttention):
     def __init__(self, d_model, positions=None, *, heads, bias=False):
         super().__init__(d_model, positions, heads, bias)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, keep=None):
         T = x.shape[1]
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         bias = self.bias(self.heads, T, T)
-        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, bias=bias)
+        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, keep, bias)
         return self.out(join_heads(o)), None
 
 
 class CrossAttention(nn.Module):
-    """Every query looks at every key of another text, the memory, which `read` projects once.
+    """Every query looks at the keys of another text, the memory, which `read` projects once.
 
     Options  heads, which divide d_model; bias in the projections
-    State    KV of the memory: 2 D numbers for each of its steps, whatever T
+    State    Source: 2 D numbers for each step of the memory, whatever T, and its mask
     Cost     time O(T N D) for a memory of N
     Paper    Vaswani 2017, 1706.03762, 3.2.3
     """
@@ -266,13 +314,13 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(d_model, 2 * d_model, bias=bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
-    def read(self, memory) -> KV:
-        """The state to start from.  Shapes   memory (B,N,D)"""
-        return KV(*split_heads(self.kv(memory), 2, self.heads), memory.shape[1])
+    def read(self, memory, keep=None) -> Source:
+        """The state to start from.  Shapes   memory (B,N,D)   keep (B,1,1,N), none means all"""
+        return Source(*split_heads(self.kv(memory), 2, self.heads), keep)
 
     def forward(self, x, state):
         (q,) = split_heads(self.q(x), 1, self.heads)
-        return self.out(join_heads(kernels.fused_attention(q, state.k, state.v))), state
+        return self.out(join_heads(kernels.fused_attention(q, *state))), state
 
 
 class LinearAttention(nn.Module):
@@ -286,18 +334,20 @@ class LinearAttention(nn.Module):
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     """
 
+    State = Memory
+
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__()
         self.heads = divides(heads, d_model)
         self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.norm = nn.RMSNorm(d_model // heads)
+        self.norm = RMSNorm(d_model // heads)
         self.decay = choose(DECAYS, decay, "decay")(d_model, heads)
 
     def forward(self, x, state=None):
         q, k, v, g = split_heads(self.qkvg(x), 4, self.heads)
         o, S = self.remember(x, q, k, v, state.S if state else None)
-        return self.out(join_heads(self.norm(o) * g.sigmoid())), Memory(S)
+        return self.out(join_heads(self.norm(o) * g.sigmoid())), self.State(S)
 
     def remember(self, x, q, k, v, S):
         return kernels.linear_attention(q, k, v, self.decay(x), S)
@@ -310,10 +360,12 @@ class DeltaRule(LinearAttention):
 
     Options  heads, which divide d_model; decay as in LinearAttention: "none" is DeltaNet, "head"
              gated DeltaNet, "channel" Kimi's
-    State    Memory: D^2 / heads numbers
+    State    Corrected: D^2 / heads numbers
     Cost     as LinearAttention, and one triangular solve per chunk, O(T C D)
     Paper    DeltaNet, 2406.06484; gated DeltaNet, 2412.06464, without their short convolutions
     """
+
+    State = Corrected
 
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__(d_model, positions, heads=heads, decay=decay)
@@ -438,6 +490,16 @@ def checked_window(window, sinks):
     return window, sinks
 
 
+def checked_tile(tile, window):
+    if tile is not None:
+        positive("attention", tile=tile)
+        if window is not None:
+            raise ValueError(
+                f"tiled attention has no window, got tile={tile}, window={window}; set one of them"
+            )
+    return tile
+
+
 def divides(heads, d_model):
     if heads < 1 or d_model % heads:
         raise ValueError(f"heads={heads} must divide d_model={d_model}")
@@ -463,6 +525,8 @@ MIXERS = {
     "conv": GatedConv,
     "folded": Folding,
 }
+# Those that can be kept from seeing, as rows of several documents need.
+MASKED = {"softmax", "latent"}
 # What encoders mix with, and how decoders look at what an encoder read.
 BIDIRECTIONAL_MIXERS = {"softmax": BidirectionalAttention}
 CROSS_MIXERS = {"softmax": CrossAttention}

@@ -17,45 +17,57 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+from .kernels import same_document
 from .layers import HEADS, MLPS, NORMS, Dropout, choose, make
-from .mixers import BIDIRECTIONAL_MIXERS, CROSS_MIXERS, MIXERS
+from .mixers import BIDIRECTIONAL_MIXERS, CROSS_MIXERS, MASKED, MIXERS
 from .patching import PatchPath
 from .positions import BIDIRECTIONAL_POSITIONS, POSITIONS, Learned
 from .presets import PRESETS
 from .spec import Spec
 
 
-class Block(nn.Module):
-    """Mix over time, then think at each position, each behind a norm and beside a skip."""
+def pre_norm(x, norm, dropout, part, *state):
+    """The norm acts on what the part reads: the skip runs through unchanged."""
+    y, state = part(norm(x), *state)
+    return x + dropout(y), state
 
-    def __init__(self, mixer, mlp, norm, d_model, dropout):
+
+def post_norm(x, norm, dropout, part, *state):
+    """The norm acts on the sum, so that no skip runs through unchanged.  Vaswani 2017, 3.1."""
+    y, state = part(x, *state)
+    return norm(x + dropout(y)), state
+
+
+def sublayer_norm(x, norm, dropout, part, *state):
+    """The norm acts on what the part adds.  Swin v2, Liu 2021, 2111.09883, 3.2."""
+    y, state = part(x, *state)
+    return x + dropout(norm(y)), state
+
+
+NORMS_AT = {"pre": pre_norm, "post": post_norm, "sublayer": sublayer_norm}
+
+
+class Block(nn.Module):
+    """Mix over time, then think at each position, each beside a skip, with norms as `add` has it.
+
+    Options  add, a function of NORMS_AT
+    """
+
+    def __init__(self, mixer, mlp, norm, d_model, dropout, add=pre_norm):
         super().__init__()
         self.norm_mix, self.mix = norm(d_model), mixer
         self.norm_mlp, self.mlp = norm(d_model), mlp
         self.dropout = Dropout(dropout)
+        self.add = add
 
-    def forward(self, x, state=None):
-        y, state = self.mix(self.norm_mix(x), state)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), state
+    def forward(self, x, state=None, *keep):
+        x, state = self.add(x, self.norm_mix, self.dropout, self.mix, state, *keep)
+        x, _ = self.add(x, self.norm_mlp, self.dropout, self.think)
+        return x, state
 
-
-class PostNormBlock(Block):
-    """The norms act on the sums, so that no skip runs through unchanged.  Vaswani 2017, 3.1."""
-
-    def forward(self, x, state=None):
-        y, state = self.mix(x, state)
-        x = self.norm_mix(x + self.dropout(y))
-        return self.norm_mlp(x + self.dropout(self.mlp(x))), state
-
-
-class SublayerNormBlock(Block):
-    """The norms act on what each part adds.  Swin v2, Liu 2021, 2111.09883, 3.2."""
-
-    def forward(self, x, state=None):
-        y, state = self.mix(x, state)
-        x = x + self.dropout(self.norm_mix(y))
-        return x + self.dropout(self.norm_mlp(self.mlp(x))), state
+    def think(self, x):
+        """The MLP as a part without a state."""
+        return self.mlp(x), None
 
 
 class CrossBlock(Block):
@@ -66,20 +78,15 @@ class CrossBlock(Block):
 
     def __init__(self, *block, cross):
         super().__init__(*block)
-        _, _, norm, d_model, _ = block
+        _, _, norm, d_model, *_ = block
         self.norm_cross, self.cross = norm(d_model), cross
 
     def forward(self, x, state):
-        before, memory = state
-        y, before = self.mix(self.norm_mix(x), before)
-        x = x + self.dropout(y)
-        y, memory = self.cross(self.norm_cross(x), memory)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), (before, memory)
-
-
-BLOCKS = {"pre": Block, "post": PostNormBlock, "sublayer": SublayerNormBlock}
-CROSS_BLOCKS = {"pre": CrossBlock}
+        before, source = state
+        x, before = self.add(x, self.norm_mix, self.dropout, self.mix, before)
+        x, source = self.add(x, self.norm_cross, self.dropout, self.cross, source)
+        x, _ = self.add(x, self.norm_mlp, self.dropout, self.think)
+        return x, (before, source)
 
 
 class Stack(nn.Module):
@@ -88,7 +95,7 @@ class Stack(nn.Module):
     Given `recompute` = K, autograd keeps only the input of every K blocks, and the backward pass
     computes the blocks once more; no number changes.
 
-    Shapes   x (B,T,D) -> (B,T,D)
+    Shapes   x (B,T,D) -> (B,T,D); a mask, if there is one, as the mixers take it
     State    a tuple, one state per layer
     Cost     with `recompute` a second forward pass. Kept are layers / K inputs and, while the
              backward pass is at K blocks, all that these make: since one block makes ten times
@@ -108,24 +115,25 @@ class Stack(nn.Module):
                 norm,
                 d_model,
                 spec.dropout,
+                choose(NORMS_AT, spec.norm_at, "norm_at"),
             )
             for part in parts
         )
         self.recompute = 0  # set by whoever trains; 0 keeps all
 
     def block(self, spec):
-        return choose(BLOCKS, spec.norm_at, "norm_at")
+        return Block
 
-    def forward(self, x, states=None):
+    def forward(self, x, states=None, *keep):
         states = states or (None,) * len(self.blocks)
         if not self.recompute:
-            return run_blocks(self.blocks, x, states)
+            return run_blocks(self.blocks, x, states, *keep)
         after = ()
         for start in range(0, len(self.blocks), self.recompute):
             piece = slice(start, start + self.recompute)
             blocks = self.blocks[piece]
             x, found = checkpoint(
-                *(run_blocks, blocks, x, states[piece]),
+                *(run_blocks, blocks, x, states[piece], *keep),
                 use_reentrant=False,
                 context_fn=blocks[0].dropout.twice,
             )
@@ -133,11 +141,11 @@ class Stack(nn.Module):
         return x, after
 
 
-def run_blocks(blocks, x, states):
+def run_blocks(blocks, x, states, *keep):
     """Each block after the one before.  Shapes  x (B,T,D) -> (B,T,D), and a tuple of states"""
     after = []
     for block, state in zip(blocks, states, strict=True):
-        x, state = block(x, state)
+        x, state = block(x, state, *keep)
         after.append(state)
     return x, tuple(after)
 
@@ -152,8 +160,7 @@ class CrossStack(Stack):
     """Layers of a decoder that looks at an encoder's text."""
 
     def block(self, spec):
-        cross = make(CROSS_MIXERS, spec.cross, "cross", spec.d_model)
-        return partial(choose(CROSS_BLOCKS, spec.norm_at, "norm_at"), cross=cross)
+        return partial(CrossBlock, cross=make(CROSS_MIXERS, spec.cross, "cross", spec.d_model))
 
 
 def norm_of(part):
@@ -176,9 +183,15 @@ class ModelState(NamedTuple):
 class LanguageModel(nn.Module):
     """Predict the next byte from all before it: embed, stack, norm, head.
 
-    Shapes   ids (B,T) -> logits (B,T,vocab_size)
+    Where rows are packed from several texts, `documents` keeps each inside its own, as if it were
+    alone: exactly so where positions count distances, while learned and sinusoidal ones go on
+    counting from the start of the row.
+
+    Shapes   ids (B,T), documents (B,T) as `data.pack` yields them, none means one per row
+             ->  logits (B,T,vocab_size)
     State    ModelState(bytes read, the layers' states)
-    Raises   ValueError when ids are not (B,T), are empty, or lie outside the vocabulary
+    Raises   ValueError when ids are not (B,T), are empty, or lie outside the vocabulary; when
+             documents do not fit them, or a mixer would carry one document into the next
     """
 
     def __init__(self, spec: Spec):
@@ -195,15 +208,41 @@ class LanguageModel(nn.Module):
     def _body(self, parts) -> nn.Module:
         return Stack(self.spec, self.spec.d_model, parts, self.positions)
 
-    def run(self, ids, state=None):
+    def run(self, ids, state=None, *keep):
         ids = checked_ids(ids, self.spec.vocab_size)
         t, parts = state or (0, None)
         x = self.norm_in(self.positions.add(self.embed(ids), t))
-        x, parts = self.body(x, parts)
+        x, parts = self.body(x, parts, *keep)
         return self.head(self.norm(x)), ModelState(t + ids.shape[1], parts)
 
-    def forward(self, ids):
-        return self.run(ids)[0]
+    def forward(self, ids, documents=None):
+        if documents is None:
+            return self.run(ids)[0]
+        check_documents_stay_apart(self.spec)
+        return self.run(ids, None, same_document(fitting("documents", documents, ids)))[0]
+
+
+def check_documents_stay_apart(spec):
+    """Refuse to pack for a model whose layers would carry one document into the next."""
+    leaks = [name for name, _ in spec.mixers if name not in MASKED] + ["patches"] * bool(spec.patch)
+    if leaks:
+        raise ValueError(
+            f"{', '.join(dict.fromkeys(leaks))} would carry one document of a row into the next; "
+            f"give each a row of its own, or mix by {' and '.join(sorted(MASKED))} alone"
+        )
+
+
+def fitting(what, given, ids):
+    """One value for each id.
+
+    Raises   ValueError when the shapes differ
+    """
+    if given.shape != ids.shape:
+        raise ValueError(
+            f"{what} must say something of each id, so be {tuple(ids.shape)}; got "
+            f"{tuple(given.shape)}"
+        )
+    return given
 
 
 def checked_ids(ids, vocab_size):
@@ -264,7 +303,7 @@ class TwoClocks(nn.Module):
 class Encoder(nn.Module):
     """Read a text whole, each position from both sides: positions, norm, layers, norm.
 
-    Shapes   x (B,T,D) -> (B,T,D)
+    Shapes   x (B,T,D), keep (B,1,T or 1,T), none means see all  ->  (B,T,D)
     """
 
     def __init__(self, spec):
@@ -277,16 +316,20 @@ class Encoder(nn.Module):
         self.body = BidirectionalStack(spec, spec.d_model, parts, self.positions)
         self.norm = norm_of(spec.norm_out or spec.norm)(spec.d_model)
 
-    def forward(self, x):
-        return self.norm(self.body(self.norm_in(self.positions.add(x, 0)))[0])
+    def forward(self, x, keep=None):
+        x = self.norm_in(self.positions.add(x, 0))
+        return self.norm(self.body(x, None, keep)[0])
 
 
 class MaskedLanguageModel(nn.Module):
     """Guess bytes that were hidden from those on both sides.  BERT, Devlin 2018, 1810.04805.
 
-    Shapes   ids (B,T), and of the same shape `segments`, none means that all are of the first kind
+    Shapes   ids (B,T), and of the same shape
+             segments, none means that all are of the first kind
+             documents: places see those alone that have the same number as they. So to hide
+             padding give true for text and false for padding; none means that all is one text
              ->  logits (B,T,vocab_size)
-    Raises   ValueError when ids or segments are not (B,T), are empty, or lie outside their range
+    Raises   ValueError when any of them is not (B,T), is empty, or lies outside its range
     """
 
     def __init__(self, spec: Spec):
@@ -298,7 +341,7 @@ class MaskedLanguageModel(nn.Module):
         self.head = make(HEADS, spec.head, "head", spec.d_model, spec.vocab_size)
         initialise(self)
 
-    def forward(self, ids, segments=None):
+    def forward(self, ids, segments=None, documents=None):
         ids = checked_ids(ids, self.spec.vocab_size)
         x = self.embed(ids)
         if self.segments:
@@ -306,7 +349,8 @@ class MaskedLanguageModel(nn.Module):
             x = x + self.segments(checked_ids(kinds, self.spec.segments))
         elif segments is not None:
             raise ValueError("segments were given to a model that has none; set Spec.segments")
-        return self.head(self.encoder(x))
+        keep = None if documents is None else same_document(fitting("documents", documents, ids))
+        return self.head(self.encoder(x, keep))
 
     def run(self, ids, state=None):
         raise ValueError(
@@ -320,12 +364,14 @@ class Seq2Seq(LanguageModel):
 
         state = model.read(source)        logits, state = model.run(ids, state)
 
-    Both texts share one embedding.
+    Both texts share one embedding. Where the source is padded, `text` says which of its places are
+    not, and the state remembers it.
 
-    Shapes   source (B,N), ids (B,T) -> logits (B,T,vocab_size)
-    State    ModelState(bytes written, a pair per layer: its mixer's state, the source's KV)
+    Shapes   source (B,N), ids (B,T), text (B,N) bool, none means all  ->  logits (B,T,vocab_size)
+    State    ModelState(bytes written, a pair per layer: its mixer's state and a Source)
     Paper    T5, Raffel 2019, 1910.10683
-    Raises   ValueError when ids do not fit the vocabulary, or `run` is not told the source
+    Raises   ValueError when ids do not fit the vocabulary, text does not fit the source, or `run`
+             is not told the source
     """
 
     def __init__(self, spec: Spec):
@@ -336,17 +382,33 @@ class Seq2Seq(LanguageModel):
     def _body(self, parts):
         return CrossStack(self.spec, self.spec.d_model, parts, self.positions)
 
-    def read(self, source) -> ModelState:
-        memory = self.encoder(self.embed(checked_ids(source, self.spec.vocab_size)))
-        return ModelState(0, tuple((None, block.cross.read(memory)) for block in self.body.blocks))
+    def read(self, source, text=None) -> ModelState:
+        source = checked_ids(source, self.spec.vocab_size)
+        keep = None if text is None else checked_text(text, source)[:, None, None]  # (B,1,1,N)
+        memory = self.encoder(self.embed(source), keep)
+        sources = (block.cross.read(memory, keep) for block in self.body.blocks)
+        return ModelState(0, tuple((None, source) for source in sources))
 
     def run(self, ids, state=None):
         if state is None:
             raise ValueError("an encoder-decoder starts from model.read(source), got no state")
         return super().run(ids, state)
 
-    def forward(self, source, ids):
-        return self.run(ids, self.read(source))[0]
+    def forward(self, source, ids, text=None):
+        return self.run(ids, self.read(source, text))[0]
+
+
+def checked_text(text, source):
+    """Which places of the source are text.
+
+    Raises   ValueError when it is not bool, or of another shape
+    """
+    if text.dtype != torch.bool:
+        raise ValueError(
+            f"text must be bool, true where the source is no padding; got {text.dtype}. Numbers of "
+            "documents become that by documents >= 0"
+        )
+    return fitting("text", text, source)
 
 
 def initialise(model):

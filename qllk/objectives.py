@@ -98,17 +98,6 @@ def next_token(ids, documents=None) -> Batch:
     return Batch((ids[:, :-1],), ids[:, 1:].long().where(counts, IGNORED))
 
 
-def same_document(documents) -> Tensor:
-    """Which keys each query may see when documents share a row: those of its own document.
-
-    Block-diagonal; a causal model sees `same_document(d) & kernels.band(T, T)`. Padding sees
-    padding, so that no query is left without a key.
-
-    Shapes   documents (B,T)  ->  keep (B,1,T,T) bool, one for all heads
-    """
-    return (documents[:, :, None] == documents[:, None, :])[:, None]
-
-
 # ---------------------------------------------------------------- masked
 
 

@@ -9,12 +9,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import measure, objectives, optim
-from .mixers import KV, Latent, Memory, Past, Sum
+from .mixers import KV, Corrected, Latent, Memory, Past, Sum
 from .models import build, parameters
 from .patching import PatchState
 from .spec import Spec, positive
 
-KINDS = {Sum: "cumsum", Memory: "linear", KV: "softmax", Latent: "latent", Past: "conv"}
+# A layer's memory of the text so far; what an encoder-decoder knows of its source is not.
+KINDS = {
+    Sum: "cumsum",
+    Memory: "linear",
+    Corrected: "delta",
+    KV: "softmax",
+    Latent: "latent",
+    Past: "conv",
+}
 
 
 def tensors(state) -> list[Tensor]:

@@ -112,6 +112,20 @@ def segments(T):
     return torch.randint(2, (2, T))
 
 
+def text(T):
+    """The second row is padded by a third."""
+    return torch.arange(T) < torch.tensor([[T], [T - T // 3]])
+
+
+def everything(*inputs):
+    return torch.ones(())
+
+
+def where_text(*inputs):
+    """The mask, which is the last input: what a model says of padding is its own affair."""
+    return inputs[-1][..., None]
+
+
 class Rival(NamedTuple):
     """Their model, our spec, how weights go from one to the other, and what both are given."""
 
@@ -121,6 +135,7 @@ class Rival(NamedTuple):
     change: Callable
     inputs: Callable[[], tuple]  # in the order of our model
     keywords: tuple[str, ...]  # theirs, for the same
+    counts: Callable = everything  # which logits have to be equal
 
 
 def gpt2():
@@ -198,6 +213,16 @@ RIVALS = {
     ),
 }
 
+RIVALS["BERT, padded"] = RIVALS["BERT"]._replace(
+    inputs=lambda: (ids(29), segments(29), text(29)),
+    keywords=("input_ids", "token_type_ids", "attention_mask"),
+    counts=where_text,
+)
+RIVALS["T5, padded"] = RIVALS["T5"]._replace(
+    inputs=lambda: (ids(150), ids(40), text(150)),
+    keywords=("input_ids", "decoder_input_ids", "attention_mask"),
+)
+
 
 @pytest.fixture(params=RIVALS.values(), ids=RIVALS)
 def rival(request, monkeypatch):
@@ -237,8 +262,9 @@ def weighed(logits):
 def test_logits_and_gradients_equal_those_of_transformers(rival):
     theirs, ours = rival.theirs().double().eval(), build(rival.spec).double()
     weights, inputs = weights_of(theirs), rival.inputs()
-    expected = theirs(**dict(zip(rival.keywords, inputs, strict=True))).logits
-    found = torch.func.functional_call(ours, copied(rival, weights), inputs, strict=True)
+    counts = rival.counts(*inputs)
+    expected = theirs(**dict(zip(rival.keywords, inputs, strict=True))).logits * counts
+    found = torch.func.functional_call(ours, copied(rival, weights), inputs, strict=True) * counts
     same(found, expected)
     for name, gradient, wanted in zip(
         weights,

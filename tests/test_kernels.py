@@ -24,15 +24,16 @@ class Case(NamedTuple):
     kernel: str
     tensors: dict[str, str]  # argument -> one letter per axis, "1" for an axis of one
     options: dict  # the fast form's alone: how it computes, never what
-    keep: Callable | None  # (T, N) -> mask; the twin's alone if the kernel makes its own
+    makes: Callable | None  # (T, N) -> mask: the kernel's own, which its twin has to be given
+    keep: Callable | None  # (B, T, N) -> mask: what both are given
 
     def twin(self):
         named = re.search(r"Twin\s+(\w+_loop)", getattr(kernels, self.kernel).__doc__)
         return getattr(kernels, named[1])
 
 
-def case(kernel, options=None, keep=None, **tensors):
-    return Case(kernel, tensors, options or {}, keep)
+def case(kernel, options=None, makes=None, keep=None, **tensors):
+    return Case(kernel, tensors, options or {}, makes, keep)
 
 
 SUM = {"x": "BTD"}
@@ -54,6 +55,17 @@ def sinking(T, N):
     return band(T, N, window=3, sinks=2)
 
 
+def everywhere(mask):
+    """The same for every row."""
+    return lambda B, T, N: mask(T, N)
+
+
+def documents(B, T, N):
+    """Two to a row, the second longer by one in each row that follows. Queries stand last."""
+    owners = torch.arange(N) + torch.arange(B)[:, None] >= N // 2
+    return kernels.same_document(owners)[:, :, N - T :]
+
+
 CASES = {
     "sum": case("running_sum", **SUM),
     "sum, from a state": case("running_sum", **SUM, S="BD"),
@@ -73,21 +85,28 @@ CASES = {
     ),
     "linear, default chunk": case("linear_attention", **LINEAR, log_decay="BHTK", S="BHKV"),
     "softmax, seeing all": case("softmax_attention", **RAGGED),
-    "softmax, causal": case("softmax_attention", keep=band, **RAGGED),
-    "softmax, window": case("softmax_attention", keep=window, **RAGGED),
-    "causal": case("causal_attention", keep=band, **SOFTMAX),
+    "softmax, causal": case("softmax_attention", keep=everywhere(band), **RAGGED),
+    "softmax, window": case("softmax_attention", keep=everywhere(window), **RAGGED),
+    "softmax, documents": case("softmax_attention", keep=documents, **RAGGED),
+    "causal": case("causal_attention", makes=band, **SOFTMAX),
     "causal, window": case("causal_attention", {"window": 3}, window, **SOFTMAX),
-    "causal, after other keys": case("causal_attention", keep=band, **RAGGED),
+    "causal, after other keys": case("causal_attention", makes=band, **RAGGED),
     "causal, window, after other keys": case("causal_attention", {"window": 3}, window, **RAGGED),
     "causal, sinks": case("causal_attention", {"window": 3, "sinks": 2}, sinking, **SOFTMAX),
     "causal, sinks, after other keys": case(
         "causal_attention", {"window": 3, "sinks": 2}, sinking, **RAGGED
     ),
+    "causal, documents": case("causal_attention", makes=band, keep=documents, **SOFTMAX),
+    "causal, documents, window, bias": case(
+        "causal_attention", {"window": 3}, window, documents, **RAGGED, bias="HTN"
+    ),
     "tiled": case("tiled_attention", {"tile": 4}, band, **SOFTMAX),
     "tiled, after other keys": case("tiled_attention", {"tile": 3}, band, **RAGGED),
     "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, band, **RAGGED),
-    "tiled, default tile": case("tiled_attention", keep=band, **RAGGED),
+    "tiled, default tile": case("tiled_attention", makes=band, **RAGGED),
     "latent": case("latent_attention", **LATENT),
+    "latent, documents": case("latent_attention", keep=documents, **LATENT),
+    "latent, absorbed, documents": case("absorbed_attention", keep=documents, **LATENT),
     "latent, absorbed": case("absorbed_attention", **LATENT),
     "delta": case("delta_rule", {"chunk": 4}, **DELTA),
     "delta, from a state": case("delta_rule", {"chunk": 3}, **DELTA, S="BHKV"),
@@ -98,9 +117,12 @@ CASES = {
     ),
     "delta, default chunk": case("delta_rule", **DELTA, log_decay="BHTK", S="BHKV"),
     "fused, seeing all": case("fused_attention", **RAGGED),
-    "fused, masked": case("fused_attention", keep=window, **RAGGED),
+    "fused, masked": case("fused_attention", keep=everywhere(window), **RAGGED),
     "fused, biased": case("fused_attention", **RAGGED, bias="HTN"),
-    "fused, masked and biased": case("fused_attention", keep=window, **RAGGED, bias="HTN"),
+    "fused, masked and biased": case(
+        "fused_attention", keep=everywhere(window), **RAGGED, bias="HTN"
+    ),
+    "fused, documents and bias": case("fused_attention", keep=documents, **RAGGED, bias="HTN"),
     "convolution": case("causal_conv", x="BTD", weight="WD"),
     "convolution, from a past": case("causal_conv", x="BTD", weight="WD", past="BLD"),
     "convolution of width one": case("causal_conv", x="BTD", weight="1D"),
@@ -138,19 +160,24 @@ def inputs(case, sizes):
 def call(case, tensors, **options):
     """What the kernel returns, as a tuple."""
     kernel = getattr(kernels, case.kernel)
-    takes_mask = "keep" in inspect.signature(kernel).parameters
-    masks = mask(case, tensors) if takes_mask else {}
-    return as_tuple(kernel(**tensors, **masks, **{**case.options, **options}))
+    return as_tuple(kernel(**tensors, **masks(case.keep, tensors), **{**case.options, **options}))
 
 
 def call_twin(case, tensors):
-    return as_tuple(case.twin()(**tensors, **mask(case, tensors)))
+    """The same of the loop that defines it, which makes no mask of its own."""
+    given = masks(case.keep, tensors)
+    if case.makes:
+        T, N = tensors["q"].shape[2], tensors["k"].shape[2]
+        given["keep"] = case.makes(T, N) & given.get("keep", torch.tensor(True))
+    return as_tuple(case.twin()(**tensors, **given))
 
 
-def mask(case, tensors):
-    if case.keep is None:
+def masks(keep, tensors):
+    if keep is None:
         return {}
-    return {"keep": case.keep(tensors["q"].shape[2], tensors["k"].shape[2])}
+    B, _, T, _ = tensors["q"].shape
+    N = tensors["k"].shape[2] if "k" in tensors else tensors["c"].shape[1]
+    return {"keep": keep(B, T, N)}
 
 
 def as_tuple(value):

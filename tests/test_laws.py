@@ -13,11 +13,12 @@ import torch
 from helpers import BFLOAT16, TINY, built, same
 
 from qllk import mixers
+from qllk.kernels import same_document
 from qllk.layers import HEADS, MLPS, NORMS, make
-from qllk.mixers import DECAYS, MIXERS, NORMALISERS
-from qllk.models import BLOCKS, FAMILIES
+from qllk.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
+from qllk.models import FAMILIES, NORMS_AT, build
 from qllk.positions import POSITIONS, NoPositions
-from qllk.probes import positions_seen, state_bytes, state_numbers, tensors, visibility
+from qllk.probes import positions_seen, state_bytes, state_numbers, state_rms, tensors, visibility
 from qllk.published import MELF, QLLK10, QLLK11
 from qllk.spec import Patch, Spec
 
@@ -120,9 +121,12 @@ MIXING = {
     "softmax, window and sinks, rotary": windowed(2, 5, sinks=1, positions="rotary"),
     "softmax, window of one and sinks": windowed(2, 1, sinks=2),
     "softmax, sinks beyond the input": windowed(2, 5, sinks=99),
+    "softmax, in tiles": softmax(2, tile=4),
+    "softmax, in tiles, rotary": softmax(1, tile=9, positions="rotary"),
     "latent": latent(3),
     "latent, rotary": latent(3, positions="rotary"),
     "latent, one head, layer norm": latent(1, positions="rotary", norm="layer"),
+    "latent, compressed queries": latent(2, positions="rotary", d_query=7),
     "linear": linear(4),
     "linear, no decay": linear(4, decay="none"),
     "linear, fixed decay": linear(4, decay="fixed"),
@@ -209,6 +213,12 @@ SPECS |= {
     )
     for family in ("encoder", "encoder-decoder")
     for positions in POSITIONS
+}
+# The blocks of the other families, wherever their norms stand.
+SPECS |= {
+    f"{family}, {at}": SPECS[f"{family}, rotary"].but(norm_at=at)
+    for family in ("encoder", "encoder-decoder")
+    for at in NORMS_AT
 }
 MODELS = {**{f"preset {name}": spec for name, spec in TINY.items()}, **SPECS}
 ENCODERS = {name: spec for name, spec in MODELS.items() if spec.family == "encoder"}
@@ -414,6 +424,120 @@ def test_a_row_of_ids_equals_that_row_alone_in_the_published_models(published):
     same(model(ids)[1:2], model(ids[1:2]))
 
 
+# ---------------------------------------------------------------- documents and padding
+
+
+OWNERS = torch.tensor([[0] * 10 + [1] + [2] * 12 + [-1] * 6, [7] * SHORT])
+
+
+def obeys_a_mask(part):
+    name, options = part
+    return name in MASKED and not options.get("sinks") and not options.get("tile")
+
+
+def each(specs):
+    return pytest.mark.parametrize("spec", specs.values(), ids=specs)
+
+
+ONE_TEXT = {name: spec for name, spec in MODELS.items() if spec.family != "encoder-decoder"}
+MASKABLE = {
+    name: spec
+    for name, spec in ONE_TEXT.items()
+    if spec.patch is None and all(map(obeys_a_mask, spec.mixers))
+}
+LEAKY = {name: spec for name, spec in ONE_TEXT.items() if name not in MASKABLE}
+DISTANCES = {
+    name: spec
+    for name, spec in MASKABLE.items()
+    if spec.positions[0] not in ("learned", "sinusoidal")
+}
+READERS = {name: spec for name, spec in MODELS.items() if spec.family == "encoder-decoder"}
+
+
+@each_mixing
+def test_a_mixer_given_a_mask_reads_each_document_as_if_alone(row):
+    mixer, x, keep = mixer_of(row), vectors(B=2, T=SHORT), same_document(OWNERS)
+    if not obeys_a_mask(row[:2]):
+        with pytest.raises((ValueError, TypeError), match=r"takes no mask|takes .* arguments"):
+            mixer(x, None, keep)
+        return
+    y, _ = mixer(x, None, keep)
+    for i, owners in enumerate(OWNERS):
+        for owner in owners.unique():
+            own = owners == owner
+            same(y[i : i + 1, own], mixer(x[i : i + 1, own])[0])
+
+
+@each(DISTANCES)
+def test_a_packed_row_equals_its_documents_alone(spec):
+    model, ids = model_of(spec), random_ids(spec, B=2)
+    logits = model(ids, documents=OWNERS)
+    for i, owners in enumerate(OWNERS):
+        for owner in owners.unique():
+            own = owners == owner
+            same(logits[i : i + 1, own], model(ids[i : i + 1, own]))
+    assert not torch.allclose(logits[0, 10:], model(ids)[0, 10:])  # the mask was needed
+
+
+@each(MASKABLE)
+def test_changing_a_document_changes_nothing_outside_of_it(spec):
+    model, ids = model_of(spec), random_ids(spec, B=2)
+    for owner in OWNERS[0].unique():
+        own = owner == OWNERS
+        changed = torch.where(own, (ids + 1) % spec.vocab_size, ids)
+        before, after = model(ids, documents=OWNERS), model(changed, documents=OWNERS)
+        same(after[~own], before[~own])
+        assert not torch.allclose(after[own], before[own])
+
+
+@each(MASKABLE)
+def test_a_padded_row_equals_the_row_alone(spec):
+    model, ids = model_of(spec), random_ids(spec)
+    text = torch.arange(SHORT)[None] < 17
+    logits = model(ids, documents=text)
+    same(logits[:, :17], model(ids[:, :17]))
+    assert logits.isfinite().all()
+    same(model(ids, documents=torch.ones_like(text)), model(ids))
+
+
+@each(LEAKY)
+def test_a_model_that_would_carry_one_document_into_the_next_refuses_them(spec):
+    with pytest.raises(ValueError, match=r"carry one document of a row into the next|sinks=2"):
+        model_of(spec)(random_ids(spec, B=2), OWNERS)
+
+
+@each(READERS)
+def test_a_decoder_and_its_encoder_see_no_padding_of_the_source(spec):
+    model = model_of(spec).model
+    source, ids = random_ids(spec, B=2, T=11), random_ids(spec, B=2)
+    text = torch.arange(11) < torch.tensor([[11], [6]])
+    logits = model(source, ids, text)
+    same(logits[1:], model(source[1:, :6], ids[1:]))
+    same(logits[:1], model(source[:1], ids[:1]))
+    other = torch.where(text, source, (source + 1) % spec.vocab_size)
+    same(model(other, ids, text), logits)
+    assert not torch.allclose(model(other, ids), model(source, ids))
+    pieces, _ = in_pieces(
+        lambda x, state: model.run(x, state or model.read(source, text)), ids, (1, 10, 18)
+    )
+    same(pieces, logits)  # the state remembers what is text
+
+
+@each({"softmax": SPECS["rotary positions"], "latent": SPECS["hybrid"].but(mixers=(LATENT,))})
+def test_gradients_flow_inside_a_document_and_no_further(spec):
+    model = model_of(spec)
+    leaf = []
+    model.embed.register_forward_hook(
+        lambda embed, args, x: leaf.append(x.detach().requires_grad_()) or leaf[0]
+    )
+    logits = model(random_ids(spec, B=2), OWNERS)
+    gradient = torch.autograd.grad(logits[0, 22].sum(), leaf[0])[0]  # the last of the third
+    reached = (gradient != 0).any(dim=-1)
+    assert set(reached[0].nonzero().flatten().tolist()) <= set(range(11, 23))
+    assert reached[0, 18:23].all()
+    assert not reached[1].any()
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -489,6 +613,23 @@ def test_a_mixer_in_half_precision_is_close_to_itself(row):
 # ---------------------------------------------------------------- the probes and the rows above
 
 
+@each_mixing
+def test_a_layers_memory_is_named_after_its_mixer(row):
+    part = (row.name, row.options)
+    model, inner = build(Spec(d_model=D, layers=2, mixers=(part,))), row.options.get("mixer")
+    names = list(state_rms(model.run(random_ids(model.spec, T=9))[1]))
+    clock, name = ("patch", inner[0]) if inner else ("byte", row.name)
+    assert names == [f"{clock} 1 {name}", f"{clock} 2 {name}"]
+
+
+def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
+    model = built(SPECS["encoder-decoder, none"])
+    assert list(state_rms(model.run(random_ids(model.spec))[1])) == [
+        "byte 1 softmax",
+        "byte 2 softmax",
+    ]
+
+
 def test_state_bytes_follow_the_precision():
     state = mixers.Sum(torch.zeros(2, 5), 3)
     assert state_numbers(state) == 10
@@ -545,6 +686,14 @@ def test_every_choice_of_an_option_has_a_row(option, table):
     assert {r.options[option] for r in MIXING.values() if option in r.options} == set(table)
 
 
+def test_mixers_that_obey_a_mask_are_those_that_take_one():
+    takes = {
+        name for name, cls in MIXERS.items() if "keep" in inspect.signature(cls.forward).parameters
+    }
+    assert takes == MASKED
+    assert {row.name for row in MIXING.values() if obeys_a_mask(row[:2])} == MASKED
+
+
 def test_every_kind_of_positions_has_a_row():
     assert {spec.positions[0] for spec in SPECS.values()} == set(POSITIONS)
     turning = {name for name, cls in POSITIONS.items() if cls.turn is not NoPositions.turn}
@@ -553,7 +702,7 @@ def test_every_kind_of_positions_has_a_row():
 
 @pytest.mark.parametrize(
     ("field", "table"),
-    [("norm", NORMS), ("mlp", MLPS), ("head", HEADS), ("norm_at", BLOCKS), ("family", FAMILIES)],
+    [("norm", NORMS), ("mlp", MLPS), ("head", HEADS), ("norm_at", NORMS_AT), ("family", FAMILIES)],
 )
 def test_every_choice_of_a_field_has_a_row(field, table):
     found = [getattr(spec, field) for spec in SPECS.values()]

@@ -172,7 +172,7 @@ def test_unknown_parts_of_other_families_list_the_known():
     refused("unknown norm 'batch'; ", norm_out="batch")
     refused("unknown mixer 'conv'; choose from softmax", ENCODER, mixers=(CONV,))
     refused("unknown cross 'conv'; choose from softmax", SEQ2SEQ, cross=CONV)
-    refused("unknown norm_at 'post'; choose from pre", SEQ2SEQ, norm_at="post")
+    refused("unknown norm_at 'last'; choose from post, pre, sub", SEQ2SEQ, norm_at="last")
 
 
 def test_unknown_parts_of_the_patch_path_list_the_known():
@@ -193,12 +193,14 @@ def test_heads_must_divide_the_width():
     refused("heads=0 must divide d_model=16", mixers=(("linear", {"heads": 0}),))
 
 
-def test_a_window_needs_a_size_and_sinks_need_a_window():
+def test_windows_and_tiles_need_a_size_and_fit_each_other_and_the_sinks():
     for options, message in (
         ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
         ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
         ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
         ({"sinks": 2}, "sinks=2 need a window: without one every step stays in sight"),
+        ({"tile": 0}, "attention: tile must be a whole number above 0, got 0"),
+        ({"tile": 4, "window": 4}, "tiled attention has no window, got tile=4, window=4"),
     ):
         refused(message, mixers=(("softmax", {"heads": 2, **options}),))
 
@@ -208,6 +210,8 @@ def test_latent_attention_needs_sizes_above_zero():
     for name in sizes:
         message = f"latent attention: {name} must be a whole number above 0, got 0"
         refused(message, mixers=(("latent", {**sizes, name: 0}),))
+    message = "latent attention: d_query must be a whole number above 0, got 0"
+    refused(message, mixers=(("latent", {**sizes, "d_query": 0}),))
     refused("unknown norm 'batch'; .*rms", mixers=(("latent", {**sizes, "norm": "batch"}),))
 
 
@@ -431,6 +435,97 @@ def test_an_encoder_decoder_reads_its_source_once_and_then_streams():
     assert not torch.allclose(model(source.flip(1), ids), model(source, ids))
     with pytest.raises(ValueError, match=r"starts from model.read\(source\), got no state"):
         model.run(ids)
+
+
+# ---------------------------------------------------------------- documents and padding
+
+
+DECODER = BASE.but(mixers=(SOFTMAX,), positions="rotary")
+
+
+def masks_given(call, monkeypatch):
+    """What the fused kernel was told of keys to see, once for each attention."""
+    fused, given = F.scaled_dot_product_attention, []
+
+    def watched(q, k, v, attn_mask=None, is_causal=False):
+        given.append(attn_mask)
+        return fused(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    call()
+    return given
+
+
+@pytest.mark.parametrize("spec", [DECODER, ENCODER, SEQ2SEQ.but(layers=1)])
+def test_no_mask_is_built_where_none_is_asked_for(spec, monkeypatch):
+    ids = torch.randint(256, (2, 5))
+    inputs = (ids, ids) if spec.cross else (ids,)
+    given = masks_given(lambda: build(spec)(*inputs), monkeypatch)
+    assert given
+    assert set(given) == {None}
+    assert None not in masks_given(lambda: build(ENCODER)(ids, documents=ids), monkeypatch)
+
+
+def test_documents_hold_while_activations_are_made_again():
+    ids, documents = torch.randint(256, (2, 9)), torch.arange(18).view(2, 9) // 4
+    model = build(DECODER, seed=0)
+
+    def gradients(recompute):
+        model.body.recompute = recompute
+        return torch.autograd.grad(model(ids, documents).square().mean(), model.parameters())
+
+    same(gradients(1), gradients(0), atol=0)
+
+
+def test_learned_positions_of_a_packed_row_count_from_the_start_of_the_row():
+    model = build(DECODER.but(positions="learned", context=9), seed=0).double()
+    ids, documents = torch.randint(256, (1, 6)), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    packed = model(ids, documents)
+    same(packed[:, :3], model(ids[:, :3]))
+    assert not torch.allclose(packed[:, 3:], model(ids[:, 3:]))
+    table = model.positions.table.weight.data
+    table[:3] = table[3:6].clone()  # now the first places look like the later ones
+    same(packed[:, 3:], model(ids[:, 3:]))
+
+
+@pytest.mark.parametrize(
+    ("mixers", "patch", "named"),
+    [
+        ((SOFTMAX, CONV, ("cumsum", {}), CONV), None, "conv, cumsum would"),
+        ((("folded", {"size": 2, "mixer": SOFTMAX}),), None, "folded would"),
+        ((SOFTMAX,), Patch(size=2, d_model=8, layers=1, mixers=(SOFTMAX,)), "patches would"),
+    ],
+)
+def test_documents_are_refused_where_they_would_leak_into_each_other(mixers, patch, named):
+    model, ids = build(BASE.but(mixers=mixers, patch=patch)), torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"{named} carry one .* by latent and softmax alone"):
+        model(ids, ids)
+
+
+@pytest.mark.parametrize("spec", [DECODER, ENCODER])
+def test_documents_of_another_shape_are_refused(spec):
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(
+        ValueError, match=r"documents must .* each id, so be \(2, 4\); got \(2, 3\)"
+    ):
+        build(spec)(ids, documents=ids[:, :3])
+
+
+def test_a_source_of_padding_alone_gives_finite_logits_and_gradients():
+    model, ids = build(SEQ2SEQ, seed=0), torch.randint(256, (2, 5))
+    text = torch.tensor([[True] * 5, [False] * 5])
+    logits = model(ids, ids, text)
+    assert logits.isfinite().all()
+    logits.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_what_is_text_of_a_source_is_said_by_one_bool_for_each_id():
+    model, ids = build(SEQ2SEQ), torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"text must be bool, .* got torch.int64.* documents >= 0"):
+        model(ids, ids, torch.zeros_like(ids))
+    with pytest.raises(ValueError, match=r"text must say .* so be \(2, 4\); got \(2, 1\)"):
+        model.read(ids, ids[:, :1] == 0)
 
 
 def test_tied_weights_are_one_tensor_counted_once():

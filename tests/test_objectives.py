@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qllk import data, objectives
 from qllk.__main__ import main
 from qllk.data import all_windows, corpus, documents, pack, shard
-from qllk.kernels import band, softmax_attention
+from qllk.kernels import band, same_document, softmax_attention
 from qllk.models import checked_ids
 from qllk.objectives import (
     IGNORED,
@@ -26,7 +26,6 @@ from qllk.objectives import (
     next_token,
     random_spans,
     restore_spans,
-    same_document,
     seq2seq,
     span_corruption,
     span_counts,

@@ -24,7 +24,7 @@ from qllk.mixers import (
     LinearAttention,
     SoftmaxAttention,
 )
-from qllk.models import BLOCKS, CrossBlock, build, parameters
+from qllk.models import NORMS_AT, Block, CrossBlock, build, parameters
 from qllk.positions import (
     BidirectionalRelative,
     Learned,
@@ -189,6 +189,17 @@ def test_an_rms_norm_can_do_without_weights():
     assert parameters(make(NORMS, ("rms", {"elementwise_affine": False}), "norm", 8)) == 0
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_takes_half_precision_without_a_warning(name, recwarn):
+    torch.set_warn_always(True)  # else torch says it once in a process
+    try:
+        y = make(NORMS, (name, {}), "norm", 4)(torch.randn(2, 4).bfloat16())
+    finally:
+        torch.set_warn_always(False)
+    assert y.isfinite().all()
+    assert not [warning.message for warning in recwarn]
+
+
 def test_the_masked_head_computes_its_formula():
     head, x = HEADS["masked"](4, 9).double(), vectors(2, 3, 4)
     inside = MLP_FORMULAS["gelu-exact"](x @ head.transform.weight.T + head.transform.bias)
@@ -224,17 +235,35 @@ def thirds(width):
 )
 def test_a_norm_stands_where_its_place_says(at, expected):
     mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
-    block = BLOCKS[at](Times(6), mlp, thirds, 1, 0.0)
+    block = Block(Times(6), mlp, thirds, 1, 0.0, NORMS_AT[at])
     y, state = block(torch.ones(1, 1, 1), "kept")
     assert y.item() == pytest.approx(expected)
     assert state == "kept"
 
 
-def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order():
+class Plus(Times):
+    """A mixer that adds, so that it matters which part comes first."""
+
+    def forward(self, x, state=None):
+        return x + self.factor, state
+
+
+@pytest.mark.parametrize(
+    ("at", "mixed", "looked", "thought"),
+    [
+        ("pre", 1 + 1 / 3 + 3, 52 / 9 + 9, 3),
+        ("post", (1 + 4) / 3, (10 / 3 + 9) / 3, 7 / 3),
+        ("sublayer", 1 + 4 / 3, 28 / 9 + 3, 3),
+    ],
+)
+def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order(at, mixed, looked, thought):
     mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
-    block = CrossBlock(Times(3), mlp, thirds, 1, 0.0, cross=Times(9))
+    block = CrossBlock(Plus(3), mlp, thirds, 1, 0.0, NORMS_AT[at], cross=Plus(9))
+    asked = []
+    block.cross.register_forward_pre_hook(lambda part, args: asked.append(args[0].item()))
     y, state = block(torch.ones(1, 1, 1), ("mixer's", "memory's"))
-    assert y.item() == pytest.approx((1 + 1) * (1 + 3) * (1 + 2))
+    assert asked == [pytest.approx(mixed / 3 if at == "pre" else mixed)]
+    assert y.item() == pytest.approx(looked * thought)
     assert state == ("mixer's", "memory's")
 
 
@@ -331,7 +360,10 @@ def test_cross_attention_computes_its_formula_and_keeps_the_memory():
     y, state = cross(x, read)
     same(y[0], torch.cat(heads, dim=1) @ cross.out.weight.T)
     assert state is read
-    assert read.t == 7
+    assert read.k.shape == (1, 2, 7, 3)
+    seen = torch.arange(7) < 4
+    y, _ = cross(x, cross.read(memory, seen[None, None, None]))
+    same(y, cross(x, cross.read(memory[:, :4]))[0])
 
 
 def test_linear_attention_computes_its_formula():
@@ -370,6 +402,23 @@ def test_latent_attention_computes_its_formula():
         scores = (q[h] @ k.T / 5**0.5).exp().tril()
         heads.append(scores @ (c @ up[3:].T) / scores.sum(1, keepdim=True))
     same(mixer(x)[0][0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
+
+
+def test_compressed_queries_compute_their_formula():
+    torch.manual_seed(0)
+    mixer = LatentAttention(6, heads=2, **LATENT, d_query=3).double()
+    plain = LatentAttention(6, heads=2, **LATENT).double()
+    plain.load_state_dict(
+        {k: v for k, v in mixer.state_dict().items() if "query" not in k}, strict=False
+    )
+    down, _, up = mixer.query
+    x = vectors(1, 4, 6)
+    c = x @ down.weight.T
+    c = c / (c.square().mean(-1, keepdim=True) + torch.finfo(c.dtype).eps).sqrt()
+    plain.query = type("Given", (nn.Module,), {"forward": lambda self, x: c @ up.weight.T})()
+    same(mixer(x)[0], plain(x)[0])
+    query = 6 * 3 + 3 + 3 * 2 * (3 + 2)  # down, norm, up
+    assert parameters(mixer) - parameters(plain) == query
 
 
 def test_a_step_of_latent_attention_rebuilds_no_keys_and_values():
@@ -471,6 +520,7 @@ def test_rotary_attention_depends_on_distance_and_on_nothing_else(name, options)
         ("softmax", {"heads": 2}, {"heads": 4}),
         ("softmax", {"heads": 2}, {"window": 5}),
         ("softmax", {"heads": 2, "window": 5}, {"sinks": 1}),
+        ("latent", {"heads": 2, **LATENT}, {"d_query": 3}),
         ("latent", {"heads": 2, **LATENT}, {"norm": "layer"}),
         ("linear", {"heads": 2}, {"decay": "fixed"}),
         ("delta", {"heads": 2}, {"decay": "fixed"}),
@@ -491,7 +541,39 @@ def test_an_option_changes_the_output_with_the_same_weights(name, base, change):
     assert not torch.allclose(*outputs)
 
 
-def test_sinks_are_refused_where_positions_weigh_distances():
+@pytest.mark.parametrize("tile", [1, 4, 99])
+def test_tiles_change_nothing_but_how_attention_is_computed(tile):
+    fused, tiled = SoftmaxAttention(8, heads=2), SoftmaxAttention(8, heads=2, tile=tile)
+    tiled.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 30, 8, requires_grad=True)
+    (y, state), (z, other) = fused(x), tiled(x)
+    same(z, y, atol=1e-6)
+    same(other, state, atol=0)
+    same(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (z, y)), atol=1e-5)
+    assert "Tiled" in graph(z)
+    assert "Tiled" not in graph(y)
+
+
+def graph(y):
+    """The names of all operations behind y."""
+    names, todo = set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        names.add(type(node).__name__)
+        todo += [before for before, _ in node.next_functions if before]
+    return " ".join(names)
+
+
+def test_sinks_and_tiles_are_refused_where_positions_weigh_distances():
     positions = Relative(8, None, heads=2, buckets=8, distance=20)
-    with pytest.raises(ValueError, match="do not know how far 2 sinks are by now"):
+    with pytest.raises(ValueError, match=r"how far sinks are by now, .* sinks=2, tile=N"):
         SoftmaxAttention(8, positions, heads=2, window=4, sinks=2)
+    with pytest.raises(ValueError, match=r"take no weights; .* tile=4\. Use rotary"):
+        SoftmaxAttention(8, positions, heads=2, tile=4)
+
+
+@pytest.mark.parametrize("options", [{"tile": 4}, {"window": 5, "sinks": 2}])
+def test_sinks_and_tiles_are_refused_beside_a_mask(options):
+    keep = kernels.same_document(torch.tensor([[0, 0, 1, 1, 1]]))
+    with pytest.raises(ValueError, match=r"sinks or tiles takes no mask, .*; got sinks=\d, tile="):
+        SoftmaxAttention(8, heads=2, **options)(torch.randn(1, 5, 8), None, keep)
