@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import __version__, bench, checkpoint, devices, evaluate, probes, sample
+from . import __version__, bench, checkpoint, devices, evaluate, probes, replies, sample
 from .data import corpus_names, write_whole
 from .models import build, parameters
 from .presets import PRESETS
-from .recipe import Recipe
-from .tokens import Bytes
+from .recipe import Recipe, peak_lr
 from .train import Diverged, Trainer
 
 
@@ -178,6 +177,8 @@ def add_recipe(made):
             group.add_argument(option, default="auto", help="auto: the fastest in a short test")
         elif field.type == "bool":
             group.add_argument(option, action="store_true", help=" ")
+        elif field.name == "lr":
+            group.add_argument(option, type=float, help=f"{field.default:g}, or the preset's own")
         elif field.name != "seconds":
             kind = {"int": int, "float": float}.get(field.type, str)
             group.add_argument(option, type=kind, default=field.default, help=" ")
@@ -188,6 +189,8 @@ def recipe_of(args, **changes) -> Recipe:
     given = {name: getattr(args, name) for name in names}
     if given["precision"] == "auto":
         given["precision"] = devices.fastest_precision(given["device"])
+    if given["lr"] is None:
+        given["lr"] = peak_lr(getattr(args, "model", ""))
     return Recipe(**given | changes)
 
 
@@ -255,7 +258,7 @@ def run(trainer, args, report):
             if record.valid_nats is not None:
                 report["curve"].append([round(trainer.seconds, 2), record.valid_nats])
             while due and trainer.seconds >= due[0]:
-                report["samples"].append([due.pop(0), write(trainer.model, args.prompt)])
+                report["samples"].append([due.pop(0), write(trainer, args.prompt)])
             if args.save and time.monotonic() - saved > args.save_every:
                 checkpoint.save(trainer, args.save)
                 saved = time.monotonic()
@@ -263,12 +266,11 @@ def run(trainer, args, report):
         bar.close()
         if args.save:
             checkpoint.save(trainer, args.save)
-    report["samples"] += [[seconds, write(trainer.model, args.prompt)] for seconds in due]
+    report["samples"] += [[seconds, write(trainer, args.prompt)] for seconds in due]
 
 
-def write(model, prompt, length=400):
-    text = sample.generate(model, prompt, length, sample.sampler(temperature=0.8, seed=0))
-    return text.decode(errors="replace")
+def write(trainer, prompt, length=400):
+    return "".join(replies.reply(trainer, prompt, length))
 
 
 def summary(report) -> str:
@@ -307,9 +309,10 @@ def add_sample(commands):
 
 def do_sample(args):
     """Write on from a prompt with a trained model, one byte at a time."""
-    model, tokenizer = checkpoint.load_model(args.checkpoint).eval(), Bytes()
+    model, tokenizer = checkpoint.load_model(args.checkpoint)
     prompt = sample.encoded(model, args.prompt, tokenizer)
     ids = sample.first(stream(args, model, prompt), args.length)
+    model.eval()
     for chosen in chain(prompt.T, ids):
         sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
@@ -328,8 +331,9 @@ def stream(args, model, prompt):
             "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
             "time, and a penalty changes after each; leave one out"
         )
-    draft, weigh = checkpoint.load_model(args.draft).eval(), sample.chances(*how)
-    return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
+    draft, _ = checkpoint.load_model(args.draft)
+    weigh = sample.chances(*how)
+    return sample.speculate(model, draft.eval(), prompt, weigh, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench
@@ -340,6 +344,7 @@ def add_bench(commands):
     made.add_argument("--corpus", default="stdlib", help="a name, a file or a folder")
     made.add_argument("--seconds", type=float, nargs="+", default=[100.0], help="of one core")
     made.add_argument("--entries", nargs="+", default=list(bench.RACE), metavar="NAME")
+    made.add_argument("--lrs", type=float, nargs="+", default=bench.LEARNING_RATES, metavar="LR")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     made.add_argument("--folder", type=Path, default=Path("runs/race"), help="where runs are kept")
@@ -360,6 +365,7 @@ def do_bench(args):
         source,
         args.seconds,
         entries=args.entries,
+        learning_rates=args.lrs,
         seeds=args.seeds,
         recipe=recipe,
         folder=args.folder,

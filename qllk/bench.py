@@ -1,10 +1,10 @@
 """The race: who learns most from the same text in the same computing time?
 
-Every entry gets the same CPU seconds of one core, the same corpus and window, and the same search:
-first each of its sizes with each learning rate, at a quarter of the smallest budget; then each size
-with its best rate at the full budget. The best size goes on with the other seeds. All is judged on
-the whole held-out split. Time is the CPU time of the training steps alone, so that a busy machine
-slows a race but does not decide it.
+Every entry gets the same CPU seconds of one core, the same corpus, as much of it in a step, and the
+same search: first each of its sizes with each learning rate, at a quarter of the smallest budget;
+then each size with its best rate at the full budget. The best size goes on with the other seeds.
+All is judged on the whole held-out split. Time is the CPU time of the training steps alone, so that
+a busy machine slows a race but does not decide it.
 
 A win says nothing about a part until the same model without that part, its **control**, ran too.
 """
@@ -89,7 +89,7 @@ VARIANTS = {
     "one layer after": trunk(after=1),
     "gelu": (PRESETS["qllk-2"].but(mlp=("gelu", {"ratio": 4})),),
 }
-ENTRIES = RACE | VARIANTS
+ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | RACE | VARIANTS
 
 
 def train_one(run: Run) -> dict:
@@ -104,8 +104,8 @@ def train_one(run: Run) -> dict:
         if marks and trainer.seconds >= marks[0]:
             curve.append([round(trainer.seconds, 2), trainer.validate()])
             marks = [mark for mark in marks if mark > trainer.seconds]
-    with devices.autocast(trainer.device, trainer.precision):
-        nats, count = evaluate.loss_by_position(trainer.model, trainer.corpus.valid, trainer.window)
+    nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
+    nats, count = nats[count > 0], count[count > 0]
     mean = evaluate.overall(nats, count)
     return {
         "entry": run.entry,
@@ -151,7 +151,17 @@ def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, d
     return results
 
 
-def race(corpus, budgets, *, entries=tuple(RACE), seeds=3, recipe=Recipe(), folder, jobs):
+def race(
+    corpus,
+    budgets,
+    *,
+    entries=tuple(RACE),
+    learning_rates=LEARNING_RATES,
+    seeds=3,
+    recipe=Recipe(),
+    folder,
+    jobs,
+):
     """Search, then race: one row per entry and budget.
 
     Returns  rows with entry, seconds, parameters, lr, d_model, the nats of every seed, their mean
@@ -170,7 +180,7 @@ def race(corpus, budgets, *, entries=tuple(RACE), seeds=3, recipe=Recipe(), fold
         {
             (entry, spec.d_model): [
                 Run(entry, spec, replace(recipe, lr=lr, seed=0, seconds=min(budgets) / 4), corpus)
-                for lr in LEARNING_RATES
+                for lr in learning_rates
             ]
             for entry in entries
             for spec in ENTRIES[entry]
@@ -202,6 +212,7 @@ def row(entry, seconds, results) -> dict:
         "corpus": first["corpus"],
         "parameters": first["parameters"],
         "d_model": first["spec"]["d_model"],
+        "family": first["spec"]["family"],
         "lr": first["recipe"]["lr"],
         "nats": nats,
         "mean_nats": statistics.fmean(nats),
@@ -217,6 +228,9 @@ def row(entry, seconds, results) -> dict:
     }
 
 
+ASKED_FOR = {"decoder": "", "encoder": ", hidden bytes", "encoder-decoder": ", lost spans"}
+
+
 def table(rows) -> str:
     """The race as a Markdown table, best first within each budget."""
     lines = [
@@ -226,7 +240,8 @@ def table(rows) -> str:
     ]
     for r in sorted(rows, key=lambda r: (r["seconds"], r["mean_nats"])):
         lines.append(
-            f"| {r['seconds']:g} | {r['entry']} | {r['parameters']:,} | {r['d_model']} "
+            f"| {r['seconds']:g} | {r['entry']}{ASKED_FOR[r['family']]} "
+            f"| {r['parameters']:,} | {r['d_model']} "
             f"| {r['lr']:g} | {r['mean_nats']:.4f} | {r['spread']:.4f} "
             f"| {r['bits_per_byte']:.4f} | {r['bytes_per_second']:,.0f} |"
         )

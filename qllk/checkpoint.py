@@ -23,9 +23,10 @@ from .models import build
 from .recipe import Recipe
 from .spec import Spec
 from .tasks import task
+from .tokens import Tokenizer, from_json
 from .train import Diverged, Trainer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(trainer: Trainer, path: str | Path) -> Path:
@@ -70,7 +71,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         facts = json.loads(header["facts"])
         Spec.from_json(facts["spec"]), Recipe.from_dict(facts["recipe"])
-        facts["corpus"]["source"].lower()
+        facts["corpus"]["source"].lower(), from_json(facts["corpus"]["tokenizer"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} holds no facts of a run: {error!r}") from None
     return tensors, facts
@@ -105,8 +106,9 @@ def load(
     return trainer
 
 
-def load_model(path: str | Path):
-    """Only the model of a checkpoint, on the CPU; its text need not be at hand.
+def load_model(path: str | Path) -> tuple[torch.nn.Module, Tokenizer]:
+    """Only the model of a checkpoint, on the CPU, and what its ids stand for. The text that it was
+    trained on need not be at hand.
 
     Raises   FileNotFoundError, ValueError as `read`
     """
@@ -119,7 +121,7 @@ def load_model(path: str | Path):
         model.load_state_dict(parts)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the model in {str(path)!r} cannot be built: {error}") from None
-    return model
+    return model, from_json(facts["corpus"]["tokenizer"])
 
 
 def check_size(spec: Spec, tensors: dict[str, torch.Tensor]) -> None:

@@ -17,6 +17,7 @@ import time
 from functools import cache
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from .layers import choose
@@ -68,6 +69,13 @@ def processor() -> str:
 def full_name(name: str) -> str:
     """ "cuda" means the first of them."""
     return "cuda:0" if name == "cuda" else name
+
+
+def memory_bytes(name: str) -> int:
+    """How much memory a device has in all."""
+    if name.startswith("cuda"):
+        return torch.cuda.get_device_properties(name).total_memory
+    return psutil.virtual_memory().total  # an MPS device shares it
 
 
 def require(name: str, precision: str) -> str:

@@ -44,13 +44,9 @@ def loss_by_position(model, data, window: int, *, rows=16, ask=next_token):
     return total / count, count
 
 
-def nats_per_byte(model, data, window: int, *, rows=16, ask=next_token) -> float:
-    """Mean loss over every byte of `data` but the first; divide by ln 2 for bits per byte.
-
-    Of other ids than bytes it is the loss per id, of another question than the next one the loss
-    per answer.
-    """
-    return overall(*loss_by_position(model, data, window, rows=rows, ask=ask))
+def nats_per_byte(model, data, window: int, *, rows=16) -> float:
+    """Mean loss over every byte of `data` but the first; divide by ln 2 for bits per byte."""
+    return overall(*loss_by_position(model, data, window, rows=rows))
 
 
 def overall(nats, count) -> float:

@@ -22,8 +22,8 @@ class Recipe:
 
     steps: int = 2000
     seconds: float | None = None
-    batch: int = 4  # rows per step
-    window: int = 1024  # bytes per row
+    batch: int = 4  # windows per step
+    window: int = 1024  # ids; a model that reads fewer at once gets each in several rows
     accumulate: int = 1  # a step's rows are worked through in this many parts
     recompute: int = 0  # blocks of which autograd keeps only the first input; 0 keeps all
     optimizer: str = "adamw"  # or adamw-bfloat16, lion, lion-bfloat16
@@ -60,6 +60,16 @@ class Recipe:
     @classmethod
     def from_dict(cls, values) -> Recipe:
         return cls(**known_fields(cls, values))
+
+
+# Peaks for presets that the default, found for qllk-2, would throw out of step. Devlin 2018 for
+# bert-base, Brown 2020 (GPT-3, at the size of gpt2) for gpt2.
+PEAK_LR = {"bert-nano": 1e-3, "bert-base": 1e-4, "gpt2": 6e-4, "t5-base": 1e-3}
+
+
+def peak_lr(preset: str) -> float:
+    """The learning rate to begin with."""
+    return PEAK_LR.get(preset, Recipe.lr)
 
 
 def check_rate(what, value):

@@ -105,6 +105,8 @@ class Spec:
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
         if self.segments:
             positive("Spec", segments=self.segments)
+        if self.context is not None:
+            positive("Spec", context=self.context)
         for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
             if (part := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_named(part, f"Spec.{name}"))

@@ -60,6 +60,7 @@ class Trainer:
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
+        check_memory(what, self.device)
         model = build(what, seed=recipe.seed)
         self.spec = model.spec
         self.window = min(recipe.window, self.spec.context or recipe.window)
@@ -199,9 +200,14 @@ class Trainer:
         return min(1.0, self.step / self.recipe.steps)
 
     @property
+    def rows(self) -> int:
+        """Rows in a step: a model that reads no whole window gets each in several rows."""
+        return self.batch * max(1, self.recipe.window // self.window)
+
+    @property
     def batch_bytes(self) -> int:
         """How much text a step reads."""
-        return round(self.batch * self.window * self.corpus.bytes_per_id)
+        return round(self.rows * self.window * self.corpus.bytes_per_id)
 
     @property
     def current_lr(self) -> float:
@@ -214,7 +220,7 @@ class Trainer:
     def _draw(self):
         """What is asked in this step, a function of seed and step alone."""
         generator = torch.Generator().manual_seed(mixed(self.recipe.seed, self.step))
-        ids = draw_windows(self.corpus.train, self.batch, self.window, generator)
+        ids = draw_windows(self.corpus.train, self.rows, self.window, generator)
         self._masks.manual_seed(mixed(self.recipe.seed, ~self.step))
         return self.ask(ids, generator).to(self.device)
 
@@ -272,6 +278,10 @@ class Trainer:
         What is hidden from a model that does not say the next byte is the same every time; the
         sentinels in its answers do not count.
         """
+        return evaluate.overall(*self.loss_by_position(limit))
+
+    def loss_by_position(self, limit: int | None = None):
+        """The same at each place of the window, as `evaluate.loss_by_position` gives it."""
         limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
         generator = torch.Generator().manual_seed(mixed(self.recipe.seed, 0))
 
@@ -279,10 +289,10 @@ class Trainer:
             return self.ask(ids, generator).of_text(self.corpus.tokenizer.vocab_size)
 
         with devices.autocast(self.device, self.precision):
-            nats = evaluate.nats_per_byte(
+            nats, count = evaluate.loss_by_position(
                 self.model, self.corpus.valid[:limit], self.window, ask=ask
             )
-        return nats / self.corpus.bytes_per_id
+        return nats / self.corpus.bytes_per_id, count
 
     def sound(self) -> bool:
         """Whether the weights still give a loss; an update may have thrown them far away."""
@@ -368,7 +378,11 @@ class Trainer:
         return {
             "spec": self.spec.to_json(),
             "recipe": asdict(self.recipe),
-            "corpus": {"source": self.corpus.source, "fingerprint": self.corpus.fingerprint},
+            "corpus": {
+                "source": self.corpus.source,
+                "fingerprint": self.corpus.fingerprint,
+                "tokenizer": self.corpus.tokenizer.to_json(),
+            },
             "step": self.step,
             "bytes_seen": self.bytes_seen,
             "seconds": self.seconds,
@@ -459,6 +473,20 @@ class Trainer:
                     f"tensor {name!r} is {tuple(got.shape)} {got.dtype}, expected "
                     f"{tuple(like.shape)} {like.dtype}"
                 )
+
+
+def check_memory(what, device):
+    """Refuse a model whose weights and gradients alone are more than the device holds: a machine
+    that is asked for them may end the whole process. See `probes.training_bytes` for the rest.
+    """
+    with torch.device("meta"):
+        model = build(what)
+    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    if needed > (memory := devices.memory_bytes(device)):
+        raise ValueError(
+            f"weights and gradients of this model take {needed / 2**30:.1f} GiB, and {device} has "
+            f"{memory / 2**30:.1f}; `python -m qllk presets` tells which models need less"
+        )
 
 
 def trial(model, batch, device, precision):

@@ -59,6 +59,16 @@ def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_bud
     assert {run.recipe.seed for run in search} == {0}
 
 
+def test_rates_and_entries_can_be_chosen_and_every_preset_is_an_entry(asked):
+    rows = bench.race("text", [100], entries=["bert-nano", "t5-nano"], learning_rates=[1e-3, 8e-3],
+                      seeds=1, recipe=Recipe(), folder=None, jobs=1)  # fmt: skip
+    assert {run.recipe.lr for run in asked.values()} == {1e-3, 8e-3}
+    assert [row["family"] for row in rows] == ["encoder", "encoder-decoder"]
+    assert "| bert-nano, hidden bytes |" in bench.table(rows)
+    assert "| t5-nano, lost spans |" in bench.table(rows)
+    assert set(bench.PRESETS) <= set(bench.ENTRIES)
+
+
 def test_the_control_races_in_the_size_that_is_best_at_each_budget(asked):
     rows = {(row["entry"], row["seconds"]): row for row in race([100, 900])}
     assert rows[bench.CONTROL, 100]["d_model"] == 96

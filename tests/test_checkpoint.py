@@ -23,6 +23,7 @@ from qllk.checkpoint import digest, load, load_model, read, save
 from qllk.data import corpus
 from qllk.recipe import Recipe
 from qllk.tasks import task
+from qllk.tokens import Bytes
 from qllk.train import Diverged, Trainer
 
 RECIPE = Recipe(steps=60, batch=2, window=24, warmup=0.1, validate_every=7, validate_bytes=200)
@@ -59,7 +60,7 @@ def same(a, b):
 def crafted(path, tensors, facts):
     """A file whose checksum is right, whatever it says."""
     facts = facts if isinstance(facts, str) else json.dumps(facts)
-    header = {"format": "1", "facts": facts, "sha256": digest(tensors, facts)}
+    header = {"format": str(checkpoint.FORMAT), "facts": facts, "sha256": digest(tensors, facts)}
     path.write_bytes(to_bytes(tensors, header))
     return path
 
@@ -149,7 +150,8 @@ def test_a_killed_process_loses_only_what_came_after_its_last_checkpoint(tmp_pat
 
 def test_the_model_alone_can_be_loaded(good):
     path, _, run = good
-    model = load_model(path)
+    model, tokenizer = load_model(path)
+    assert tokenizer == Bytes()
     assert torch.equal(model.head.weight, run.model.head.weight)
     assert model.spec == SPEC
 
@@ -315,7 +317,8 @@ def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch):
 
 def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
     path = tmp_path / "weights.safetensors"
-    for header in (None, {"format": "pt"}, {"format": "1"}, {"format": "99", "facts": "{}"}):
+    ours = {"format": str(checkpoint.FORMAT)}
+    for header in (None, {"format": "pt"}, ours, {"format": "99", "facts": "{}"}):
         path.write_bytes(to_bytes({"x": torch.zeros(3)}, header))
         with pytest.raises(ValueError, match="holds tensors but no run of qllk"):
             load(path)

@@ -138,7 +138,7 @@ def written(capsysbinary, line):
     ],
 )
 def test_sample_writes_what_generate_does(capsysbinary, checkpoints, options, pick):
-    text = generate(checkpoint.load_model(checkpoints[0]), "the", 30, pick())
+    text = generate(checkpoint.load_model(checkpoints[0])[0], "the", 30, pick())
     line = f"sample {checkpoints[0]} --prompt the --length 30 {options}"
     assert written(capsysbinary, line) == b"the" + text + b"\n"
 

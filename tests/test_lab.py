@@ -12,10 +12,13 @@ import pytest
 import torch
 from helpers import TINY
 
+from qllk import devices
 from qllk.lab import panels, run, svg
 from qllk.lab.history import History, Point
 from qllk.lab.run import Note, Run
 from qllk.lab.view import view
+from qllk.objectives import vocabulary
+from qllk.presets import PRESETS
 from qllk.recipe import Recipe
 from qllk.tasks import task
 from qllk.train import Diverged, Trainer
@@ -474,11 +477,52 @@ def says(panel, name, text):
 
 def test_the_panel_offers_every_preset_and_everything_this_machine_can_do(panel):
     offered = set(panel.controls["model"].options)
-    assert {"qllk-2", "qllk-2-local", "gpt", "gpt2-nano"} <= offered
-    assert not {"bert-nano", "t5-nano", "gpt2"} & offered
+    assert offered == set(PRESETS)
     assert "noise (task)" in dict(panels.corpora())
     offered = panel._precisions[panel.controls["device"].value]
     assert panel.controls["precision"].options == offered
+
+
+@pytest.mark.parametrize(
+    "spec", TINY.values(), ids=TINY
+)  # each preset small, as a learner would run it
+def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", at_home(spec))
+    sizes = {"window": 64, "batch": 1, "validate_every": 2, "validate_bytes": 128}
+    panel = panels.lab("test", model="small", corpus=CORPUS.source, **sizes)
+    panel.advance(2)
+    assert "small on copy" in panel.outputs["status"].value
+    assert "held-out loss" in panel.outputs["facts"].value
+    assert "nothing yet" not in panel.outputs["sample"].value
+    now = panel.run.snapshot()
+    assert now.valid
+    assert bool(now.states) == (spec.family != "encoder")
+    assert "q-bad" not in panel.outputs["notes"].value
+
+
+def at_home(spec):
+    """The tiny spec with the vocabulary that its family must know."""
+    return spec.but(vocab_size=max(spec.vocab_size, vocabulary(spec.family, 64)))
+
+
+@pytest.mark.parametrize("name", ["swa-mla-xl", "randygpt-0.3"])
+def test_a_preset_that_cannot_be_trained_here_says_why(name, monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    panel = panels.lab("test", model=name, corpus=CORPUS.source)
+    panel.start()
+    said = {"swa-mla-xl": "and cpu has 8.0", "randygpt-0.3": "must know 256 ids, and it knows 67"}
+    says(panel, "notes", said[name])
+    says(panel, "status", ">failed<")
+
+
+def test_a_sample_that_cannot_be_written_is_noted_and_training_goes_on(panel, monkeypatch):
+    def broken(*_):
+        raise ValueError("no words")
+
+    monkeypatch.setattr(run, "reply", broken)
+    panel.advance(3)
+    says(panel, "notes", "no sample: no words")
+    says(panel, "facts", "<b>3</b>")
 
 
 def test_every_button_of_the_panel_does_its_work(panel, tmp_path):
@@ -521,6 +565,22 @@ def test_the_panel_goes_on_with_an_advanced_run_unless_the_controls_ask_for_anot
     panel.controls["model"].value = "qllk-2-local"
     panel.start()
     says(panel, "status", "qllk-2-local on copy")
+
+
+def test_a_model_brings_the_learning_rate_that_suits_it_and_the_run_under_way_keeps_its_own(panel):
+    assert panel.controls["lr"].value == Recipe.lr
+    panel.start()
+    wait_steps(panel.run, 2)
+    panel.controls["model"].value = "bert-nano"
+    assert panel.controls["lr"].value == 1e-3
+    wait_steps(panel.run, 2)
+    assert panel.run.trainer.log == []
+    panel.controls["lr"].value = 2e-3
+    says(panel, "notes", "lr is now 0.002")
+    panel.controls["model"].value = "qllk-2"
+    assert panel.controls["lr"].value == Recipe.lr
+    assert panels.lab("other", model="bert-nano").controls["lr"].value == 1e-3
+    assert panels.lab("other", model="bert-nano", lr=0.1).controls["lr"].value == 0.1
 
 
 def test_a_loaded_run_goes_on_with_start(panel, tmp_path):

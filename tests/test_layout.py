@@ -15,7 +15,7 @@ ORDER = [
     *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
     *["tokens", "data", "objectives", "tasks", "measure", "evaluate", "by_hand"],
     *["devices", "float8", "optim", "probes", "recipe", "train"],
-    *["checkpoint", "sample", "bench", "__main__"],
+    *["checkpoint", "sample", "replies", "bench", "__main__"],
     "lab",
 ]
 FILES = sorted(ROOT.glob("*.py"))

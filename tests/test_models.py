@@ -296,6 +296,8 @@ def test_a_spec_refuses_what_its_family_has_not():
             wrong.but(**{field: value})
     with pytest.raises(ValueError, match="an encoder-decoder needs cross, a pair"):
         SEQ2SEQ.but(cross=None)
+    with pytest.raises(ValueError, match="context must be a whole number above 0, got 'long'"):
+        BASE.but(context="long")
     with pytest.raises(ValueError, match="segments must be a whole number above 0, got -1"):
         ENCODER.but(segments=-1)
 

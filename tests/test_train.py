@@ -695,12 +695,22 @@ def test_a_step_in_which_chance_hides_nothing_changes_no_loss_to_nan():
     assert all(map(math.isfinite, losses(run)))
 
 
-def test_a_window_is_no_longer_than_the_model_reads():
-    run = trainer(spec=TINY["gpt2-nano"].but(context=16), window=24)
-    assert run.window == 16
-    assert run._draw().targets.shape == (4, 16)
-    assert next(run).bytes_seen == 64
-    assert trainer().window == 24
+def test_a_model_that_reads_no_whole_window_gets_it_in_several_rows():
+    run = trainer(spec=TINY["gpt2-nano"].but(context=16), window=48)
+    assert (run.window, run.rows) == (16, 12)
+    assert run._draw().targets.shape == (12, 16)
+    assert next(run).bytes_seen == trainer(window=48).batch_bytes == 4 * 48
+    longer = trainer(spec=TINY["gpt2-nano"].but(context=64), window=48)
+    assert (longer.window, longer.rows) == (48, 4)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 30)
+    with pytest.raises(ValueError, match=r"take 63\.9 GiB, and cpu has 1\.0; `python -m qllk"):
+        Trainer("swa-mla-xl", CORPUS, RECIPE)
+    size = sum(p.numel() * p.element_size() for p in build(SPEC).parameters())
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 2 * size)
+    next(trainer())
 
 
 def test_a_vocabulary_too_small_for_the_text_is_refused():

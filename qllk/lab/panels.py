@@ -13,7 +13,7 @@ import ipywidgets as widgets
 
 from .. import checkpoint, data, devices
 from ..presets import PRESETS
-from ..recipe import Recipe
+from ..recipe import Recipe, peak_lr
 from ..tasks import TASKS
 from ..train import Trainer
 from .run import Run
@@ -75,30 +75,23 @@ HINT = (
 )
 
 
-def byte_models() -> list[str]:
-    """The presets that the lab can train: those that guess the next byte."""
-    return [
-        name
-        for name, spec in PRESETS.items()
-        if spec.family == "decoder" and spec.vocab_size == 256
-    ]
-
-
 def lab(name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", steps=5000, **more):
     """The live trainer. A cell that makes it again stops the older run of this name.
 
     `more` are further fields of `Recipe`.
     """
     sizes = {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
-    recipe = Recipe(**{"steps": steps, "warmup": 0.03, "validate_every": 50, **sizes, **more})
-    return Panel(name, model or ("qllk-2-nano" if fast() else "qllk-2"), corpus, recipe)
+    model = model or ("qllk-2-nano" if fast() else "qllk-2")
+    usual = {"steps": steps, "warmup": 0.03, "validate_every": 50, "lr": peak_lr(model)}
+    return Panel(name, model, corpus, Recipe(**usual | sizes | more))
 
 
 def corpora() -> list[tuple[str, str]]:
     """(label, source) of everything to learn from, the free path last."""
     named = [(name, name) for name in data.corpus_names()]
+    pieces = ("stdlib, in 1,024 pieces", "bpe-1024:stdlib")
     made = [(f"{name} (task)", f"task:{name}:{1 << 18}:0") for name in TASKS]
-    return [*named, *made, (FILE, FILE)]
+    return [*named, pieces, *made, (FILE, FILE)]
 
 
 class Panel:
@@ -235,7 +228,7 @@ class Panel:
         known = corpus in [source for _, source in sources]
         recipe = self.recipe
         self.controls = {
-            "model": widgets.Dropdown(options=byte_models(), value=model, description="model"),
+            "model": widgets.Dropdown(options=list(PRESETS), value=model, description="model"),
             "corpus": widgets.Dropdown(
                 options=sources, value=corpus if known else FILE, description="corpus"
             ),
@@ -256,8 +249,9 @@ class Panel:
             widget.add_class(f"q-{name}")
             widget.continuous_update = False
         self.controls["device"].observe(self._offer_precisions, "value")
+        self.controls["model"].observe(self._offer_lr, "value")
         for name in ("lr", "batch"):
-            self.controls[name].observe(lambda change: self._live(change["owner"]), "value")
+            self.controls[name].observe(self._live, "value")
 
     def _make_outputs(self):
         names = ("status", "facts", "loss", "states", "sample", "notes")
@@ -300,11 +294,17 @@ class Panel:
     def _offer_precisions(self, change):
         self.controls["precision"].options = self._precisions[change["new"]]
 
-    def _live(self, widget):
+    def _offer_lr(self, change):
+        """What suits the model that Start would train; the run under way keeps its own."""
+        self.controls["lr"].unobserve(self._live, "value")
+        self.controls["lr"].value = peak_lr(change["new"])
+        self.controls["lr"].observe(self._live, "value")
+
+    def _live(self, change):
         """A learning rate or batch that is changed while training acts at once."""
-        name = "lr" if widget is self.controls["lr"] else "batch"
+        name = "lr" if change["owner"] is self.controls["lr"] else "batch"
         if self.run.state in ("running", "paused"):
-            self._guarded(lambda: self._send(name, widget.value))(None)
+            self._guarded(lambda: self._send(name, change["new"]))(None)
 
     def _guarded(self, act):
         """A callback whose errors are seen in the panel."""

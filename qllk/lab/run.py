@@ -25,7 +25,7 @@ from .. import checkpoint, evaluate, tasks
 from ..data import Corpus
 from ..presets import PRESETS
 from ..recipe import Record
-from ..sample import generate, sampler
+from ..replies import reply
 from ..train import Diverged, Trainer
 from .history import History, Point
 
@@ -360,15 +360,15 @@ class Run:
         if time.monotonic() < self._sample_due:
             return
         trainer, start = self.trainer, time.monotonic()
-        prompt = PROMPTS.get(trainer.corpus.source, "\n")
-        pick = sampler(temperature=0.8, seed=trainer.step)
-        written = generate(trainer.model, prompt, SAMPLE_BYTES, pick)
+        with self._excused("no sample"):
+            prompt = PROMPTS.get(trainer.corpus.source, "\n")
+            given, made = reply(trainer, prompt, SAMPLE_BYTES, trainer.step)
+            with self._changed:
+                self._sample = trainer.step, given, made
+                self.version += 1
         spent = time.monotonic() - start
         pause = min(spent / SAMPLE_SHARE, SAMPLE_SECONDS_MOST)
         self._sample_due = start + max(self._sample_seconds, pause)
-        with self._changed:
-            self._sample = trainer.step, prompt, written.decode("utf-8", "replace")
-            self.version += 1
 
     def _save(self, path):
         with self._excused(f"cannot save to {str(path)!r}"), self._busy("saving"):
