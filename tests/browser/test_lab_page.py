@@ -151,6 +151,20 @@ def test_every_control_does_what_it_says(open_lab, pictures):
     lab.wait_until_no_thread(1)
 
 
+def test_models_that_fill_gaps_are_trained_and_shown_too(open_lab, pictures):
+    lab = open_lab(THREADS)
+    for model, mark in {"bert-nano": "▁", "t5-nano": "⟨0⟩"}.items():
+        lab.choose("model", model)
+        lab.press("start")
+        lab.wait_for(lambda: f"{model} on stdlib" in lab.text)  # noqa: B023
+        lab.wait_steps(50)
+        assert mark in lab.page.locator(".q-sample pre").inner_text()
+        lab.picture(pictures, f"5-{model}")
+        lab.press("reset")
+        lab.wait_state("idle")
+    lab.wait_until_no_thread(1)
+
+
 def settled(lab):
     """The step, once two looks agree."""
     seen = lab.step
