@@ -23,7 +23,7 @@ class Reply(NamedTuple):
 
 
 def reply(trainer, prompt: str, length: int, seed=0) -> Reply:
-    """What the model of this trainer makes of about `length` ids, by its family.
+    """About `length` ids of what the model of this trainer makes of a text, by its family.
 
     decoder           goes on from the prompt, drawing at temperature 0.8, as far as it can count
     encoder           fills what was hidden in held-out text, always the same, with what it holds
@@ -35,7 +35,7 @@ def reply(trainer, prompt: str, length: int, seed=0) -> Reply:
     if trainer.spec.family == "decoder":
         return continued(trainer, prompt, length, seed)
     generator = torch.Generator().manual_seed(0)
-    rows = draw_windows(trainer.corpus.valid, 1, min(length, trainer.window), generator)
+    rows = draw_windows(trainer.corpus.valid, 1, min(length // 2, trainer.window), generator)
     batch = trainer.ask(rows, generator).to(trainer.device)
     training = trainer.model.training
     trainer.model.eval()

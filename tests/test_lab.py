@@ -497,6 +497,8 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
     now = panel.run.snapshot()
     assert now.valid
     assert bool(now.states) == (spec.family != "encoder")
+    said = "this model keeps no state" in panel.outputs["states"].value
+    assert said == (spec.family == "encoder")
     assert "q-bad" not in panel.outputs["notes"].value
 
 

@@ -51,7 +51,7 @@ def test_an_encoder_fills_what_was_hidden_with_its_likeliest_guesses(asked):
     likes = torch.zeros(257)
     likes[[ord("Z"), 256]] = torch.tensor([1.0, 2.0])  # the mark itself is no guess
     run.model.forward = lambda ids: likes.expand(*ids.shape, 257)
-    given, made = reply(run, "", 40)
+    given, made = reply(run, "", 80)
     hidden = (asked[-1].targets[0] != IGNORED).tolist()
     text = zip(hidden, asked[-1].inputs[0][0].tolist(), strict=True)
     assert made == "".join("Z" if gone else chr(byte) for gone, byte in text)
@@ -63,7 +63,7 @@ def test_an_encoder_decoder_says_what_was_taken_out(asked, monkeypatch):
     run = trainer(SEQ2SEQ)
     said = iter([257, *b"ab", 258, *b"cd", 259, *b"ef"])
     monkeypatch.setattr(replies, "greedy", lambda logits: torch.tensor([next(said)]))
-    given, made = reply(run, "", 40)
+    given, made = reply(run, "", 80)
     assert made == "⟨0⟩ab⟨1⟩cd⟨2⟩ef"[: len(made)]
     assert len(made.replace("⟨", "").replace("⟩", "")) == asked[-1].targets.shape[1] == 9
     assert given == f"{spelled(asked[-1].inputs[0][0].tolist(), Bytes())}\n\n"
@@ -73,8 +73,8 @@ def test_an_encoder_decoder_says_what_was_taken_out(asked, monkeypatch):
 @pytest.mark.parametrize("spec", [ENCODER, SEQ2SEQ], ids=["encoder", "encoder-decoder"])
 def test_a_reply_is_about_the_same_text_each_time_and_disturbs_nothing(spec):
     run = trainer(spec)
-    first = reply(run, "", 40)
-    assert reply(run, "", 40, seed=5) == first
+    first = reply(run, "", 80)
+    assert reply(run, "", 80, seed=5) == first
     assert run.model.training
     twin = trainer(spec)
     assert next(run).nats == next(twin).nats

@@ -106,9 +106,9 @@ def loss_digest(train, valid, floors, marks) -> str:
 
 
 def state_curves(
-    states: dict[str, list[Point]], steps: int, width: int = 320, height: int = 300
+    states: dict[str, list[Point]], steps: int, empty="", width: int = 320, height: int = 300
 ) -> str:
-    """How large the numbers in each layer's state are, both axes logarithmic."""
+    """How large each layer's state is, both axes logarithmic; or why the picture is `empty`."""
     lines = {name: [(p.step, p.mean) for p in points] for name, points in states.items()}
     lines = {
         name: kept
@@ -129,7 +129,9 @@ def state_curves(
         ends.append((pairs[-1][1], f"{name} {short(pairs[-1][1])}", colour))
     parts.append(labels(plot, ends))
     parts.append(caption(plot, "state rms per layer"))
-    said = ", ".join(text for _, text, _ in ends) or "not looked at yet"
+    if not ends:
+        parts.append(text(plot.left + 8, plot.top + 20, empty))
+    said = ", ".join(words for _, words, _ in ends) or empty
     return picture(plot, f"State rms per layer: {said}.", parts)
 
 

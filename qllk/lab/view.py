@@ -34,7 +34,7 @@ def view(now: Snapshot, steps: int) -> View:
         status=status(now),
         facts=facts(now, steps),
         loss=svg.loss_curve(now.train, now.valid, now.floors, now.marks, steps),
-        states=svg.state_curves(now.states, steps),
+        states=svg.state_curves(now.states, steps, no_states(now)),
         sample=sample(now),
         notes=notes(now.notes),
         pause="Resume" if now.state == "paused" else "Pause",
@@ -78,6 +78,10 @@ def facts(now: Snapshot, steps: int) -> str:
 def tile(name: str, value: str, unit: str) -> str:
     name, value, unit = escape(name), escape(value), escape(unit)
     return f"<div><small>{name}</small><b>{value}</b><small>{unit or '&nbsp;'}</small></div>"
+
+
+def no_states(now: Snapshot) -> str:
+    return "this model keeps no state" if now.record else "not looked at yet"
 
 
 def sample(now: Snapshot) -> str:
