@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from . import __version__, bench, checkpoint, devices, evaluate, probes, replies, sample
 from .data import corpus_names, write_whole
-from .models import build, parameters
-from .presets import PRESETS
+from .layers import choose
+from .models import parameters
+from .presets import PRESETS, name_of
 from .recipe import Recipe, peak_lr
 from .train import Diverged, Trainer
 
@@ -199,11 +200,13 @@ def do_train(args):
     if args.resume:
         trainer = checkpoint.load(args.resume)
     else:
-        spec = build_spec(args.model, args.dropout)
+        spec = choose(PRESETS, args.model, "preset")
+        spec = spec if args.dropout is None else spec.but(dropout=args.dropout)
         seconds = args.minutes and args.minutes * 60
         trainer = Trainer(spec, find(args.corpus), recipe_of(args, seconds=seconds))
     report = {
-        "model": args.model,
+        "model": name_of(trainer.spec) if args.resume else args.model,
+        "asked_for": bench.ASKED_FOR[trainer.spec.family],
         "parameters": parameters(trainer.model),
         "corpus": trainer.corpus.name,
         "device": trainer.device,
@@ -226,13 +229,8 @@ def do_train(args):
     if args.report:
         write_whole(args.report, json.dumps(report, indent=1).encode())
     if args.plot:
-        bench.plot_run(args.model, report["curve"], args.plot, floors=report["floors"])
+        bench.plot_run(report["model"], report["curve"], args.plot, floors=report["floors"])
     show(args, report, summary(report))
-
-
-def build_spec(name, dropout):
-    spec = build(name).spec
-    return spec if dropout is None else spec.but(dropout=dropout)
 
 
 def find(name):
@@ -279,7 +277,8 @@ def summary(report) -> str:
         f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
         f"{report['steps']:,} steps, {report['bytes_seen'] / 1e6:.1f} MB read in "
         f"{report['seconds']:.0f} s on {report['device']} in {report['precision']}",
-        f"held out, all {report['held_out_bytes']:,} bytes: {report['nats_per_byte']:.4f} nats, "
+        f"held out, all {report['held_out_bytes']:,} bytes{report['asked_for']}: "
+        f"{report['nats_per_byte']:.4f} nats, "
         f"{report['bits_per_byte']:.4f} bits per byte",
         f"floors in bits per byte: {floors}",
     ]

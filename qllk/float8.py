@@ -69,24 +69,18 @@ class SimulatedLinear(nn.Linear):
         return F.linear(FakeQuantise.apply(x), FakeQuantise.apply(self.weight), self.bias)
 
 
-def native(model, device, precision):
+def native(model):
     return model
 
 
-def simulated(model, device, precision):
+def simulated(model):
     for name, module in model.named_modules():
         if replaceable(module, name):
             module.__class__ = SimulatedLinear  # it stays itself: weights, names and ties
     return model
 
 
-def hardware(model, device, precision):
-    cuda = torch.device(device).type == "cuda"
-    if not cuda or torch.cuda.get_device_capability(device) < (8, 9) or precision != "bfloat16":
-        raise ValueError(
-            "matmul='float8' needs a CUDA device of compute capability 8.9 or more and "
-            f"precision='bfloat16', not {device} in {precision}; 'float8-simulated' runs anywhere"
-        )
+def hardware(model):
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
@@ -111,9 +105,24 @@ def replaceable(module, name):
 MATMULS = {"native": native, "float8": hardware, "float8-simulated": simulated}
 
 
+def check(matmul: str, device: str, precision: str):
+    """Whether this way to multiply works there.
+
+    Raises   ValueError for an unknown name, or when the device or the precision is another
+    """
+    choose(MATMULS, matmul, "matmul")
+    cuda = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)
+    if matmul == "float8" and (not cuda or cuda < (8, 9) or precision != "bfloat16"):
+        raise ValueError(
+            "matmul='float8' needs a CUDA device of compute capability 8.9 or more and "
+            f"precision='bfloat16', not {device} in {precision}; 'float8-simulated' runs anywhere"
+        )
+
+
 def convert(model, matmul: str, *, device: str, precision: str):
     """The model, with the linear layers of its blocks multiplying in the way that `matmul` names.
 
-    Raises   ValueError for an unknown name, or when the device or an optional package is lacking
+    Raises   ValueError as `check`, or when an optional package is lacking
     """
-    return choose(MATMULS, matmul, "matmul")(model, device, precision)
+    check(matmul, device, precision)
+    return MATMULS[matmul](model)

@@ -162,3 +162,8 @@ PRESETS = {
     "local-code-model": _local_code(vocab_size=259, context=64),
     "local-code-model-nano": _local_code(vocab_size=256, context=1024),
 }
+
+
+def name_of(spec: Spec) -> str:
+    """What a spec is called, if it is one of the presets."""
+    return next((name for name, preset in PRESETS.items() if preset == spec), "a spec of your own")

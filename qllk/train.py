@@ -320,6 +320,7 @@ class Trainer:
                  RuntimeError when the device fails, out of memory for example
         """
         device = devices.require(device, precision)
+        float8.check(self.recipe.matmul, device, precision)
         self._parity(device, precision)
         home = self.device, self.precision
         try:

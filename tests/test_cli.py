@@ -1,6 +1,7 @@
 """The command line: what a learner types, and what they see when it goes wrong."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -179,6 +180,38 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
 def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
     assert main(["sample", str(checkpoints[0]), *options]) == 1
     assert said in capsysbinary.readouterr().err.decode()
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"), [("bert-nano", "hidden bytes"), ("t5-nano", "lost spans")]
+)
+def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
+    capsysbinary, tmp_path, text, model, asked
+):
+    line = f"train --model {model} --corpus {text} {TINY} --save {tmp_path / 'run'} --sample-at 0"
+    code, out, _ = run(capsysbinary, line)
+    assert code == 0
+    assert re.search(rf"bytes, {asked}: [0-9.]+ nats", out)
+    assert "\n\n" in out.split("after 0 minutes")[1], "what was given stands above what was made"
+    code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
+    assert out.startswith(f"{model}, ")
+    code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'}")
+    assert code == 1
+    assert {"bert-nano": "cannot read on", "t5-nano": "model.read(source)"}[model] in err
+
+
+def test_other_ids_than_bytes_are_trained_on_and_written(capsysbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, the dog lay on the log\n" * 40)
+    place = f"characters:{tmp_path / 'text.txt'}"
+    line = f"train --model randygpt-0.3 --corpus {place} {TINY} --save {tmp_path / 'run'}"
+    assert run(capsysbinary, line)[0] == 0
+    code, out, _ = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt cat --length 9 --seed 1")
+    assert code == 0
+    assert re.fullmatch("cat[a-z, \\n]{9}\n", out)
+    code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt CAT")
+    assert code == 1
+    assert "character 'A' is not among" in err
 
 
 def test_samples_are_taken_at_their_time(capsysbinary, text):

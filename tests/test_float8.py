@@ -174,6 +174,16 @@ def test_real_float8_is_refused_where_there_is_none(monkeypatch):
         float8.convert(model, "float8", device="cuda:0", precision="bfloat16")
 
 
+def test_a_run_that_multiplies_in_float8_stays_where_that_works(monkeypatch):
+    run = Trainer(SPEC, CORPUS, RECIPE)
+    run.recipe = replace(RECIPE, matmul="float8")
+    run.post("precision", "bfloat16")
+    run.post("device", "cpu")
+    next(run)
+    assert "matmul='float8' needs a CUDA device" in run.refused
+    assert run.log == []
+
+
 def test_an_unknown_matmul_lists_the_known():
     with pytest.raises(ValueError, match="unknown matmul 'int4'; choose from float8, float8-sim"):
         float8.convert(build(SPEC), "int4", device="cpu", precision="float32")

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 from .. import checkpoint, evaluate, tasks
 from ..data import Corpus
-from ..presets import PRESETS
+from ..presets import name_of
 from ..recipe import Record
 from ..replies import reply
 from ..train import Diverged, Trainer
@@ -196,7 +196,7 @@ class Run:
                 version=self.version,
                 state=self.state,
                 doing=self._doing,
-                model=preset_name(trainer.spec) if trainer else "",
+                model=name_of(trainer.spec) if trainer else "",
                 corpus=trainer.corpus.name if trainer else "",
                 step=trainer.step if trainer else 0,
                 steps=trainer.recipe.steps if trainer else 0,
@@ -383,11 +383,6 @@ class Run:
                 trainer = checkpoint.load(path)
             self._adopt(trainer)
             self.note(f"loaded {str(path)!r}")
-
-
-def preset_name(spec) -> str:
-    """What a spec is called, if it is one of the presets."""
-    return next((name for name, preset in PRESETS.items() if preset == spec), "a spec of your own")
 
 
 def known_floors(corpus: Corpus) -> dict[str, float]:
