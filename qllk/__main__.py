@@ -160,7 +160,7 @@ def add_train(commands):
     made.add_argument("--dropout", type=float, help="instead of the preset's")
     made.add_argument("--save", type=Path, help="keep a checkpoint here")
     made.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
-    made.add_argument("--resume", type=Path, help="go on from this checkpoint; ignores the rest")
+    made.add_argument("--resume", type=Path, help="go on with this run: its model, text, recipe")
     made.add_argument("--sample-at", type=float, nargs="*", default=[], help="minutes")
     made.add_argument("--prompt", default="\n", help="what samples start with")
     made.add_argument("--report", type=Path, help="write curve, samples and result as JSON here")
@@ -169,10 +169,12 @@ def add_train(commands):
     add_recipe(made)
 
 
-def add_recipe(made):
+def add_recipe(made, leave_out=("seconds",)):
     """One option for each field of a Recipe, with the Recipe's own default."""
     group = made.add_argument_group("recipe")
     for field in fields(Recipe):
+        if field.name in leave_out:
+            continue
         option = f"--{field.name.replace('_', '-')}"
         if field.name == "precision":
             group.add_argument(option, default="auto", help="auto: the fastest in a short test")
@@ -180,18 +182,18 @@ def add_recipe(made):
             group.add_argument(option, action="store_true", help=" ")
         elif field.name == "lr":
             group.add_argument(option, type=float, help=f"{field.default:g}, or the preset's own")
-        elif field.name != "seconds":
+        else:
             kind = {"int": int, "float": float}.get(field.type, str)
             group.add_argument(option, type=kind, default=field.default, help=" ")
 
 
 def recipe_of(args, **changes) -> Recipe:
-    names = [field.name for field in fields(Recipe) if field.name != "seconds"]
-    given = {name: getattr(args, name) for name in names}
+    names = {field.name for field in fields(Recipe)} - {"seconds"}
+    given = {name: value for name, value in vars(args).items() if name in names}
     if given["precision"] == "auto":
         given["precision"] = devices.fastest_precision(given["device"])
-    if given["lr"] is None:
-        given["lr"] = peak_lr(getattr(args, "model", ""))
+    if given.get("lr", ...) is None:
+        given["lr"] = peak_lr(args.model)
     return Recipe(**given | changes)
 
 
@@ -206,7 +208,7 @@ def do_train(args):
         trainer = Trainer(spec, find(args.corpus), recipe_of(args, seconds=seconds))
     report = {
         "model": name_of(trainer.spec) if args.resume else args.model,
-        "asked_for": bench.ASKED_FOR[trainer.spec.family],
+        "asked_for": asked_for(trainer),
         "parameters": parameters(trainer.model),
         "corpus": trainer.corpus.name,
         "device": trainer.device,
@@ -217,12 +219,13 @@ def do_train(args):
         "samples": [],
     }
     run(trainer, args, report)
-    nats = trainer.validate(len(trainer.corpus.valid))
+    nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
+    nats = evaluate.overall(nats, count)
     report |= {
         "steps": trainer.step,
         "bytes_seen": trainer.bytes_seen,
         "seconds": trainer.seconds,
-        "held_out_bytes": len(trainer.corpus.text.valid) - 1,
+        "held_out": int(count.sum()),
         "nats_per_byte": nats,
         "bits_per_byte": nats / evaluate.LN2,
     }
@@ -231,6 +234,14 @@ def do_train(args):
     if args.plot:
         bench.plot_run(report["model"], report["curve"], args.plot, floors=report["floors"])
     show(args, report, summary(report))
+
+
+def asked_for(trainer):
+    """What the loss is about, for people."""
+    unit = "bytes" if trainer.corpus.bytes_per_id == 1 else "ids"
+    return {"encoder": f"hidden {unit}", "encoder-decoder": f"lost {unit}"}.get(
+        trainer.spec.family, unit
+    )
 
 
 def find(name):
@@ -277,7 +288,7 @@ def summary(report) -> str:
         f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
         f"{report['steps']:,} steps, {report['bytes_seen'] / 1e6:.1f} MB read in "
         f"{report['seconds']:.0f} s on {report['device']} in {report['precision']}",
-        f"held out, all {report['held_out_bytes']:,} bytes{report['asked_for']}: "
+        f"held out, all {report['held_out']:,} {report['asked_for']}: "
         f"{report['nats_per_byte']:.4f} nats, "
         f"{report['bits_per_byte']:.4f} bits per byte",
         f"floors in bits per byte: {floors}",
@@ -310,29 +321,28 @@ def do_sample(args):
     """Write on from a prompt with a trained model, one byte at a time."""
     model, tokenizer = checkpoint.load_model(args.checkpoint)
     prompt = sample.encoded(model, args.prompt, tokenizer)
-    ids = sample.first(stream(args, model, prompt), args.length)
-    model.eval()
+    ids = sample.first(stream(args, model, prompt, tokenizer), args.length)
     for chosen in chain(prompt.T, ids):
         sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
     print()
 
 
-def stream(args, model, prompt):
+def stream(args, model, prompt, tokenizer):
     """The ids that follow, as the options ask."""
     how = args.temperature, args.top_k, args.top_p
     if not args.draft:
         pick = sample.sampler(*how, seed=args.seed)
         pick = sample.penalised(pick, args.repetition_penalty, prompt)
-        return sample.stream(model, prompt, pick)
+        return sample.stream(model, prompt, sample.within(pick, tokenizer))
     if args.repetition_penalty != 1:
         raise ValueError(
             "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
             "time, and a penalty changes after each; leave one out"
         )
     draft, _ = checkpoint.load_model(args.draft)
-    weigh = sample.chances(*how)
-    return sample.speculate(model, draft.eval(), prompt, weigh, args.ahead, seed=args.seed)
+    weigh = sample.within(sample.chances(*how), tokenizer)
+    return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench
@@ -350,15 +360,14 @@ def add_bench(commands):
     made.add_argument("--report", type=Path, default=Path("runs/race.json"), help="rows as JSON")
     made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="loss as a picture")
     made.add_argument("--json", action="store_true", help="print the rows as JSON")
-    add_recipe(made)
-    made.set_defaults(validate_every=1 << 30)  # the race looks at its own times
+    add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
 
 
 def do_bench(args):
     """Race models against their controls: equal computing time, text and search."""
     if unknown := sorted(set(args.entries) - set(bench.ENTRIES)):
         raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(bench.ENTRIES)}")
-    recipe = recipe_of(args)
+    recipe = recipe_of(args, validate_every=1 << 30)  # the race looks at its own times
     source = find(args.corpus).source
     rows = bench.race(
         source,

@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 import torch
 
-from . import devices, evaluate
+from . import __version__, devices, evaluate
 from .checkpoint import find_corpus
 from .data import write_whole
 from .models import parameters
 from .presets import PRESETS
 from .recipe import Recipe
-from .spec import Spec
+from .spec import Spec, positive
 from .train import Trainer
 
 LEARNING_RATES = (4e-3, 8e-3)
@@ -105,7 +105,6 @@ def train_one(run: Run) -> dict:
             curve.append([round(trainer.seconds, 2), trainer.validate()])
             marks = [mark for mark in marks if mark > trainer.seconds]
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    nats, count = nats[count > 0], count[count > 0]
     mean = evaluate.overall(nats, count)
     return {
         "entry": run.entry,
@@ -115,11 +114,13 @@ def train_one(run: Run) -> dict:
         "parameters": parameters(trainer.model),
         "nats_per_byte": mean,
         "bits_per_byte": mean / evaluate.LN2,
-        "held_out_bytes": int(count.sum()),
+        "held_out": int(count.sum()),  # how many answers were judged
         "bytes_per_second": trainer.bytes_seen / trainer.seconds,
         "bytes_seen": trainer.bytes_seen,
         "curve": curve,
-        "by_position": [chunk.mean().item() for chunk in nats.tensor_split(BINS)],
+        "by_position": [
+            chunk.mean().item() for chunk in nats[count > 0].tensor_split(BINS) if len(chunk)
+        ],
     }
 
 
@@ -136,6 +137,8 @@ def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, d
             results[run.key] = json.loads(path.read_text())
         else:
             waiting.append(run)
+    if results:
+        told(f"{len(results)} of {len(runs)} runs are read from {folder}")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         futures = {pool.submit(train_one, run): run for run in waiting}
@@ -164,9 +167,15 @@ def race(
 ):
     """Search, then race: one row per entry and budget.
 
+    Runs are kept in `folder`, under the text and the versions that they belong to.
+
     Returns  rows with entry, seconds, parameters, lr, d_model, the nats of every seed, their mean
              and spread (largest less smallest), bytes per second, curve and loss by position
     """
+
+    positive("race", seeds=seeds, jobs=jobs)
+    text = find_corpus(corpus).fingerprint[:8]
+    folder = Path(folder) / f"{text}-qllk-{__version__}-torch-{torch.__version__}"
 
     def best(groups: dict) -> dict:
         """Train every group's runs, all groups together, and keep the best run of each."""
@@ -219,7 +228,7 @@ def row(entry, seconds, results) -> dict:
         "spread": max(nats) - min(nats),
         "bits_per_byte": statistics.fmean(nats) / evaluate.LN2,
         "bytes_per_second": statistics.fmean(r["bytes_per_second"] for r in results),
-        "held_out_bytes": first["held_out_bytes"],
+        "held_out": first["held_out"],
         "curve": first["curve"],
         "by_position": [
             statistics.fmean(nats)
@@ -228,7 +237,7 @@ def row(entry, seconds, results) -> dict:
     }
 
 
-ASKED_FOR = {"decoder": "", "encoder": ", hidden bytes", "encoder-decoder": ", lost spans"}
+ASKED_FOR = {"decoder": "", "encoder": ", hidden ids", "encoder-decoder": ", lost ids"}
 
 
 def table(rows) -> str:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from . import devices
+from . import devices, float8
 from .data import Corpus, corpus, write_whole
 from .models import build
 from .recipe import Recipe
@@ -83,8 +83,8 @@ def load(
     """The trainer as it was when saved; the next step is the one that would have come.
 
     The corpus is found again by its source, unless `data` is given; it must be the same text.
-    A device or precision that this machine lacks is replaced by the CPU in float32, and the
-    trainer's `refused` says so.
+    A device, precision or matmul that this machine lacks is replaced by the CPU in float32, and
+    the trainer's `refused` says so.
 
     Raises   FileNotFoundError, ValueError as `read`; FileNotFoundError when the text is gone,
              ValueError when it has changed
@@ -97,8 +97,9 @@ def load(
             data = find_corpus(facts["corpus"]["source"])
         try:
             devices.require(recipe.device, recipe.precision)
+            float8.check(recipe.matmul, recipe.device, recipe.precision)
         except ValueError:
-            recipe = replace(recipe, device="cpu", precision="float32")
+            recipe = replace(recipe, device="cpu", precision="float32", matmul="native")
         trainer = Trainer(spec, data, recipe, clock=clock)
         trainer.restore(tensors, facts)
     except (ValueError, RuntimeError) as error:
@@ -107,8 +108,8 @@ def load(
 
 
 def load_model(path: str | Path) -> tuple[torch.nn.Module, Tokenizer]:
-    """Only the model of a checkpoint, on the CPU, and what its ids stand for. The text that it was
-    trained on need not be at hand.
+    """Only the model of a checkpoint, on the CPU and in eval mode, and what its ids stand for. The
+    text that it was trained on need not be at hand.
 
     Raises   FileNotFoundError, ValueError as `read`
     """
@@ -121,7 +122,7 @@ def load_model(path: str | Path) -> tuple[torch.nn.Module, Tokenizer]:
         model.load_state_dict(parts)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the model in {str(path)!r} cannot be built: {error}") from None
-    return model, from_json(facts["corpus"]["tokenizer"])
+    return model.eval(), from_json(facts["corpus"]["tokenizer"])
 
 
 def check_size(spec: Spec, tensors: dict[str, torch.Tensor]) -> None:

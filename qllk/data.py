@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from .spec import positive
-from .tokens import BPE, Bytes, Characters, Tokenizer, from_json
+from .tokens import BPE, Adapter, Bytes, Characters, Tokenizer, from_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "data" / "corpora.json"
@@ -39,8 +39,8 @@ TEXT_SUFFIXES = (
 # Where the text of a stream lies: a data set of the Hugging Face hub, and which part of it.
 # FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl of it is more than any run reads.
 STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
-# "bpe-1024:stdlib": a text in the ids of a tokenizer that is trained on it.
-IDS_OF = re.compile(r"(characters|bpe-[0-9]+):(.+)", re.DOTALL)
+# "bpe-1024:stdlib": a text in the ids of a tokenizer that is trained on it, or that is given.
+IDS_OF = re.compile(r"(characters|bpe-[0-9]+|.+\.json):(.+)", re.DOTALL)
 # Of the standard library: its tests, and what was installed beside it.
 LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
@@ -113,7 +113,8 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     their checksum verified. Of a stream ("fineweb-edu") the first documents are fetched once.
 
     With "characters:" or "bpe-1024:" before it, the text comes as the ids of a tokenizer that is
-    trained on it once: all its characters, or so many pieces of bytes.
+    trained on it once: all its characters, or so many pieces of bytes. With the path of a
+    tokenizer.json of Hugging Face before it ("tokenizer.json:stdlib"), as the ids of that one.
 
     Raises   FileNotFoundError when it is neither a known name nor a path
              ValueError when it holds no text, or none that the tokenizer can be trained on
@@ -123,7 +124,8 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     manifest = json.loads(MANIFEST.read_text())
     path = Path(name).expanduser()
     if made := IDS_OF.fullmatch(str(name)):
-        found = _in_ids(made[1], corpus(made[2]))
+        text = corpus(made[2])
+        found, name = _in_ids(made[1], text), f"{made[1]}:{text.source}"
     elif name == "stdlib":
         found = _stdlib()
     elif name in manifest:
@@ -187,20 +189,35 @@ def _from_file(path: Path, name: str | None = None) -> Corpus:
 
 
 def _in_ids(kind: str, text: Corpus) -> Corpus:
-    """The text in the ids of a tokenizer; that and they are kept in the cache.
+    """The text in the ids of a tokenizer; that and they are kept in the cache."""
+    if text.tokenizer != BYTES:
+        raise ValueError(f"{kind!r} takes a text in bytes, and {text.name!r} is in other ids")
+    train, valid = _whole_characters(text)
+    tokenizer = _tokenizer(kind, text.fingerprint[:16], train, valid)
+    key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
+    splits = _kept(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
+    return Corpus(f"{Path(kind).stem}:{text.name}", *splits, tokenizer=tokenizer)
 
-    Merges are learned from what is trained on. The alphabet is that of both splits, so that there
-    is an id for every character.
+
+def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
+    """Read, or trained once. Merges are learned from what is trained on. The alphabet is that of
+    both splits, so that there is an id for every character.
     """
-    path = cache_folder() / f"{kind}-{text.fingerprint[:16]}.json"
-    train, valid = bytes(text.train), bytes(text.valid)
+    if kind.endswith(".json"):
+        return Adapter.of(kind)
+    path = cache_folder() / f"{kind}-{key}.json"
     if not path.exists():
         name, _, size = kind.partition("-")
         made = BPE.train(train, int(size)) if name == "bpe" else Characters.train(train + valid)
         write_whole(path, made.to_json().encode())
-    tokenizer = from_json(path.read_text())
-    splits = _kept(path.stem, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
-    return Corpus(f"{kind}:{text.name}", *splits, tokenizer=tokenizer)
+    return from_json(path.read_text())
+
+
+def _whole_characters(text: Corpus) -> tuple[bytes, bytes]:
+    """Both splits, the cut moved on where it falls into a character of UTF-8."""
+    train, valid = bytes(text.train), bytes(text.valid)
+    inside = next((i for i, byte in enumerate(valid[:3]) if byte & 0xC0 != 0x80), 0)
+    return train + valid[:inside], valid[inside:]
 
 
 # ---------------------------------------------------------------- downloads

@@ -28,7 +28,8 @@ def loss_by_position(model, data, window: int, *, rows=16, ask=next_token):
     """
     if len(data) < 2:
         raise ValueError(f"to judge a model takes two bytes or more, got {len(data)}")
-    total, count = torch.zeros(2, window, dtype=torch.float64)
+    # An answer may be longer than what it is about: the spans of a short text, with their marks.
+    total, count = torch.zeros(2, window + 2, dtype=torch.float64)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -41,7 +42,8 @@ def loss_by_position(model, data, window: int, *, rows=16, ask=next_token):
                 count[: losses.shape[1]] += (batch.targets != IGNORED).sum(0).cpu()
     finally:
         model.train(was_training)
-    return total / count, count
+    reached = max(window, int(count.nonzero().max()) + 1) if count.any() else window
+    return (total / count)[:reached], count[:reached]
 
 
 def nats_per_byte(model, data, window: int, *, rows=16) -> float:

@@ -9,6 +9,7 @@ called `model(source, ids)`, and its `run` starts from the state `model.read(sou
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -465,3 +466,15 @@ def build(what: str | Spec, *, seed: int | None = None) -> nn.Module:
 def parameters(model) -> int:
     """How many numbers training may change."""
     return sum(p.numel() for p in model.parameters())
+
+
+@contextmanager
+def evaluating(model):
+    """Inside, the model is in eval mode and keeps nothing for a backward pass."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

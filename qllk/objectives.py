@@ -20,6 +20,7 @@ number of ordinary ids, 256 for bytes; the model's own vocabulary is larger:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import choose
-from .models import checked_ids
+from .models import checked_ids, fitting
 
 
 class Batch(NamedTuple):
@@ -66,16 +67,6 @@ def byte_losses(logits, targets):
     return F.cross_entropy(logits, targets.flatten().long(), reduction="none").view(targets.shape)
 
 
-def one_each(name, values, ids, default) -> Tensor:
-    """One value for each id; none means the same for all."""
-    values = torch.full(ids.shape, default) if values is None else values
-    if values.shape != ids.shape:
-        raise ValueError(
-            f"{name} must hold one value for each id, {tuple(ids.shape)}; got {tuple(values.shape)}"
-        )
-    return values
-
-
 # ---------------------------------------------------------------- next token
 
 
@@ -92,10 +83,12 @@ def next_token(ids, documents=None) -> Batch:
         raise ValueError(
             f"the next id takes rows of two ids or more, (batch, time); got {tuple(ids.shape)}"
         )
-    documents = one_each("documents", documents, ids, 0)
-    told, said = documents[:, :-1], documents[:, 1:]
-    counts = (told == said) & (said >= 0)
-    return Batch((ids[:, :-1],), ids[:, 1:].long().where(counts, IGNORED))
+    targets = ids[:, 1:].long()
+    if documents is not None:
+        documents = fitting("documents", documents, ids)
+        told, said = documents[:, :-1], documents[:, 1:]
+        targets = targets.where((told == said) & (said >= 0), IGNORED)
+    return Batch((ids[:, :-1],), targets)
 
 
 # ---------------------------------------------------------------- masked
@@ -104,9 +97,9 @@ def next_token(ids, documents=None) -> Batch:
 def masked(ids, generator, *, rate=0.15, vocab_size=256, mask_id=None, maskable=None) -> Batch:
     """Hide some ids, and say what they were from both sides.
 
-    Each id is chosen with probability `rate`, independently. Of the chosen, 80 % become the mask,
-    10 % any ordinary id, 10 % stay: the model cannot know which of the ids that it sees are true.
-    Only the chosen count.
+    Each id is chosen with probability `rate`, independently; if none is, one that may be. Of the
+    chosen, 80 % become the mask, 10 % any ordinary id, 10 % stay: the model cannot know which of
+    the ids that it sees are true. Only the chosen count.
 
     Shapes   ids (B,T) below vocab_size   maskable (B,T) bool: where to choose, none means anywhere
              ->  inputs, targets (B,T)
@@ -116,8 +109,10 @@ def masked(ids, generator, *, rate=0.15, vocab_size=256, mask_id=None, maskable=
              not fit
     """
     ids = checked_ids(ids, vocab_size)
-    chosen = torch.rand(ids.shape, generator=generator) < checked_rate(rate)
-    chosen = chosen & one_each("maskable", maskable, ids, True)
+    luck = torch.rand(ids.shape, generator=generator)
+    if maskable is not None:
+        luck = luck.where(fitting("maskable", maskable, ids), math.inf)
+    chosen = (luck <= luck.min().clamp(min=checked_rate(rate))) & luck.isfinite()
     fate = torch.rand(ids.shape, generator=generator)
     other = torch.randint(vocab_size, ids.shape, generator=generator)
     mask = torch.full_like(ids, vocab_size if mask_id is None else mask_id)

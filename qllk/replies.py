@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .data import draw_windows
+from .models import evaluating
 from .objectives import IGNORED
 from .sample import generate, greedy, sampler, stream
 
@@ -35,21 +36,17 @@ def reply(trainer, prompt: str, length: int, seed=0) -> Reply:
     if trainer.spec.family == "decoder":
         return continued(trainer, prompt, length, seed)
     generator = torch.Generator().manual_seed(0)
-    rows = draw_windows(trainer.corpus.valid, 1, min(length // 2, trainer.window), generator)
+    length = max(1, min(length // 2, trainer.window))
+    rows = draw_windows(trainer.corpus.valid, 1, length, generator)
     batch = trainer.ask(rows, generator).to(trainer.device)
-    training = trainer.model.training
-    trainer.model.eval()
-    try:
-        with torch.no_grad():
-            return REPLIES[trainer.spec.family](trainer, batch)
-    finally:
-        trainer.model.train(training)
+    with evaluating(trainer.model):
+        return REPLIES[trainer.spec.family](trainer, batch)
 
 
 def continued(trainer, prompt, length, seed):
     tokenizer, context = trainer.corpus.tokenizer, trainer.spec.context
     if context:
-        length = min(length, context - len(tokenizer.encode(prompt)))
+        length = max(0, min(length, context - len(tokenizer.encode(prompt))))
     pick = sampler(temperature=0.8, seed=seed)
     made = generate(trainer.model, prompt, length, pick, tokenizer)
     return Reply(prompt, made.decode(errors="replace"))

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
+from .models import evaluating
 from .spec import positive
 from .tokens import Bytes
 
@@ -43,13 +44,10 @@ def generate(model, prompt: bytes | str, length: int, pick=None, tokenizer=None)
              model's
     """
     tokenizer = tokenizer or Bytes()
-    ids = stream(model, encoded(model, prompt, tokenizer), pick or greedy)
-    was_training = model.training
-    model.eval()
-    try:
+    pick = within(pick or greedy, tokenizer)
+    ids = stream(model, encoded(model, prompt, tokenizer), pick)
+    with evaluating(model):
         return tokenizer.decode([int(id) for id in first(ids, length)])
-    finally:
-        model.train(was_training)
 
 
 def encoded(model, prompt, tokenizer):
@@ -81,6 +79,13 @@ def first(ids, length: int):
 def greedy(logits):
     """The likeliest id.  Shapes  (B,vocab) -> (B,)"""
     return logits.argmax(dim=-1)
+
+
+def within(choose, tokenizer):
+    """A `pick` or `weigh` for which a model knows no ids but the tokenizer's. Some know more: marks
+    of their training, or what fills their vocabulary up to a round number.
+    """
+    return lambda logits: choose(logits[..., : tokenizer.vocab_size])
 
 
 def chances(temperature=1.0, top_k=None, top_p=None):

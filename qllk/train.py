@@ -24,13 +24,14 @@ import torch
 from . import devices, evaluate, float8, objectives, optim, probes
 from .data import Corpus, draw_windows
 from .layers import Dropout
-from .models import Stack, build
+from .models import Stack, build, evaluating
 from .recipe import COMMANDS, Recipe, Record, check_parts, check_range
 from .spec import Spec
 
 PROBE_EVERY = 10  # steps between two looks at the states
 KEEP_EVERY = 100  # steps between two copies that a diverged run can go back to
-FREE = ("device", "precision", "compile", "recompute")  # a resumed run may differ in these
+# A resumed run may differ in these.
+FREE = ("device", "precision", "matmul", "compile", "recompute")
 
 
 class Diverged(FloatingPointError):
@@ -117,6 +118,7 @@ class Trainer:
             self.post(name, value, at=step)
 
     def _act(self):
+        refused = []
         for _ in range(len(self._pending)):
             at, name, value = self._pending.popleft()
             if at is not None and at > self.step:
@@ -125,10 +127,12 @@ class Trainer:
             try:
                 getattr(self, f"_set_{name}")(value)
             except (ValueError, RuntimeError) as error:
-                self.refused = f"{name} {value!r} was refused: {error}"
+                refused.append(f"{name} {value!r} was refused: {error}")
             else:
                 self.refused = None
                 self.log.append([self.step, name, value])
+        if refused:
+            self.refused = "; ".join(refused)
 
     def _set_lr(self, value):
         self.lr = float(value)
@@ -230,20 +234,21 @@ class Trainer:
         return objectives.ask(self.spec.family, ids, generator, vocab_size)
 
     def _backward(self, batch):
-        """Gradients of the mean loss; the loss in nats per byte, and the precision of the logits.
+        """Gradients of the mean loss; what of it is text, in nats per byte; the logits' precision.
 
         The mean is over all targets of the step, whichever part they fall into, and not over the
         parts, which may have unequal numbers of them.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        count, nats = max(1, objectives.counted(batch.targets)), 0.0  # chance may have hidden none
+        size, nats = self.corpus.tokenizer.vocab_size, 0.0
+        count, text = (objectives.counted(b.targets) for b in (batch, batch.of_text(size)))
         for part in batch.parts(self.recipe.accumulate):
             with devices.autocast(self.device, self.precision):
                 logits = self._forward(*part.inputs)
-            loss = objectives.byte_losses(logits, part.targets).sum() / count
-            self._scaler.scale(loss).backward()
-            nats += loss.item()
+            losses = objectives.byte_losses(logits, part.targets)
+            self._scaler.scale(losses.sum() / count).backward()
+            nats += (losses.detach() * (part.targets < size)).sum().item() / text
         return nats / self.corpus.bytes_per_id, str(logits.dtype).removeprefix("torch.")
 
     def _clip(self, nats, lr):
@@ -261,13 +266,14 @@ class Trainer:
         self._kept = self.tensors(), self.facts()
 
     def _go_back(self, nats, lr):
-        failed = self.step
+        failed, peak = self.step, self.lr
         tensors, facts = self._kept
         self.restore(tensors, facts)
         raise Diverged(
             f"at step {failed} the loss is {nats:.4g} and its gradient is not finite, with "
             f"learning rate {lr:.2g}. The run stands again at step {self.step}, the newest good "
-            f"copy; go on with a lower learning rate, say {self.lr / 3:.1g}"
+            f"copy, with a peak of {self.lr:.2g}; go on with a lower learning rate than before, "
+            f"say {min(self.lr, peak / 3):.1g}"
         )
 
     # ------------------------------------------------------------ looking
@@ -300,13 +306,11 @@ class Trainer:
 
     def _state_after(self, batch):
         """What the first row leaves behind; an encoder remembers nothing."""
+        if self.spec.family == "encoder":
+            return None
         *source, ids = (ids[:1] for ids in batch.inputs)
-        self.model.eval()
-        with torch.no_grad(), devices.autocast(self.device, self.precision):
-            before = self.model.read(*source) if source else None
-            state = None if self.spec.family == "encoder" else self.model.run(ids, before)[1]
-        self.model.train()
-        return state
+        with evaluating(self.model), devices.autocast(self.device, self.precision):
+            return self.model.run(ids, self.model.read(*source) if source else None)[1]
 
     # ------------------------------------------------------------ devices
 

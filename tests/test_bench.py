@@ -20,7 +20,7 @@ def result(run, nats):
         "parameters": 1,
         "nats_per_byte": nats,
         "bytes_per_second": 1.0,
-        "held_out_bytes": 10,
+        "held_out": 10,
         "curve": [[1.0, nats]],
         "by_position": [nats] * bench.BINS,
     }
@@ -32,6 +32,7 @@ def asked(monkeypatch):
     runs = {}
 
     def pretend(wanted, folder, jobs):
+        runs["folder"] = folder
         runs.update({run.key: run for run in wanted})
         return {run.key: result(run, nats(run)) for run in wanted}
 
@@ -41,19 +42,24 @@ def asked(monkeypatch):
         return 1.0 + off + run.recipe.seed / 1000
 
     monkeypatch.setattr(bench, "run_all", pretend)
+    monkeypatch.setattr(bench, "find_corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
     return runs
+
+
+def runs_of(asked):
+    return [run for key, run in asked.items() if key != "folder"]
 
 
 def race(budgets, seeds=3):
     entries = ["qllk-2", bench.CONTROL]
     return bench.race(
-        "text", budgets, entries=entries, seeds=seeds, recipe=Recipe(), folder=None, jobs=1
+        "text", budgets, entries=entries, seeds=seeds, recipe=Recipe(), folder="runs", jobs=1
     )
 
 
 def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_budget(asked):
     race([100, 900])
-    search = [run for run in asked.values() if run.recipe.seconds == 25]
+    search = [run for run in runs_of(asked) if run.recipe.seconds == 25]
     sizes = sum(len(bench.ENTRIES[entry]) for entry in ("qllk-2", bench.CONTROL))
     assert len(search) == sizes * len(bench.LEARNING_RATES)
     assert {run.recipe.seed for run in search} == {0}
@@ -61,12 +67,30 @@ def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_bud
 
 def test_rates_and_entries_can_be_chosen_and_every_preset_is_an_entry(asked):
     rows = bench.race("text", [100], entries=["bert-nano", "t5-nano"], learning_rates=[1e-3, 8e-3],
-                      seeds=1, recipe=Recipe(), folder=None, jobs=1)  # fmt: skip
-    assert {run.recipe.lr for run in asked.values()} == {1e-3, 8e-3}
+                      seeds=1, recipe=Recipe(), folder="runs", jobs=1)  # fmt: skip
+    assert {run.recipe.lr for run in runs_of(asked)} == {1e-3, 8e-3}
     assert [row["family"] for row in rows] == ["encoder", "encoder-decoder"]
-    assert "| bert-nano, hidden bytes |" in bench.table(rows)
-    assert "| t5-nano, lost spans |" in bench.table(rows)
+    assert "| bert-nano, hidden ids |" in bench.table(rows)
+    assert "| t5-nano, lost ids |" in bench.table(rows)
     assert set(bench.PRESETS) <= set(bench.ENTRIES)
+
+
+def test_results_of_another_text_or_version_are_not_taken_for_these(asked, monkeypatch):
+    race([100])
+    first = asked["folder"]
+    monkeypatch.setattr(bench, "find_corpus", lambda name: SimpleNamespace(fingerprint="another"))
+    race([100])
+    second = asked["folder"]
+    monkeypatch.setattr(bench.torch, "__version__", "9.9")
+    race([100])
+    assert len({first, second, asked["folder"]}) == 3
+
+
+def test_runs_that_are_read_and_not_trained_are_told(tmp_path, capsys):
+    run = bench.Run("qllk-2", bench.PRESETS["qllk-2"], Recipe(), "text")
+    (tmp_path / f"{run.key}.json").write_text('{"nats_per_byte": 1.0}')
+    assert bench.run_all([run], tmp_path, jobs=1) == {run.key: {"nats_per_byte": 1.0}}
+    assert f"1 of 1 runs are read from {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_control_races_in_the_size_that_is_best_at_each_budget(asked):

@@ -93,7 +93,7 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     assert "bits per byte" in out
     facts = json.loads(report.read_text())
     assert facts["steps"] == 3
-    assert facts["held_out_bytes"] == len(text.read_bytes()) // 10 - 1
+    assert facts["held_out"] == len(text.read_bytes()) // 10 - 1
 
     code, out, _ = run(capsysbinary, f"train --resume {saved} --json")
     assert code == 0
@@ -183,7 +183,7 @@ def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said)
 
 
 @pytest.mark.parametrize(
-    ("model", "asked"), [("bert-nano", "hidden bytes"), ("t5-nano", "lost spans")]
+    ("model", "asked"), [("bert-nano", "hidden bytes"), ("t5-nano", "lost bytes")]
 )
 def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
     capsysbinary, tmp_path, text, model, asked
@@ -191,7 +191,7 @@ def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
     line = f"train --model {model} --corpus {text} {TINY} --save {tmp_path / 'run'} --sample-at 0"
     code, out, _ = run(capsysbinary, line)
     assert code == 0
-    assert re.search(rf"bytes, {asked}: [0-9.]+ nats", out)
+    assert re.search(rf"held out, all [0-9]+ {asked}: [0-9.]+ nats", out)
     assert "\n\n" in out.split("after 0 minutes")[1], "what was given stands above what was made"
     code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
     assert out.startswith(f"{model}, ")
@@ -232,7 +232,7 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
     assert (tmp_path / "race.png").stat().st_size > 1000
     rows = json.loads((tmp_path / "race.json").read_text())["rows"]
     assert [len(row["nats"]) for row in rows] == [2, 2]
-    assert rows[0]["held_out_bytes"] == len(text.read_bytes()) // 10 - 1
+    assert rows[0]["held_out"] == len(text.read_bytes()) // 10 - 1
     again = run(capsysbinary, line)
     assert again[0] == 0
     assert "[1/" not in again[1], "runs that are done are not trained again"
@@ -250,6 +250,7 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
         ("presets --window 0", "window must be a whole number above 0, got 0"),
         ("presets --batch 0", "batch must be a whole number above 0, got 0"),
         ("bench --entries qllk-3", "no entry 'qllk-3'"),
+        ("bench --seeds 0 --precision float32", "seeds must be a whole number above 0, got 0"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_line(capsysbinary, line, said):

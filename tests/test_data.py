@@ -14,7 +14,7 @@ import torch
 
 from qllk import data
 from qllk.data import all_windows, corpus, draw_windows
-from qllk.tokens import BPE, Characters
+from qllk.tokens import BPE, Adapter, Characters
 
 TEXT = bytes(np.random.default_rng(0).integers(32, 127, 5000, np.uint8))
 
@@ -179,6 +179,40 @@ def test_merges_are_learned_from_what_is_trained_on_and_the_alphabet_from_all(tm
     assert corpus(f"characters:{tmp_path / 'text.txt'}").tokenizer.alphabet == "abxy"
 
 
+def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
+    library = pytest.importorskip("tokenizers")
+    theirs = library.Tokenizer(library.models.BPE())
+    theirs.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+    theirs.train_from_iterator([VERSES.decode()], trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "verses.txt").write_bytes(VERSES)
+    found = corpus(f"{tmp_path / 'tokenizer.json'}:{tmp_path / 'verses.txt'}")
+    assert isinstance(found.tokenizer, Adapter)
+    assert bytes(found.text.train) == bytes(corpus(tmp_path / "verses.txt").train)
+    assert found.name == "tokenizer:verses"
+    assert corpus(found.source).fingerprint == found.fingerprint
+    with pytest.raises(FileNotFoundError):
+        corpus(f"{tmp_path / 'none.json'}:{tmp_path / 'verses.txt'}")
+
+
+def test_the_cut_of_a_text_in_ids_falls_between_characters(tmp_path, cache):
+    (tmp_path / "text.txt").write_text("é" * 1001)
+    found = corpus(f"characters:{tmp_path / 'text.txt'}")
+    assert (len(found.train), len(found.valid)) == (901, 100)
+
+
+def test_a_text_in_ids_is_found_again_from_anywhere_and_made_of_bytes(tmp_path, cache, monkeypatch):
+    (tmp_path / "text.txt").write_bytes(VERSES)
+    monkeypatch.chdir(tmp_path)
+    found = corpus("characters:text.txt")
+    assert found.source == f"characters:{tmp_path / 'text.txt'}"
+    with pytest.raises(ValueError, match="'bpe-270' takes a text in bytes, and 'characters:text'"):
+        corpus("bpe-270:characters:text.txt")
+
+
 def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
@@ -287,7 +321,7 @@ def test_a_corpus_shorter_than_a_window_names_the_split(tmp_path):
     assert found.require(499) is found
     with pytest.raises(ValueError, match=r"'letter': the valid split has 500 ids.*at least 501"):
         found.require(500)
-    with pytest.raises(ValueError, match="the train split has 4500 bytes"):
+    with pytest.raises(ValueError, match="the train split has 4500 ids"):
         found.require(5000)
 
 

@@ -173,7 +173,7 @@ def test_without_a_next_token_there_is_nothing_to_ask(shape):
 
 
 def test_documents_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"documents must hold one.*\(1, 7\); got \(1, 6\)"):
+    with pytest.raises(ValueError, match=r"documents must say .*\(1, 7\); got \(1, 6\)"):
         next_token(letters(1, 7), torch.zeros(1, 6))
 
 
@@ -214,12 +214,20 @@ def test_masking_is_drawn_by_its_generator_alone():
     assert not torch.equal(masked(letters(2, 50), generator(1)).inputs[0], first)
 
 
+def test_something_is_asked_however_short_the_text():
+    batches = [masked(letters(1, 2), generator(seed), rate=0.01) for seed in range(50)]
+    assert all(counted(batch.targets) == 1 for batch in batches)
+    assert len({(batch.targets != IGNORED).nonzero()[0, 1].item() for batch in batches}) == 2
+    nowhere = masked(letters(1, 2), generator(), maskable=torch.zeros(1, 2).bool())
+    assert counted(nowhere.targets) == 0
+
+
 def test_what_must_not_be_masked_is_not():
     ids, allowed = letters(20, 50), torch.rand(20, 50) < 0.5
     batch = masked(ids, generator(), rate=1.0, maskable=allowed)
     assert torch.equal(batch.targets != IGNORED, allowed)
     assert torch.equal(batch.inputs[0][~allowed], ids[~allowed])
-    with pytest.raises(ValueError, match="maskable must hold one value for each id"):
+    with pytest.raises(ValueError, match="maskable must say something of each id"):
         masked(ids, generator(), maskable=allowed[:, 1:])
 
 

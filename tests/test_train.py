@@ -323,6 +323,20 @@ def test_commands_that_make_no_sense_are_refused_at_once():
         run.post("precision", 16)
 
 
+def test_all_refusals_before_a_step_are_told_whatever_else_acts():
+    run = trainer()
+    run.post("precision", "float16")
+    run.post("lr", 1e-3)
+    run.post("device", "cuda:99")
+    next(run)
+    assert "float16" in run.refused
+    assert "cuda:99" in run.refused
+    assert run.log == [[0, "lr", 1e-3]]
+    run.post("lr", 2e-3)
+    next(run)
+    assert run.refused is None
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
@@ -679,6 +693,20 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
     assert run.validate(len(PERIODIC.valid)) == pytest.approx(total / count, rel=1e-6)
 
 
+def test_the_loss_that_is_told_is_that_of_text_and_learned_from_is_all():
+    run = Trainer(OTHERS["t5-nano"].but(dropout=0.0), PERIODIC, RECIPE)
+    inputs, targets = run._draw()
+    nats = F.cross_entropy(run.model(*inputs).flatten(0, 1), targets.flatten(), reduction="none")
+    text = targets.flatten() < 256
+    nats.mean().backward()
+    expected = [p.grad.clone() for p in run.model.parameters()]
+    told, _ = run._backward(objectives.Batch(inputs, targets))
+    assert told == pytest.approx(nats[text].mean().item(), rel=1e-6)
+    assert told != pytest.approx(nats.mean().item(), rel=1e-4)
+    for p, grad in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-6)
+
+
 @other_families
 def test_a_run_of_any_family_moves_between_precisions(spec):
     devices.require("cpu", "bfloat16")
@@ -690,9 +718,13 @@ def test_a_run_of_any_family_moves_between_precisions(spec):
     assert bool(records[-1].state_rms) == (spec.family != "encoder")  # that remembers nothing
 
 
-def test_a_step_in_which_chance_hides_nothing_changes_no_loss_to_nan():
-    run = Trainer(OTHERS["bert-nano"], PERIODIC, replace(RECIPE, batch=1, window=1, steps=20))
+@other_families
+def test_windows_of_two_bytes_are_trained_on_judged_and_moved(spec):
+    run = Trainer(spec, PERIODIC, replace(RECIPE, batch=1, window=2, steps=20))
+    run.post("precision", "bfloat16")
     assert all(map(math.isfinite, losses(run)))
+    assert run.refused is None
+    assert run.sound()
 
 
 def test_a_model_that_reads_no_whole_window_gets_it_in_several_rows():
