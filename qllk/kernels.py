@@ -110,24 +110,35 @@ def linear_attention(q, k, v, log_decay=None, S=None, chunk=32):
         S_t = exp(g_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t
 
     Shapes   q, k (B,H,T,K)   v (B,H,T,V)   log_decay g (B,H,T,1 or K), none means 0
-             S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V)
+             S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 at least:
+             a half-precision sum soon stops growing
     State    H K V numbers, whatever T
     Cost     time O(T (C K + K V)); memory O(C^2) per chunk of C, O(C^2 K) with a decay per channel
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     Twin     linear_attention_loop, equal to 1e-12 in float64
     """
-    if S is None:  # in float32 at least: a half-precision sum soon stops growing
-        wide = torch.promote_types(q.dtype, torch.float32)
-        S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=wide)
-    if log_decay is None:
-        log_decay = q.new_zeros(*q.shape[:3], 1)
+    q, k, v, log_decay, S = _widened(q, k, v, log_decay, S)
     outputs = []
-    for q_, k_, v_, g_ in zip(*(x.split(chunk, dim=2) for x in (q, k, v, log_decay)), strict=True):
-        total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
-        scores = _decayed_scores(q_, k_, total)
-        outputs.append(scores @ v_ + (q_ * total.exp()) @ S.to(q_.dtype))
-        S = _fade_and_add(S, k_, v_, total)
+    with no_autocast(q.device):
+        for q_, k_, v_, g_ in _chunks(chunk, q, k, v, log_decay):
+            total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
+            scores = _decayed_scores(q_, k_, total)
+            outputs.append(scores @ v_ + (q_ * total.exp()) @ S)
+            S = _fade_and_add(S, k_, v_, total)
     return torch.cat(outputs, dim=2), S
+
+
+def _widened(q, k, v, log_decay, S, *others):
+    """All of them in float32 at least, with zeros for a state or a decay that is none."""
+    S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
+    log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return [x.to(wide) for x in (q, k, v, log_decay, S, *others)]
+
+
+def _chunks(size, *tensors):
+    """So many steps of each at a time."""
+    return zip(*(x.split(size, dim=2) for x in tensors), strict=True)
 
 
 def _decayed_scores(q, k, total):
@@ -168,22 +179,17 @@ def delta_rule(q, k, v, beta, log_decay=None, S=None, chunk=32):
 
     Shapes   q, k (B,H,T,K)   v (B,H,T,V)   beta (B,H,T,1)   log_decay g (B,H,T,1 or K), none
              means 0   S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32
-             at least: a triangular solve has no half precision
+             at least, as linear_attention
     State    H K V numbers, whatever T
     Cost     time O(T (C K + C V + K V)); memory as linear_attention
     Paper    DeltaNet, Yang 2024, 2406.06484; gated, Yang 2024, 2412.06464, equation 10; with a
              decay per channel, Kimi Linear 2025, 2510.26692
     Twin     delta_rule_loop, equal to 1e-12 in float64
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k, v, beta = (x.to(wide) for x in (q, k, v, beta))
-    S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
-    log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay.to(wide)
+    q, k, v, log_decay, S, beta = _widened(q, k, v, log_decay, S, beta)
     outputs = []
     with no_autocast(q.device):
-        for q_, k_, v_, beta_, g_ in zip(
-            *(x.split(chunk, dim=2) for x in (q, k, v, beta, log_decay)), strict=True
-        ):
+        for q_, k_, v_, beta_, g_ in _chunks(chunk, q, k, v, beta, log_decay):
             total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
             known = (k_ * total.exp()) @ S  # what reading k gives, before this chunk's corrections
             links = beta_ * _decayed_scores(k_, k_, total)  # the solver takes its diagonal as ones
