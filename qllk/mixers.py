@@ -89,6 +89,7 @@ class CumsumMixer(nn.Module):
     State    Sum: D numbers
     Cost     time O(T D^2), all of it in the projections; the sum itself is O(T D)
     Paper    QLLK 1.1 for the fused kernel; the output projection and the norm are ours
+    Raises   ValueError when half_lives are not two numbers above 0
     """
 
     def __init__(self, d_model, positions=None, *, normaliser="rms", half_lives=None):
@@ -96,7 +97,7 @@ class CumsumMixer(nn.Module):
         self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.normalise = choose(NORMALISERS, normaliser, "normaliser")
-        decay = None if half_lives is None else log_decays(d_model, *half_lives)
+        decay = None if half_lives is None else log_decays(d_model, *checked_half_lives(half_lives))
         # A sum that forgets in a few steps stays small, one that hardly forgets grows: the gain
         # gives all channels the same size on input of mean zero.
         gain = torch.ones(d_model) if decay is None else (1 - (2 * decay).exp()).sqrt()
@@ -440,8 +441,7 @@ class GatedConv(nn.Module):
 
     def __init__(self, d_model, positions=None, *, width):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        positive("a convolution", width=width)
         self.xg = nn.Linear(d_model, 2 * d_model, bias=False)
         self.taps = nn.Parameter(torch.randn(width, d_model) * width**-0.5)
         self.out = nn.Linear(d_model, d_model, bias=False)
@@ -490,6 +490,13 @@ def checked_window(window, sinks):
     return window, sinks
 
 
+def checked_half_lives(half_lives):
+    match half_lives:
+        case [int() | float(), int() | float()] if all(0 < x < math.inf for x in half_lives):
+            return half_lives
+    raise ValueError(f"half_lives must be two numbers of steps above 0, got {half_lives!r}")
+
+
 def checked_tile(tile, window):
     if tile is not None:
         positive("attention", tile=tile)
@@ -501,7 +508,8 @@ def checked_tile(tile, window):
 
 
 def divides(heads, d_model):
-    if heads < 1 or d_model % heads:
+    positive("a mixer", heads=heads)
+    if d_model % heads:
         raise ValueError(f"heads={heads} must divide d_model={d_model}")
     return heads
 

@@ -197,13 +197,17 @@ class LanguageModel(nn.Module):
     def __init__(self, spec: Spec):
         super().__init__()
         self.spec = spec
+        self._assemble(spec)
+        initialise(self)
+
+    def _assemble(self, spec):
+        """All parts; their weights are drawn afterwards, once."""
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
         self.positions = make(POSITIONS, spec.positions, "positions", spec.d_model, spec.context)
         self.norm_in = norm_of(spec.norm_in)(spec.d_model)
         self.body = self._body(cycle(spec.mixers, spec.layers))
         self.norm = norm_of(spec.norm_out or spec.norm)(spec.d_model)
         self.head = make(HEADS, spec.head, "head", spec.d_model, spec.vocab_size)
-        initialise(self)
 
     def _body(self, parts) -> nn.Module:
         return Stack(self.spec, self.spec.d_model, parts, self.positions)
@@ -374,10 +378,9 @@ class Seq2Seq(LanguageModel):
              is not told the source
     """
 
-    def __init__(self, spec: Spec):
-        super().__init__(spec)
+    def _assemble(self, spec):
+        super()._assemble(spec)
         self.encoder = Encoder(spec)
-        initialise(self)  # again: now the skip has the encoder's layers too
 
     def _body(self, parts):
         return CrossStack(self.spec, self.spec.d_model, parts, self.positions)

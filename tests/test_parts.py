@@ -164,6 +164,11 @@ def test_swiglu_computes_its_formula():
     same(mlp(x), (gate * gate.sigmoid() * up) @ mlp.out.weight.T)
 
 
+@pytest.mark.parametrize("name", MLPS)
+def test_an_mlp_is_as_wide_as_its_ratio_rounded(name):
+    assert MLPS[name](6, ratio=1.75).out.in_features == 10
+
+
 @pytest.mark.parametrize(("ratio", "squares"), [(4, 12), (8 / 3, 8)])
 def test_both_hidden_sizes_of_swiglu_have_the_parameters_they_are_known_for(ratio, squares):
     assert parameters(MLPS["swiglu"](768, ratio=ratio)) == squares * 768**2
