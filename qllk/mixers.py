@@ -2,7 +2,8 @@
 
 x and y are (B,T,D) for any T >= 1. `state=None` means that nothing came before. The returned state
 is a new value; the old one stays valid. Training passes a long x and drops the state, prefill keeps
-it, decoding is T = 1: there is no `step`, no cache object and no mode.
+it, decoding is T = 1: there is no `step`, no cache object and no mode. A state says its `kind`, the
+mixer's name in MIXERS.
 
 Those of MASKED take a third argument, `keep` (B,1,T,N): which of N keys each query may see, beside
 what the mixer itself forbids. The rest remember no single keys, so they can hide none.
@@ -28,18 +29,21 @@ class Sum(NamedTuple):
 
     S: Tensor  # (B,D)
     t: int
+    kind = "cumsum"
 
 
 class Memory(NamedTuple):
     """State of linear attention: one K x V matrix per head."""
 
     S: Tensor  # (B,H,K,V)
+    kind = "linear"
 
 
 class Corrected(NamedTuple):
     """State of the delta rule: as Memory, each key's value replaced and not added to."""
 
     S: Tensor  # (B,H,K,V)
+    kind = "delta"
 
 
 class KV(NamedTuple):
@@ -48,10 +52,14 @@ class KV(NamedTuple):
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
     t: int
+    kind = "softmax"
 
 
 class Source(NamedTuple):
-    """State of cross attention: keys and values of the other text, and which of them to see."""
+    """State of cross attention: keys and values of the other text, and which of them to see.
+
+    It is of no kind, since it is no memory of the text that the layer mixes.
+    """
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
@@ -64,12 +72,14 @@ class Latent(NamedTuple):
     c: Tensor  # (B,N,L)
     r: Tensor  # (B,N,U), turned to its position
     t: int
+    kind = "latent"
 
 
 class Past(NamedTuple):
     """State of a convolution: its last W - 1 inputs."""
 
     x: Tensor  # (B,W-1,D)
+    kind = "conv"
 
 
 def log_decays(d_model, shortest, longest) -> Tensor:
@@ -335,8 +345,6 @@ class LinearAttention(nn.Module):
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     """
 
-    State = Memory
-
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__()
         self.heads = divides(heads, d_model)
@@ -347,11 +355,12 @@ class LinearAttention(nn.Module):
 
     def forward(self, x, state=None):
         q, k, v, g = split_heads(self.qkvg(x), 4, self.heads)
-        o, S = self.remember(x, q, k, v, state.S if state else None)
-        return self.out(join_heads(self.norm(o) * g.sigmoid())), self.State(S)
+        o, state = self.remember(x, q, k, v, state.S if state else None)
+        return self.out(join_heads(self.norm(o) * g.sigmoid())), state
 
     def remember(self, x, q, k, v, S):
-        return kernels.linear_attention(q, k, v, self.decay(x), S)
+        o, S = kernels.linear_attention(q, k, v, self.decay(x), S)
+        return o, Memory(S)
 
 
 class DeltaRule(LinearAttention):
@@ -366,8 +375,6 @@ class DeltaRule(LinearAttention):
     Paper    DeltaNet, 2406.06484; gated DeltaNet, 2412.06464, without their short convolutions
     """
 
-    State = Corrected
-
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__(d_model, positions, heads=heads, decay=decay)
         self.strength = nn.Linear(d_model, heads, bias=False)
@@ -375,7 +382,8 @@ class DeltaRule(LinearAttention):
     def remember(self, x, q, k, v, S):
         q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         beta = self.strength(x).sigmoid().transpose(1, 2)[..., None]  # (B,H,T,1)
-        return kernels.delta_rule(q, k, v, beta, self.decay(x), S)
+        o, S = kernels.delta_rule(q, k, v, beta, self.decay(x), S)
+        return o, Corrected(S)
 
 
 class NoDecay(nn.Module):

@@ -9,6 +9,7 @@ called `model(source, ids)`, and its `run` starts from the state `model.read(sou
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -463,6 +464,18 @@ def build(what: str | Spec, *, seed: int | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return family(spec)
+
+
+@contextmanager
+def evaluating(model):
+    """Inside, the model drops nothing out and records no gradients; afterwards it is as before."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def parameters(model) -> int:

@@ -16,7 +16,7 @@ from qllk import mixers
 from qllk.kernels import same_document
 from qllk.layers import HEADS, MLPS, NORMS, make
 from qllk.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
-from qllk.models import FAMILIES, NORMS_AT, build
+from qllk.models import FAMILIES, NORMS_AT, ModelState, build
 from qllk.positions import POSITIONS, NoPositions
 from qllk.probes import positions_seen, state_bytes, state_numbers, state_rms, tensors, visibility
 from qllk.published import MELF, QLLK10, QLLK11
@@ -622,6 +622,14 @@ def test_a_layers_memory_is_named_after_its_mixer(row):
     assert names == [f"{clock} 1 {name}", f"{clock} 2 {name}"]
 
 
+def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
+    class Unknown(NamedTuple):
+        S: torch.Tensor
+
+    with pytest.raises(ValueError, match="a layer's state must say its kind; got an Unknown"):
+        state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
+
+
 def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
     model = built(SPECS["encoder-decoder, none"])
     assert list(state_rms(model.run(random_ids(model.spec))[1])) == [
@@ -651,6 +659,12 @@ def test_positions_seen_is_a_row_of_visibility():
     assert seen.dtype == torch.bool
     for t in range(11):
         same(positions_seen(model, t, 11), seen[t])
+
+
+def test_a_decoder_beside_a_source_sees_its_own_past():
+    model = build("t5-nano", seed=0)
+    assert positions_seen(model, 3, 8).tolist() == [True] * 4 + [False] * 4
+    same(visibility(model, 8), torch.ones(8, 8).tril().bool())
 
 
 def test_the_probe_leaves_the_model_as_it_was():

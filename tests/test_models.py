@@ -11,7 +11,7 @@ from helpers import TINY, built, same
 
 from qllk import models
 from qllk.layers import MLPS
-from qllk.models import LanguageModel, PatchedLanguageModel, build, parameters
+from qllk.models import LanguageModel, PatchedLanguageModel, build, evaluating, parameters
 from qllk.positions import POSITIONS
 from qllk.presets import PRESETS
 from qllk.spec import Patch, Spec
@@ -585,6 +585,21 @@ def test_a_model_draws_its_weights_once_all_of_them(spec, monkeypatch):
     monkeypatch.setattr(models, "initialise", lambda model: drawn.append(parameters(model)))
     model = build(spec)
     assert drawn == [parameters(model)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_evaluated_without_dropout_and_gradients_and_left_as_it_was(training):
+    model, ids = build(BASE.but(dropout=0.5), seed=0).train(training), torch.randint(256, (2, 9))
+    with evaluating(model):
+        logits = model(ids)
+        same(model(ids), logits, atol=0)
+        assert not logits.requires_grad
+    assert model.training == training
+    assert model(ids).requires_grad
+    with pytest.raises(ValueError, match="ids must"), evaluating(model):
+        model(ids - 256)
+    assert model.training == training
+    assert torch.is_grad_enabled()
 
 
 def test_dropout_keeps_the_mean():
