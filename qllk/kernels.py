@@ -404,10 +404,14 @@ def latent_attention(q, c, r, to_k, to_v, keep=None):
     Paper    DeepSeek-V2, 2405.04434, equations 9 to 19
     Twin     latent_attention_loop, equal to 1e-12 in float64
     """
-    c = c[:, None]  # (B,1,N,L)
-    r = r[:, None].expand(-1, q.shape[1], -1, -1)  # (B,H,N,U)
-    k = torch.cat((c @ to_k.transpose(1, 2), r), dim=-1)
-    return causal_attention(q, k, c @ to_v.transpose(1, 2), keep=keep)
+    k = latent_keys(c, r, to_k)
+    return causal_attention(q, k, c[:, None] @ to_v.transpose(1, 2), keep=keep)
+
+
+def latent_keys(c, r, to_k):
+    """What queries of `latent_attention` look at.  Shapes   as there  ->  (B,H,N,K+U)"""
+    k = c[:, None] @ to_k.transpose(1, 2)
+    return torch.cat((k, r[:, None].expand(-1, k.shape[1], -1, -1)), dim=-1)
 
 
 def absorbed_attention(q, c, r, to_k, to_v, keep=None):

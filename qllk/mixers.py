@@ -146,7 +146,20 @@ def by_rms(sums, counts):
 NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
+    """Queries look at keys: `look` makes both from what `forward` is given, `attend` averages."""
+
+    def weights(self, *inputs):
+        """How much each query takes of each key, by the kernel itself: what it makes of values
+        that name their keys.
+
+        Shapes   inputs as of forward  ->  (B,H,T,N), each row a share of 1
+        """
+        q, k, _, keep = self.look(*inputs)
+        return self.attend(q, k, key_names(k), keep)
+
+
+class SelfAttention(Attention):
     """What every attention of a text to itself is made of: heads, projections, positions."""
 
     def __init__(self, d_model, positions, heads, bias):
@@ -186,15 +199,18 @@ class SoftmaxAttention(SelfAttention):
             )
 
     def forward(self, x, state=None, keep=None):
-        t = state.t if state else 0
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        q, k = self.turn(q, t), self.turn(k, t)
-        if state:
-            k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+        q, k, v, keep = self.look(x, state, keep)
         o = self.attend(q, k, v, keep)
         if self.window:
             k, v = self.in_sight(k), self.in_sight(v)
-        return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
+        return self.out(join_heads(o)), KV(k, v, steps_before(state) + x.shape[1])
+
+    def look(self, x, state=None, keep=None):
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k = self.turn(q, steps_before(state)), self.turn(k, steps_before(state))
+        if state:
+            k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+        return q, k, v, keep
 
     def in_sight(self, x):
         """The sinks and the last W - 1, for the next query brings its own key."""
@@ -213,7 +229,7 @@ class SoftmaxAttention(SelfAttention):
         return kernels.causal_attention(q, k, v, self.window, self.sinks, keep, bias)
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Attention):
     """Softmax attention that remembers one latent per step, not keys and values per head. "MLA".
 
         c = norm(W_c x)      r = turn(W_r x)      k_h = [W_k,h c, r]      v_h = W_v,h c
@@ -262,7 +278,19 @@ class LatentAttention(nn.Module):
         self.out = nn.Linear(heads * d_value, d_model, bias=False)
 
     def forward(self, x, state=None, keep=None):
-        t = state.t if state else 0
+        q, c, r = self.look(x, state)
+        attend = kernels.absorbed_attention if state else kernels.latent_attention
+        o = attend(q, c, r, *self.to_keys_and_values(), keep)
+        return self.out(join_heads(o)), Latent(c, r, steps_before(state) + x.shape[1])
+
+    def weights(self, x, state=None, keep=None):
+        q, c, r = self.look(x, state)
+        k = kernels.latent_keys(c, r, self.to_keys_and_values()[0])
+        return kernels.causal_attention(q, k, key_names(k), keep=keep)
+
+    def look(self, x, state=None):
+        """Queries, and what keys and values are made from."""
+        t = steps_before(state)
         (q,) = split_heads(self.query(x), 1, self.heads)
         plain, turned = q.split((self.d_nope, self.d_rope), dim=-1)
         q = torch.cat((plain, self.turn(turned, t)), dim=-1)
@@ -270,9 +298,7 @@ class LatentAttention(nn.Module):
         c, r = self.norm(c), self.turn(r[:, None], t)[:, 0]
         if state:
             c, r = torch.cat((state.c, c), dim=1), torch.cat((state.r, r), dim=1)
-        attend = kernels.absorbed_attention if state else kernels.latent_attention
-        o = attend(q, c, r, *self.to_keys_and_values(), keep)
-        return self.out(join_heads(o)), Latent(c, r, t + x.shape[1])
+        return q, c, r
 
     def to_keys_and_values(self):
         """The matrix `up` head by head.  Shapes   -> (H,K,L), (H,V,L)"""
@@ -302,14 +328,18 @@ class BidirectionalAttention(SelfAttention):
         super().__init__(d_model, positions, heads, bias)
 
     def forward(self, x, state=None, keep=None):
-        T = x.shape[1]
+        return self.out(join_heads(self.attend(*self.look(x, state, keep)))), None
+
+    def look(self, x, state=None, keep=None):
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        bias = self.bias(self.heads, T, T)
-        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, keep, bias)
-        return self.out(join_heads(o)), None
+        return self.turn(q, 0), self.turn(k, 0), v, keep
+
+    def attend(self, q, k, v, keep):
+        bias = self.bias(self.heads, q.shape[2], k.shape[2])
+        return kernels.fused_attention(q, k, v, keep, bias)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Every query looks at the keys of another text, the memory, which `read` projects once.
 
     Options  heads, which divide d_model; bias in the projections
@@ -330,8 +360,13 @@ class CrossAttention(nn.Module):
         return Source(*split_heads(self.kv(memory), 2, self.heads), keep)
 
     def forward(self, x, state):
+        return self.out(join_heads(self.attend(*self.look(x, state)))), state
+
+    def look(self, x, state):
         (q,) = split_heads(self.q(x), 1, self.heads)
-        return self.out(join_heads(kernels.fused_attention(q, *state))), state
+        return q, *state
+
+    attend = staticmethod(kernels.fused_attention)
 
 
 class LinearAttention(nn.Module):
@@ -520,6 +555,16 @@ def divides(heads, d_model):
     if d_model % heads:
         raise ValueError(f"heads={heads} must divide d_model={d_model}")
     return heads
+
+
+def steps_before(state) -> int:
+    """How many were read, as a state with a counter says."""
+    return state.t if state else 0
+
+
+def key_names(k):
+    """Values that say which key they are.  Shapes   k (B,H,N,K) -> (B,H,N,N)"""
+    return torch.eye(k.shape[2]).to(k).expand(*k.shape[:2], -1, -1)
 
 
 def split_heads(x, n, heads):

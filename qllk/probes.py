@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import measure, objectives, optim
-from .mixers import Source
+from .mixers import Attention, Source
 from .models import Seq2Seq, build, evaluating, parameters
 from .patching import PatchPath, PatchState
 from .spec import Spec, positive
@@ -92,6 +94,28 @@ def _embedding(model):
         f"{type(model).__name__} has neither `embed` nor `byte_embedding`, so there is no place "
         "to measure from"
     )
+
+
+def attention_weights(model, ids) -> dict[str, Tensor]:
+    """How much each query takes of each key, in every layer of softmax attention.
+
+    Layers are named as in `model.named_modules()`. An encoder-decoder reads the ids that it writes.
+
+    Shapes   ids (B,T)  ->  (B,H,T,N) for each layer, rows of shares of 1; on patches both T and N
+             count patches, and before the first there is nothing
+    Cost     a forward pass, all attention in it twice; memory O(H T N) for each layer
+    """
+    found = {}
+
+    def note(name, layer, inputs, output):
+        found[name] = layer.weights(*inputs)
+
+    with evaluating(model), ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, Attention):
+                hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        model(*_inputs(model, ids))
+    return found
 
 
 def state_rms(state) -> dict[str, float]:
