@@ -28,6 +28,12 @@ def no_autocast(device):
     return nullcontext()
 
 
+def wide(*tensors) -> list[Tensor]:
+    """All of them in float32 at least, or in what the first has if that is wider."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [x.to(dtype) for x in tensors]
+
+
 # ---------------------------------------------------------------- the cumulative sum
 
 
@@ -41,7 +47,7 @@ def running_sum(x: Tensor, S: Tensor | None = None, log_decay: Tensor | None = N
     Cost     time O(T D), or O(T C D) with decay, in chunks of C; memory O(T D)
     Twin     running_sum_loop, equal to 1e-12 in float64
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    (x,) = wide(x)
     S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
     if log_decay is None:
         sums = x.cumsum(dim=1) + S[:, None]
@@ -132,8 +138,7 @@ def _widened(q, k, v, log_decay, S, *others):
     """All of them in float32 at least, with zeros for a state or a decay that is none."""
     S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
     log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return [x.to(wide) for x in (q, k, v, log_decay, S, *others)]
+    return wide(q, k, v, log_decay, S, *others)
 
 
 def _chunks(size, *tensors):
@@ -330,8 +335,7 @@ def tiled_attention(q, k, v, tile=64):
     Paper    Milakov 2018, 1805.02867, algorithm 3; FlashAttention-2, Dao 2023, 2307.08691
     Twin     softmax_attention_loop with keep = band(T, N), equal to 1e-12 in float64
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return _Tiled.apply(q.to(wide), k.to(wide), v.to(wide), tile).to(v.dtype)
+    return _Tiled.apply(*wide(q, k, v), tile).to(v.dtype)
 
 
 class _Tiled(torch.autograd.Function):

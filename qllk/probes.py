@@ -1,4 +1,4 @@
-"""Looking into models: what a position can see, what a state holds, what a model costs."""
+"""Looking into models: what is seen, what attention takes, what states hold, what it all costs."""
 
 from __future__ import annotations
 
