@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .data import Corpus, all_windows
+from .models import evaluating
 from .objectives import IGNORED, byte_losses, next_token
 
 LN2 = math.log(2.0)
@@ -31,17 +32,12 @@ def loss_by_position(model, data, window: int, *, rows=16, ask=next_token):
     # An answer may be longer than what it is about: the spans of a short text, with their marks.
     total, count = torch.zeros(2, window + 2, dtype=torch.float64)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for ids in all_windows(data, rows, window):
-                batch = ask(ids).to(device)
-                losses = byte_losses(model(*batch.inputs), batch.targets).cpu().double()
-                total[: losses.shape[1]] += losses.sum(0)
-                count[: losses.shape[1]] += (batch.targets != IGNORED).sum(0).cpu()
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for ids in all_windows(data, rows, window):
+            batch = ask(ids).to(device)
+            losses = byte_losses(model(*batch.inputs), batch.targets).cpu().double()
+            total[: losses.shape[1]] += losses.sum(0)
+            count[: losses.shape[1]] += (batch.targets != IGNORED).sum(0).cpu()
     reached = max(window, int(count.nonzero().max()) + 1) if count.any() else window
     return (total / count)[:reached], count[:reached]
 

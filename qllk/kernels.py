@@ -28,6 +28,12 @@ def no_autocast(device):
     return nullcontext()
 
 
+def wide(*tensors) -> list[Tensor]:
+    """All of them in float32 at least, or in what the first has if that is wider."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [x.to(dtype) for x in tensors]
+
+
 # ---------------------------------------------------------------- the cumulative sum
 
 
@@ -41,7 +47,7 @@ def running_sum(x: Tensor, S: Tensor | None = None, log_decay: Tensor | None = N
     Cost     time O(T D), or O(T C D) with decay, in chunks of C; memory O(T D)
     Twin     running_sum_loop, equal to 1e-12 in float64
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    (x,) = wide(x)
     S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
     if log_decay is None:
         sums = x.cumsum(dim=1) + S[:, None]
@@ -110,24 +116,34 @@ def linear_attention(q, k, v, log_decay=None, S=None, chunk=32):
         S_t = exp(g_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t
 
     Shapes   q, k (B,H,T,K)   v (B,H,T,V)   log_decay g (B,H,T,1 or K), none means 0
-             S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V)
+             S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 at least:
+             a half-precision sum soon stops growing
     State    H K V numbers, whatever T
     Cost     time O(T (C K + K V)); memory O(C^2) per chunk of C, O(C^2 K) with a decay per channel
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     Twin     linear_attention_loop, equal to 1e-12 in float64
     """
-    if S is None:  # in float32 at least: a half-precision sum soon stops growing
-        wide = torch.promote_types(q.dtype, torch.float32)
-        S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=wide)
-    if log_decay is None:
-        log_decay = q.new_zeros(*q.shape[:3], 1)
+    q, k, v, log_decay, S = _widened(q, k, v, log_decay, S)
     outputs = []
-    for q_, k_, v_, g_ in zip(*(x.split(chunk, dim=2) for x in (q, k, v, log_decay)), strict=True):
-        total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
-        scores = _decayed_scores(q_, k_, total)
-        outputs.append(scores @ v_ + (q_ * total.exp()) @ S.to(q_.dtype))
-        S = _fade_and_add(S, k_, v_, total)
+    with no_autocast(q.device):
+        for q_, k_, v_, g_ in _chunks(chunk, q, k, v, log_decay):
+            total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
+            scores = _decayed_scores(q_, k_, total)
+            outputs.append(scores @ v_ + (q_ * total.exp()) @ S)
+            S = _fade_and_add(S, k_, v_, total)
     return torch.cat(outputs, dim=2), S
+
+
+def _widened(q, k, v, log_decay, S, *others):
+    """All of them in float32 at least, with zeros for a state or a decay that is none."""
+    S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
+    log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay
+    return wide(q, k, v, log_decay, S, *others)
+
+
+def _chunks(size, *tensors):
+    """So many steps of each at a time."""
+    return zip(*(x.split(size, dim=2) for x in tensors), strict=True)
 
 
 def _decayed_scores(q, k, total):
@@ -168,22 +184,17 @@ def delta_rule(q, k, v, beta, log_decay=None, S=None, chunk=32):
 
     Shapes   q, k (B,H,T,K)   v (B,H,T,V)   beta (B,H,T,1)   log_decay g (B,H,T,1 or K), none
              means 0   S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32
-             at least: a triangular solve has no half precision
+             at least, as linear_attention
     State    H K V numbers, whatever T
     Cost     time O(T (C K + C V + K V)); memory as linear_attention
     Paper    DeltaNet, Yang 2024, 2406.06484; gated, Yang 2024, 2412.06464, equation 10; with a
              decay per channel, Kimi Linear 2025, 2510.26692
     Twin     delta_rule_loop, equal to 1e-12 in float64
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q, k, v, beta = (x.to(wide) for x in (q, k, v, beta))
-    S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
-    log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay.to(wide)
+    q, k, v, log_decay, S, beta = _widened(q, k, v, log_decay, S, beta)
     outputs = []
     with no_autocast(q.device):
-        for q_, k_, v_, beta_, g_ in zip(
-            *(x.split(chunk, dim=2) for x in (q, k, v, beta, log_decay)), strict=True
-        ):
+        for q_, k_, v_, beta_, g_ in _chunks(chunk, q, k, v, beta, log_decay):
             total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
             known = (k_ * total.exp()) @ S  # what reading k gives, before this chunk's corrections
             links = beta_ * _decayed_scores(k_, k_, total)  # the solver takes its diagonal as ones
@@ -324,8 +335,7 @@ def tiled_attention(q, k, v, tile=64):
     Paper    Milakov 2018, 1805.02867, algorithm 3; FlashAttention-2, Dao 2023, 2307.08691
     Twin     softmax_attention_loop with keep = band(T, N), equal to 1e-12 in float64
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return _Tiled.apply(q.to(wide), k.to(wide), v.to(wide), tile).to(v.dtype)
+    return _Tiled.apply(*wide(q, k, v), tile).to(v.dtype)
 
 
 class _Tiled(torch.autograd.Function):
@@ -398,10 +408,14 @@ def latent_attention(q, c, r, to_k, to_v, keep=None):
     Paper    DeepSeek-V2, 2405.04434, equations 9 to 19
     Twin     latent_attention_loop, equal to 1e-12 in float64
     """
-    c = c[:, None]  # (B,1,N,L)
-    r = r[:, None].expand(-1, q.shape[1], -1, -1)  # (B,H,N,U)
-    k = torch.cat((c @ to_k.transpose(1, 2), r), dim=-1)
-    return causal_attention(q, k, c @ to_v.transpose(1, 2), keep=keep)
+    k = latent_keys(c, r, to_k)
+    return causal_attention(q, k, c[:, None] @ to_v.transpose(1, 2), keep=keep)
+
+
+def latent_keys(c, r, to_k):
+    """What queries of `latent_attention` look at.  Shapes   as there  ->  (B,H,N,K+U)"""
+    k = c[:, None] @ to_k.transpose(1, 2)
+    return torch.cat((k, r[:, None].expand(-1, k.shape[1], -1, -1)), dim=-1)
 
 
 def absorbed_attention(q, c, r, to_k, to_v, keep=None):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .spec import positive
+
 
 def choose(table: dict, name: str, what: str):
     """`table[name]`, or an error that lists what there is."""
@@ -29,13 +31,24 @@ def make(table: dict, part, what: str, *args):
         raise ValueError(f"{what} {name!r}: {error}") from None
 
 
+def hidden_width(d_model, ratio) -> int:
+    """F, the width of an MLP inside: `ratio` times D, rounded.
+
+    Raises   ValueError when it is below one
+    """
+    width = round(ratio * d_model)
+    positive(f"an MLP of ratio={ratio}", width=width)
+    return width
+
+
 class ReluMLP(nn.Module):
     """x -> W2 relu(W1 x), `ratio` times as wide inside.  Shapes  (B,T,D) -> (B,T,D)"""
 
     def __init__(self, d_model, *, ratio=4, bias=False):
         super().__init__()
-        self.up = nn.Linear(d_model, ratio * d_model, bias=bias)
-        self.out = nn.Linear(ratio * d_model, d_model, bias=bias)
+        width = hidden_width(d_model, ratio)
+        self.up = nn.Linear(d_model, width, bias=bias)
+        self.out = nn.Linear(width, d_model, bias=bias)
 
     def forward(self, x):
         return self.out(self.bend(self.up(x)))
@@ -75,7 +88,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model, *, ratio=4, bias=False):
         super().__init__()
-        width = round(ratio * d_model)
+        width = hidden_width(d_model, ratio)
         self.gate_up = nn.Linear(d_model, 2 * width, bias=bias)
         self.out = nn.Linear(width, d_model, bias=bias)
 

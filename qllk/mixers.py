@@ -2,7 +2,8 @@
 
 x and y are (B,T,D) for any T >= 1. `state=None` means that nothing came before. The returned state
 is a new value; the old one stays valid. Training passes a long x and drops the state, prefill keeps
-it, decoding is T = 1: there is no `step`, no cache object and no mode.
+it, decoding is T = 1: there is no `step`, no cache object and no mode. A state says its `kind`, the
+mixer's name in MIXERS.
 
 Those of MASKED take a third argument, `keep` (B,1,T,N): which of N keys each query may see, beside
 what the mixer itself forbids. The rest remember no single keys, so they can hide none.
@@ -28,18 +29,21 @@ class Sum(NamedTuple):
 
     S: Tensor  # (B,D)
     t: int
+    kind = "cumsum"
 
 
 class Memory(NamedTuple):
     """State of linear attention: one K x V matrix per head."""
 
     S: Tensor  # (B,H,K,V)
+    kind = "linear"
 
 
 class Corrected(NamedTuple):
     """State of the delta rule: as Memory, each key's value replaced and not added to."""
 
     S: Tensor  # (B,H,K,V)
+    kind = "delta"
 
 
 class KV(NamedTuple):
@@ -48,10 +52,14 @@ class KV(NamedTuple):
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
     t: int
+    kind = "softmax"
 
 
 class Source(NamedTuple):
-    """State of cross attention: keys and values of the other text, and which of them to see."""
+    """State of cross attention: keys and values of the other text, and which of them to see.
+
+    It is of no kind, since it is no memory of the text that the layer mixes.
+    """
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
@@ -64,12 +72,14 @@ class Latent(NamedTuple):
     c: Tensor  # (B,N,L)
     r: Tensor  # (B,N,U), turned to its position
     t: int
+    kind = "latent"
 
 
 class Past(NamedTuple):
     """State of a convolution: its last W - 1 inputs."""
 
     x: Tensor  # (B,W-1,D)
+    kind = "conv"
 
 
 def log_decays(d_model, shortest, longest) -> Tensor:
@@ -89,6 +99,7 @@ class CumsumMixer(nn.Module):
     State    Sum: D numbers
     Cost     time O(T D^2), all of it in the projections; the sum itself is O(T D)
     Paper    QLLK 1.1 for the fused kernel; the output projection and the norm are ours
+    Raises   ValueError when half_lives are not two numbers above 0
     """
 
     def __init__(self, d_model, positions=None, *, normaliser="rms", half_lives=None):
@@ -96,7 +107,7 @@ class CumsumMixer(nn.Module):
         self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.normalise = choose(NORMALISERS, normaliser, "normaliser")
-        decay = None if half_lives is None else log_decays(d_model, *half_lives)
+        decay = None if half_lives is None else log_decays(d_model, *checked_half_lives(half_lives))
         # A sum that forgets in a few steps stays small, one that hardly forgets grows: the gain
         # gives all channels the same size on input of mean zero.
         gain = torch.ones(d_model) if decay is None else (1 - (2 * decay).exp()).sqrt()
@@ -135,7 +146,20 @@ def by_rms(sums, counts):
 NORMALISERS = {"none": plain, "count": by_count, "root": by_root, "rms": by_rms}
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
+    """Queries look at keys: `look` makes both from what `forward` is given, `attend` averages."""
+
+    def weights(self, *inputs):
+        """How much each query takes of each key, by the kernel itself: what it makes of values
+        that name their keys.
+
+        Shapes   inputs as of forward  ->  (B,H,T,N), each row a share of 1
+        """
+        q, k, _, keep = self.look(*inputs)
+        return self.attend(q, k, key_names(k), keep)
+
+
+class SelfAttention(Attention):
     """What every attention of a text to itself is made of: heads, projections, positions."""
 
     def __init__(self, d_model, positions, heads, bias):
@@ -175,15 +199,18 @@ class SoftmaxAttention(SelfAttention):
             )
 
     def forward(self, x, state=None, keep=None):
-        t = state.t if state else 0
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        q, k = self.turn(q, t), self.turn(k, t)
-        if state:
-            k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+        q, k, v, keep = self.look(x, state, keep)
         o = self.attend(q, k, v, keep)
         if self.window:
             k, v = self.in_sight(k), self.in_sight(v)
-        return self.out(join_heads(o)), KV(k, v, t + x.shape[1])
+        return self.out(join_heads(o)), KV(k, v, steps_before(state) + x.shape[1])
+
+    def look(self, x, state=None, keep=None):
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k = self.turn(q, steps_before(state)), self.turn(k, steps_before(state))
+        if state:
+            k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+        return q, k, v, keep
 
     def in_sight(self, x):
         """The sinks and the last W - 1, for the next query brings its own key."""
@@ -202,7 +229,7 @@ class SoftmaxAttention(SelfAttention):
         return kernels.causal_attention(q, k, v, self.window, self.sinks, keep, bias)
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Attention):
     """Softmax attention that remembers one latent per step, not keys and values per head. "MLA".
 
         c = norm(W_c x)      r = turn(W_r x)      k_h = [W_k,h c, r]      v_h = W_v,h c
@@ -251,7 +278,19 @@ class LatentAttention(nn.Module):
         self.out = nn.Linear(heads * d_value, d_model, bias=False)
 
     def forward(self, x, state=None, keep=None):
-        t = state.t if state else 0
+        q, c, r = self.look(x, state)
+        attend = kernels.absorbed_attention if state else kernels.latent_attention
+        o = attend(q, c, r, *self.to_keys_and_values(), keep)
+        return self.out(join_heads(o)), Latent(c, r, steps_before(state) + x.shape[1])
+
+    def weights(self, x, state=None, keep=None):
+        q, c, r = self.look(x, state)
+        k = kernels.latent_keys(c, r, self.to_keys_and_values()[0])
+        return kernels.causal_attention(q, k, key_names(k), keep=keep)
+
+    def look(self, x, state=None):
+        """Queries, and what keys and values are made from."""
+        t = steps_before(state)
         (q,) = split_heads(self.query(x), 1, self.heads)
         plain, turned = q.split((self.d_nope, self.d_rope), dim=-1)
         q = torch.cat((plain, self.turn(turned, t)), dim=-1)
@@ -259,9 +298,7 @@ class LatentAttention(nn.Module):
         c, r = self.norm(c), self.turn(r[:, None], t)[:, 0]
         if state:
             c, r = torch.cat((state.c, c), dim=1), torch.cat((state.r, r), dim=1)
-        attend = kernels.absorbed_attention if state else kernels.latent_attention
-        o = attend(q, c, r, *self.to_keys_and_values(), keep)
-        return self.out(join_heads(o)), Latent(c, r, t + x.shape[1])
+        return q, c, r
 
     def to_keys_and_values(self):
         """The matrix `up` head by head.  Shapes   -> (H,K,L), (H,V,L)"""
@@ -291,14 +328,18 @@ class BidirectionalAttention(SelfAttention):
         super().__init__(d_model, positions, heads, bias)
 
     def forward(self, x, state=None, keep=None):
-        T = x.shape[1]
+        return self.out(join_heads(self.attend(*self.look(x, state, keep)))), None
+
+    def look(self, x, state=None, keep=None):
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        bias = self.bias(self.heads, T, T)
-        o = kernels.fused_attention(self.turn(q, 0), self.turn(k, 0), v, keep, bias)
-        return self.out(join_heads(o)), None
+        return self.turn(q, 0), self.turn(k, 0), v, keep
+
+    def attend(self, q, k, v, keep):
+        bias = self.bias(self.heads, q.shape[2], k.shape[2])
+        return kernels.fused_attention(q, k, v, keep, bias)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Every query looks at the keys of another text, the memory, which `read` projects once.
 
     Options  heads, which divide d_model; bias in the projections
@@ -319,8 +360,13 @@ class CrossAttention(nn.Module):
         return Source(*split_heads(self.kv(memory), 2, self.heads), keep)
 
     def forward(self, x, state):
+        return self.out(join_heads(self.attend(*self.look(x, state)))), state
+
+    def look(self, x, state):
         (q,) = split_heads(self.q(x), 1, self.heads)
-        return self.out(join_heads(kernels.fused_attention(q, *state))), state
+        return q, *state
+
+    attend = staticmethod(kernels.fused_attention)
 
 
 class LinearAttention(nn.Module):
@@ -334,8 +380,6 @@ class LinearAttention(nn.Module):
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     """
 
-    State = Memory
-
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__()
         self.heads = divides(heads, d_model)
@@ -346,11 +390,12 @@ class LinearAttention(nn.Module):
 
     def forward(self, x, state=None):
         q, k, v, g = split_heads(self.qkvg(x), 4, self.heads)
-        o, S = self.remember(x, q, k, v, state.S if state else None)
-        return self.out(join_heads(self.norm(o) * g.sigmoid())), self.State(S)
+        o, state = self.remember(x, q, k, v, state.S if state else None)
+        return self.out(join_heads(self.norm(o) * g.sigmoid())), state
 
     def remember(self, x, q, k, v, S):
-        return kernels.linear_attention(q, k, v, self.decay(x), S)
+        o, S = kernels.linear_attention(q, k, v, self.decay(x), S)
+        return o, Memory(S)
 
 
 class DeltaRule(LinearAttention):
@@ -365,8 +410,6 @@ class DeltaRule(LinearAttention):
     Paper    DeltaNet, 2406.06484; gated DeltaNet, 2412.06464, without their short convolutions
     """
 
-    State = Corrected
-
     def __init__(self, d_model, positions=None, *, heads, decay="none"):
         super().__init__(d_model, positions, heads=heads, decay=decay)
         self.strength = nn.Linear(d_model, heads, bias=False)
@@ -374,7 +417,8 @@ class DeltaRule(LinearAttention):
     def remember(self, x, q, k, v, S):
         q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         beta = self.strength(x).sigmoid().transpose(1, 2)[..., None]  # (B,H,T,1)
-        return kernels.delta_rule(q, k, v, beta, self.decay(x), S)
+        o, S = kernels.delta_rule(q, k, v, beta, self.decay(x), S)
+        return o, Corrected(S)
 
 
 class NoDecay(nn.Module):
@@ -440,8 +484,7 @@ class GatedConv(nn.Module):
 
     def __init__(self, d_model, positions=None, *, width):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        positive("a convolution", width=width)
         self.xg = nn.Linear(d_model, 2 * d_model, bias=False)
         self.taps = nn.Parameter(torch.randn(width, d_model) * width**-0.5)
         self.out = nn.Linear(d_model, d_model, bias=False)
@@ -490,6 +533,13 @@ def checked_window(window, sinks):
     return window, sinks
 
 
+def checked_half_lives(half_lives):
+    match half_lives:
+        case [int() | float(), int() | float()] if all(0 < x < math.inf for x in half_lives):
+            return half_lives
+    raise ValueError(f"half_lives must be two numbers of steps above 0, got {half_lives!r}")
+
+
 def checked_tile(tile, window):
     if tile is not None:
         positive("attention", tile=tile)
@@ -501,9 +551,20 @@ def checked_tile(tile, window):
 
 
 def divides(heads, d_model):
-    if heads < 1 or d_model % heads:
+    positive("a mixer", heads=heads)
+    if d_model % heads:
         raise ValueError(f"heads={heads} must divide d_model={d_model}")
     return heads
+
+
+def steps_before(state) -> int:
+    """How many were read, as a state with a counter says."""
+    return state.t if state else 0
+
+
+def key_names(k):
+    """Values that say which key they are.  Shapes   k (B,H,N,K) -> (B,H,N,N)"""
+    return torch.eye(k.shape[2]).to(k).expand(*k.shape[:2], -1, -1)
 
 
 def split_heads(x, n, heads):

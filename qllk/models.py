@@ -198,13 +198,17 @@ class LanguageModel(nn.Module):
     def __init__(self, spec: Spec):
         super().__init__()
         self.spec = spec
+        self._assemble(spec)
+        initialise(self)
+
+    def _assemble(self, spec):
+        """All parts; their weights are drawn afterwards, once."""
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
         self.positions = make(POSITIONS, spec.positions, "positions", spec.d_model, spec.context)
         self.norm_in = norm_of(spec.norm_in)(spec.d_model)
         self.body = self._body(cycle(spec.mixers, spec.layers))
         self.norm = norm_of(spec.norm_out or spec.norm)(spec.d_model)
         self.head = make(HEADS, spec.head, "head", spec.d_model, spec.vocab_size)
-        initialise(self)
 
     def _body(self, parts) -> nn.Module:
         return Stack(self.spec, self.spec.d_model, parts, self.positions)
@@ -375,10 +379,9 @@ class Seq2Seq(LanguageModel):
              is not told the source
     """
 
-    def __init__(self, spec: Spec):
-        super().__init__(spec)
+    def _assemble(self, spec):
+        super()._assemble(spec)
         self.encoder = Encoder(spec)
-        initialise(self)  # again: now the skip has the encoder's layers too
 
     def _body(self, parts):
         return CrossStack(self.spec, self.spec.d_model, parts, self.positions)
@@ -463,14 +466,9 @@ def build(what: str | Spec, *, seed: int | None = None) -> nn.Module:
         return family(spec)
 
 
-def parameters(model) -> int:
-    """How many numbers training may change."""
-    return sum(p.numel() for p in model.parameters())
-
-
 @contextmanager
 def evaluating(model):
-    """Inside, the model is in eval mode and keeps nothing for a backward pass."""
+    """Inside, the model drops nothing out and records no gradients; afterwards it is as before."""
     training = model.training
     model.eval()
     try:
@@ -478,3 +476,8 @@ def evaluating(model):
             yield
     finally:
         model.train(training)
+
+
+def parameters(model) -> int:
+    """How many numbers training may change."""
+    return sum(p.numel() for p in model.parameters())

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import nn
 
+from .spec import positive
+
 
 class NoPositions(nn.Module):
     """Nothing added, nothing turned. Recurrences and convolutions know the order by themselves."""
@@ -104,6 +106,7 @@ class Relative(NoPositions):
 
     def __init__(self, d_model, context=None, *, heads, buckets=32, distance=128):
         super().__init__(d_model)
+        positive("relative positions", heads=heads, buckets=buckets, distance=distance)
         if buckets < 4 or distance <= buckets:
             raise ValueError(
                 f"relative positions need 4 buckets or more and a distance beyond them, got "
@@ -142,11 +145,12 @@ def log_bucket(steps, buckets, distance):
 
 def angles(t0, T, width, device):
     """Position times frequency, in float64 so that far positions stay exact: (T, width/2)."""
-    frequency = 10_000.0 ** -(torch.arange(0, width, 2, device=device, dtype=WIDE(device)) / width)
-    return torch.arange(t0, t0 + T, device=device, dtype=WIDE(device))[:, None] * frequency
+    wide = widest_float(device)
+    frequency = 10_000.0 ** -(torch.arange(0, width, 2, device=device, dtype=wide) / width)
+    return torch.arange(t0, t0 + T, device=device, dtype=wide)[:, None] * frequency
 
 
-def WIDE(device):
+def widest_float(device):
     """float64, except on MPS, which has none."""
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 

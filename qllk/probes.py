@@ -1,7 +1,10 @@
-"""Looking into models: what a position can see, what a state holds, what a model costs."""
+"""Looking into models: what is seen, what attention takes, what states hold, what it all costs."""
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,20 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import measure, objectives, optim
-from .mixers import KV, Corrected, Latent, Memory, Past, Sum
-from .models import build, parameters
-from .patching import PatchState
+from .mixers import Attention, Source
+from .models import Seq2Seq, build, evaluating, parameters
+from .patching import PatchPath, PatchState
 from .spec import Spec, positive
-
-# A layer's memory of the text so far; what an encoder-decoder knows of its source is not.
-KINDS = {
-    Sum: "cumsum",
-    Memory: "linear",
-    Corrected: "delta",
-    KV: "softmax",
-    Latent: "latent",
-    Past: "conv",
-}
 
 
 def tensors(state) -> list[Tensor]:
@@ -54,7 +47,8 @@ def positions_seen(model, t: int, T: int) -> Tensor:
 
         seen_i = any( d (sum of logits_t) / d embedding_i != 0 )
 
-    One random sequence stands for all, and dropout is off while it is measured.
+    One random sequence stands for all, and dropout is off while it is measured. An encoder-decoder
+    has it for its source too; measured is what is seen of the text that it writes.
 
     Shapes   -> (T,) bool
     Cost     one forward and one backward pass
@@ -78,21 +72,15 @@ def _seen(model, T, rows):
     embedding = _embedding(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(embedding.num_embeddings, (1, T), generator=generator)
-    leaves, training = [], model.training
+    leaves = []
 
     def cut(module, args, output):
         leaves.append(output.detach().requires_grad_())
         return leaves[-1]  # the last text: an encoder-decoder embeds its source before
 
-    hook = embedding.register_forward_hook(cut)
-    model.eval()
-    try:
-        with torch.enable_grad():
-            logits = model(ids.to(embedding.weight.device))
-            totals = logits[0].sum(dim=-1).unbind()  # T numbers
-    finally:
-        hook.remove()
-        model.train(training)
+    with embedding.register_forward_hook(cut), evaluating(model), torch.enable_grad():
+        logits = model(*_inputs(model, ids.to(embedding.weight.device)))
+        totals = logits[0].sum(dim=-1).unbind()  # T numbers
     gradients = (torch.autograd.grad(totals[t], leaves[-1], retain_graph=True)[0] for t in rows)
     return torch.stack([(gradient[0] != 0).any(dim=-1).cpu() for gradient in gradients])
 
@@ -108,34 +96,53 @@ def _embedding(model):
     )
 
 
+def attention_weights(model, ids) -> dict[str, Tensor]:
+    """How much each query takes of each key, in every layer of softmax attention.
+
+    Layers are named as in `model.named_modules()`. An encoder-decoder reads the ids that it writes.
+
+    Shapes   ids (B,T)  ->  (B,H,T,N) for each layer, rows of shares of 1; on patches both T and N
+             count patches, and before the first there is nothing
+    Cost     a forward pass, all attention in it twice; memory O(H T N) for each layer
+    """
+    found = {}
+
+    def note(name, layer, inputs, output):
+        found[name] = layer.weights(*inputs)
+
+    with evaluating(model), ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if isinstance(layer, Attention):
+                hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        model(*_inputs(model, ids))
+    return found
+
+
 def state_rms(state) -> dict[str, float]:
     """Root mean square of what each layer remembers, by layer, from the input upwards.
 
     Byte layers are named "byte 1 conv", layers on patches "patch 1 cumsum".
+
+    Raises   ValueError when a layer's state does not say its kind
     """
-    return {
-        f"{clock} {number} {kind}": _rms(layer)
-        for number, (clock, kind, layer) in _numbered(_layers(state and state.parts, "byte"))
-    }
+    counts, found = Counter(), {}
+    for clock, layer in _memories(state and state.parts, "byte"):
+        counts[clock] += 1
+        found[f"{clock} {counts[clock]} {layer.kind}"] = _rms(layer)
+    return found
 
 
-def _layers(state, clock):
-    """(clock, kind, layer state) of every mixer's state inside, in order."""
+def _memories(state, clock):
+    """(clock, state) of every mixer inside, in order; what is known of a source is none's."""
     if isinstance(state, PatchState):
-        yield from _layers(state.trunk, "patch")
-    elif kind := KINDS.get(type(state)):
-        yield clock, kind, state
-    elif isinstance(state, tuple):
+        yield from _memories(state.trunk, "patch")
+    elif hasattr(state, "kind"):
+        yield clock, state
+    elif type(state) is tuple:
         for part in state:
-            yield from _layers(part, clock)
-
-
-def _numbered(layers):
-    """Each clock counts its own layers."""
-    counts: dict[str, int] = {}
-    for clock, kind, layer in layers:
-        counts[clock] = counts.get(clock, 0) + 1
-        yield counts[clock], (clock, kind, layer)
+            yield from _memories(part, clock)
+    elif not isinstance(state, Source | None):
+        raise ValueError(f"a layer's state must say its kind; got an {type(state).__name__}")
 
 
 def _rms(state) -> float:
@@ -145,7 +152,7 @@ def _rms(state) -> float:
 
 # ---------------------------------------------------------------- what a model costs
 
-FAR = 4096  # tokens: every window of the presets is full long before half of them
+FAR = 2048  # tokens: after so many, all that starts up has settled
 
 
 class Costs(NamedTuple):
@@ -172,7 +179,7 @@ def costs(what: str | Spec, window: int, batch: int) -> Costs:
     positive("costs", window=window, batch=batch)
     with torch.device("meta"), torch.no_grad():
         model = build(what)
-        inputs = _inputs(model, 1, window)
+        inputs = _inputs(model, torch.zeros(1, window, dtype=torch.long))
         flops = measure.operations(lambda: model(*inputs)) / window
         encoder = model.spec.family == "encoder"
         state = (None, None) if encoder else _state_growth(model, *inputs[:-1])
@@ -192,27 +199,34 @@ def training_bytes(what: str | Spec, window: int, batch: int) -> int:
     """
     with FakeTensorMode(), torch.enable_grad():
         model = build(what)
-        inputs = _inputs(model, batch, window)
+        inputs = _inputs(model, torch.zeros(batch, window, dtype=torch.long))
         kept = measure.saved_bytes(lambda: objectives.byte_losses(model(*inputs), inputs[-1]))
         optimizer = optim.build("adamw", model, lr=1.0, weight_decay=0.0)
         moments = [list(remembered.values()) for remembered in optim.fresh(optimizer)]
         return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
 
 
-def _inputs(model, batch, window) -> tuple[Tensor, ...]:
-    """Ids that the model can be called with; an encoder-decoder reads as many as it writes."""
-    ids = torch.zeros(batch, window, dtype=torch.long)
-    return (ids, ids) if model.spec.family == "encoder-decoder" else (ids,)
+def _inputs(model, ids) -> tuple[Tensor, ...]:
+    """What the model is called with; an encoder-decoder reads the ids that it writes."""
+    return (ids, ids) if isinstance(model, Seq2Seq) else (ids,)
 
 
 def _state_growth(model, *source) -> tuple[int, float]:
     """What of a state is always there, and what each token adds, in bytes.
 
-    From both halves of a text as long as FAR or the context: what fills up in the first half is
-    constant.
+    From both halves of a text that goes on after all windows are full, as far as the context
+    allows: what fills up in the first half is constant.
     """
-    half = min(FAR, model.spec.context or FAR) // 2
+    half = max(FAR, _reach(model))
+    half = min(half, (model.spec.context or 2 * half) // 2)
     ids = torch.zeros(1, half, dtype=torch.long)
     _, state = model.run(ids, model.read(*source) if source else None)
     first, second = state_bytes(state), state_bytes(model.run(ids, state)[1])
     return 2 * first - second, (second - first) / half
+
+
+def _reach(module) -> int:
+    """After how many tokens every window inside is full; on patches a step takes R of them."""
+    own = (getattr(module, "window", None) or 0) + getattr(module, "sinks", 0)
+    inside = max(map(_reach, module.children()), default=0)
+    return max(own, inside * module.size if isinstance(module, PatchPath) else inside)

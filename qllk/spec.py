@@ -91,7 +91,7 @@ class Spec:
     patch: Patch | None = None
     tied: bool = False
     dropout: float = 0.0
-    norm_at: str = "pre"  # where a layer's norms stand: before its parts, or after
+    norm_at: str = "pre"  # a layer's norms: before its parts, after, or (sublayer) on what they add
     norm_in: str | Part = "none"  # between the embedding and the layers
     norm_out: str | Part | None = None  # between the layers and the head; none means as `norm`
     head: str | Part = "linear"

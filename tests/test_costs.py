@@ -9,7 +9,7 @@ from qllk import measure, objectives, optim, probes
 from qllk.models import build, parameters
 from qllk.presets import PRESETS
 from qllk.recipe import Recipe
-from qllk.spec import Spec
+from qllk.spec import Patch, Spec
 
 WINDOW, BATCH = Recipe.window, Recipe.batch
 SMALL = ["qllk-2-nano", "gpt-nano", "bert-nano", "t5-nano", "swa-mla-nano", "randygpt-0.3"]
@@ -86,6 +86,22 @@ def test_a_window_is_full_however_short_the_rows_are():
         assert found.state_bytes == 4 * 2 * 2 * 64 * (64 - 1 + 4)  # two layers, 64 wide
         assert found.state_bytes_per_token == 4 * (32 + 16)
     assert short.flops_per_token < long.flops_per_token
+
+
+@pytest.mark.parametrize("window", [300, 4096, 5000])
+@pytest.mark.parametrize("place", ["bytes", "folds", "patches", "folds on patches"])
+def test_a_state_stops_growing_at_its_window_however_wide_it_is(window, place):
+    softmax = ("softmax", {"heads": 1, "window": window, "sinks": 40})
+    mixer = ("folded", {"size": 4, "mixer": softmax}) if "folds" in place else softmax
+    if "patches" in place:
+        patch = Patch(size=8, d_model=8, layers=1, mixers=(mixer,), after=0)
+        spec = Spec(d_model=8, layers=1, mixers=(("conv", {"width": 1}),), patch=patch)
+    else:
+        spec = Spec(d_model=8, layers=1, mixers=(mixer,))
+    found = probes.costs(spec, 16, 1)
+    paths = (2 * 4 - 1) * 8 * ("folds" in place) + (2 * 8 - 1) * 8 * ("patches" in place)
+    assert found.state_bytes_per_token == 0
+    assert found.state_bytes == 4 * (2 * 8 * (window - 1 + 40) + paths)
 
 
 def test_an_encoder_has_no_state(costs):

@@ -380,6 +380,19 @@ def test_running_sum_adds_half_precision_in_single():
     assert S.item() == 1000
 
 
+@pytest.mark.parametrize("name", ["linear", "delta"])
+@pytest.mark.parametrize("decay", [torch.bfloat16, torch.float32, None])
+def test_matrix_states_are_computed_in_single_precision_whatever_was_given(name, decay):
+    tensors = inputs(CASES[f"{name}, decay per head"], sizes_of(SHAPES["long"]))
+    half = {key: x.detach().to(torch.bfloat16) for key, x in tensors.items() if key != "S"}
+    half["log_decay"] = decay and half["log_decay"].to(decay)
+    single = {key: x if x is None else x.float() for key, x in half.items()}
+    kernel = getattr(kernels, CASES[f"{name}, decay per head"].kernel)
+    same(kernel(**half), kernel(**single), atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        same(kernel(**single), kernel(**half), atol=0)
+
+
 def test_a_decaying_sum_can_be_counted_without_being_computed():
     x, decay = torch.empty(2, 9, 3, device="meta"), torch.empty(3, device="meta")
     sums, S = kernels.running_sum(x, log_decay=decay)

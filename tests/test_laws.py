@@ -16,9 +16,17 @@ from qllk import mixers
 from qllk.kernels import same_document
 from qllk.layers import HEADS, MLPS, NORMS, make
 from qllk.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
-from qllk.models import FAMILIES, NORMS_AT, build
+from qllk.models import FAMILIES, NORMS_AT, ModelState, build
 from qllk.positions import POSITIONS, NoPositions
-from qllk.probes import positions_seen, state_bytes, state_numbers, state_rms, tensors, visibility
+from qllk.probes import (
+    attention_weights,
+    positions_seen,
+    state_bytes,
+    state_numbers,
+    state_rms,
+    tensors,
+    visibility,
+)
 from qllk.published import MELF, QLLK10, QLLK11
 from qllk.spec import Patch, Spec
 
@@ -610,6 +618,78 @@ def test_a_mixer_in_half_precision_is_close_to_itself(row):
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
 
 
+# ---------------------------------------------------------------- weights of attention
+
+
+ATTENDING = {
+    name: row for name, row in MIXING.items() if issubclass(MIXERS[row.name], mixers.Attention)
+}
+each_attending = pytest.mark.parametrize("row", ATTENDING.values(), ids=ATTENDING)
+
+
+@each_attending
+def test_weights_of_attention_are_shares_of_exactly_what_is_seen(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    weights = mixer.weights(x)
+    same(weights.sum(dim=-1), torch.ones(2, mixer.heads, SHORT).double())
+    for t in range(SHORT):
+        seen = [{i for i, share in enumerate(head[t].tolist()) if share} for head in weights[0]]
+        assert seen == [row.sees(t)] * mixer.heads
+
+
+@each_attending
+def test_weights_of_attention_are_those_that_made_the_output(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    _, state = mixer(x[:, :9])
+    for inputs in ((x,), (x[:, 9:], state)):
+        o = mixer.weights(*inputs) @ values_of(mixer, *inputs)
+        same(mixer.out(mixers.join_heads(o)), mixer(*inputs)[0])
+
+
+def values_of(mixer, *inputs):
+    if isinstance(mixer, mixers.LatentAttention):
+        _, c, _ = mixer.look(*inputs)
+        return c[:, None] @ mixer.to_keys_and_values()[1].transpose(1, 2)
+    return mixer.look(*inputs)[2]
+
+
+def test_mixers_with_weights_are_those_that_obey_a_mask():
+    assert {row.name for row in ATTENDING.values()} == MASKED
+
+
+@each({name: spec for name, spec in MODELS.items() if name.startswith("preset")})
+def test_every_attention_of_a_preset_shows_its_weights(spec):
+    model, ids = build(spec, seed=0).double(), random_ids(spec, B=2)
+    found = attention_weights(model, ids)
+    expected = {name for name, module in model.named_modules() if hasattr(module, "weights")}
+    assert found.keys() == expected
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    for name, weights in found.items():
+        same(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))
+        future = weights.triu(1).any().item()
+        assert future == (".cross" in name or "encoder" in name), name
+
+
+def test_a_decoder_beside_a_source_shows_weights_of_both_texts_by_layer():
+    model = build(SPECS["encoder-decoder, relative"].but(layers=1))
+    found = attention_weights(model, torch.randint(256, (2, 7)))
+    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
+        "encoder.body.blocks.0.mix": (2, 2, 7, 7),
+        "body.blocks.0.mix": (2, 2, 7, 7),
+        "body.blocks.0.cross": (2, 2, 7, 7),
+    }
+
+
+def test_attention_on_patches_shows_weights_of_patches():
+    model = build(patched(3, (SOFTMAX,), layers=2))
+    found = attention_weights(model, torch.randint(256, (1, 11)))
+    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
+        "body.path.trunk.blocks.0.mix": (1, 2, 3, 3),
+        "body.path.trunk.blocks.1.mix": (1, 2, 3, 3),
+    }
+
+
 # ---------------------------------------------------------------- the probes and the rows above
 
 
@@ -620,6 +700,14 @@ def test_a_layers_memory_is_named_after_its_mixer(row):
     names = list(state_rms(model.run(random_ids(model.spec, T=9))[1]))
     clock, name = ("patch", inner[0]) if inner else ("byte", row.name)
     assert names == [f"{clock} 1 {name}", f"{clock} 2 {name}"]
+
+
+def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
+    class Unknown(NamedTuple):
+        S: torch.Tensor
+
+    with pytest.raises(ValueError, match="a layer's state must say its kind; got an Unknown"):
+        state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
 
 
 def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
@@ -651,6 +739,12 @@ def test_positions_seen_is_a_row_of_visibility():
     assert seen.dtype == torch.bool
     for t in range(11):
         same(positions_seen(model, t, 11), seen[t])
+
+
+def test_a_decoder_beside_a_source_sees_its_own_past():
+    model = build("t5-nano", seed=0)
+    assert positions_seen(model, 3, 8).tolist() == [True] * 4 + [False] * 4
+    same(visibility(model, 8), torch.ones(8, 8).tril().bool())
 
 
 def test_the_probe_leaves_the_model_as_it_was():

@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TINY, built, same
 
-from qllk.models import LanguageModel, PatchedLanguageModel, build, parameters
+from qllk import models
+from qllk.layers import MLPS
+from qllk.models import LanguageModel, PatchedLanguageModel, build, evaluating, parameters
 from qllk.positions import POSITIONS
 from qllk.presets import PRESETS
 from qllk.spec import Patch, Spec
@@ -190,7 +193,20 @@ def test_an_unknown_or_missing_option_names_the_part():
 
 def test_heads_must_divide_the_width():
     refused("heads=3 must divide d_model=16", mixers=(("softmax", {"heads": 3}),))
-    refused("heads=0 must divide d_model=16", mixers=(("linear", {"heads": 0}),))
+    whole = "heads must be a whole number above 0, got "
+    refused(whole + "0", mixers=(("linear", {"heads": 0}),))
+    refused(whole + "2.0", mixers=(("softmax", {"heads": 2.0}),))
+    refused(whole + "2.0", ENCODER, mixers=(("softmax", {"heads": 2.0}),))
+    refused(whole + "2.0", SEQ2SEQ, cross=("softmax", {"heads": 2.0}))
+    refused(f"relative positions: {whole}2.0", positions=("relative", {"heads": 2.0}))
+
+
+@pytest.mark.parametrize("half_lives", [[0, 256], [256, -1], [256], 256, "ab", [1, math.inf]])
+def test_half_lives_are_two_numbers_above_zero(half_lives):
+    refused(
+        rf"half_lives must be two numbers of steps above 0, got {re.escape(repr(half_lives))}",
+        mixers=(("cumsum", {"half_lives": half_lives}),),
+    )
 
 
 def test_windows_and_tiles_need_a_size_and_fit_each_other_and_the_sinks():
@@ -231,7 +247,16 @@ def test_folding_needs_a_size_and_a_known_mixer():
 
 
 def test_a_convolution_needs_a_width():
-    refused("width must be at least 1, got 0", mixers=(("conv", {"width": 0}),))
+    for width in (0, 2.0):
+        message = f"a convolution: width must be a whole number above 0, got {width}"
+        refused(message, mixers=(("conv", {"width": width}),))
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_an_mlp_needs_a_ratio_that_leaves_it_a_width(name):
+    for ratio in (0, -1, 0.01):
+        message = f"an MLP of ratio={ratio}: width must be a whole number above 0, got "
+        refused(message, mlp=(name, {"ratio": ratio}))
 
 
 def test_positions_refuse_widths_they_cannot_pair():
@@ -552,6 +577,29 @@ def test_dropout_is_drawn_by_its_own_generator_and_only_in_training():
     same(torch.get_rng_state(), before, atol=0)
     same(one, again, atol=0)
     assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("spec", [BASE, ENCODER, SEQ2SEQ])
+def test_a_model_draws_its_weights_once_all_of_them(spec, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(models, "initialise", lambda model: drawn.append(parameters(model)))
+    model = build(spec)
+    assert drawn == [parameters(model)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_evaluated_without_dropout_and_gradients_and_left_as_it_was(training):
+    model, ids = build(BASE.but(dropout=0.5), seed=0).train(training), torch.randint(256, (2, 9))
+    with evaluating(model):
+        logits = model(ids)
+        same(model(ids), logits, atol=0)
+        assert not logits.requires_grad
+    assert model.training == training
+    assert model(ids).requires_grad
+    with pytest.raises(ValueError, match="ids must"), evaluating(model):
+        model(ids - 256)
+    assert model.training == training
+    assert torch.is_grad_enabled()
 
 
 def test_dropout_keeps_the_mean():

@@ -164,6 +164,11 @@ def test_swiglu_computes_its_formula():
     same(mlp(x), (gate * gate.sigmoid() * up) @ mlp.out.weight.T)
 
 
+@pytest.mark.parametrize("name", MLPS)
+def test_an_mlp_is_as_wide_as_its_ratio_rounded(name):
+    assert MLPS[name](6, ratio=1.75).out.in_features == 10
+
+
 @pytest.mark.parametrize(("ratio", "squares"), [(4, 12), (8 / 3, 8)])
 def test_both_hidden_sizes_of_swiglu_have_the_parameters_they_are_known_for(ratio, squares):
     assert parameters(MLPS["swiglu"](768, ratio=ratio)) == squares * 768**2
@@ -344,6 +349,12 @@ def test_bidirectional_attention_computes_its_formula():
     y, state = mixer(x)
     same(y[0], torch.cat(heads, dim=1) @ mixer.out.weight.T)
     assert state is None
+    same(mixer.weights(x)[0] @ split(v), split(torch.cat(heads, dim=1)))
+
+
+def split(x):
+    """(T,6) -> two heads (2,T,3)."""
+    return x.unflatten(-1, (2, 3)).transpose(0, 1)
 
 
 def test_cross_attention_computes_its_formula_and_keeps_the_memory():
@@ -361,9 +372,11 @@ def test_cross_attention_computes_its_formula_and_keeps_the_memory():
     same(y[0], torch.cat(heads, dim=1) @ cross.out.weight.T)
     assert state is read
     assert read.k.shape == (1, 2, 7, 3)
+    same(cross.weights(x, read)[0] @ split(v), split(torch.cat(heads, dim=1)))
     seen = torch.arange(7) < 4
-    y, _ = cross(x, cross.read(memory, seen[None, None, None]))
-    same(y, cross(x, cross.read(memory[:, :4]))[0])
+    read, shorter = cross.read(memory, seen[None, None, None]), cross.read(memory[:, :4])
+    same(cross(x, read)[0], cross(x, shorter)[0])
+    same(cross.weights(x, read), F.pad(cross.weights(x, shorter), (0, 3)))
 
 
 def test_linear_attention_computes_its_formula():
@@ -562,6 +575,22 @@ def graph(y):
         names.add(type(node).__name__)
         todo += [before for before, _ in node.next_functions if before]
     return " ".join(names)
+
+
+@pytest.mark.parametrize(
+    ("attention", "positions"),
+    [(SoftmaxAttention, Relative), (mixers.BidirectionalAttention, BidirectionalRelative)],
+)
+def test_weights_of_attention_whose_queries_are_all_zero_are_those_of_the_distances(
+    attention, positions
+):
+    positions = positions(8, heads=2, buckets=8, distance=20)
+    mixer = attention(8, positions, heads=2)
+    nn.init.zeros_(mixer.qkv.weight)
+    scores = positions.bias(2, 5, 5)
+    if attention is SoftmaxAttention:
+        scores = scores.masked_fill(~kernels.band(5, 5), float("-inf"))
+    same(mixer.weights(torch.randn(1, 5, 8))[0], scores.softmax(dim=-1), atol=1e-6)
 
 
 def test_sinks_and_tiles_are_refused_where_positions_weigh_distances():
