@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import __version__, bench, checkpoint, devices, evaluate, probes, replies, sample
-from .data import corpus_names, write_whole
+from . import __version__, bench, checkpoint, devices, evaluate, objectives, probes, replies, sample
+from .data import corpus_names, known_forms, write_whole
 from .layers import choose
 from .models import parameters
 from .presets import PRESETS, name_of
@@ -93,7 +93,7 @@ def do_doctor(args):
         offers = ", ".join(device["precisions"])
         lines.append(f"{device['name']}: {device['label']}")
         lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
-    lines.append(f"corpora: {', '.join(facts['corpora'])}, any file or folder by path")
+    lines.append(f"corpora: {known_forms()}")
     show(args, facts, "\n".join(lines))
 
 
@@ -109,8 +109,9 @@ def do_presets(args):
     facts = {}
     for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
         window = min(args.window, spec.context or args.window)
-        found = probes.costs(spec, window, args.batch)
-        sizes = {"window": window, "batch": args.batch}
+        rows = args.batch * max(1, args.window // max(1, window))  # as the trainer has it
+        found = probes.costs(spec, window, rows)
+        sizes = {"window": window, "batch": rows}
         facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
     show(args, facts, costs_table(facts, args.batch))
 
@@ -124,9 +125,9 @@ def costs_table(facts, batch) -> str:
         "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
     ]
     return "\n".join(text) + (
-        f"\n\nOne row of `window` ids, {batch} to train. FLOPs of a forward pass, with the hidden "
-        "half of attention, without elementwise work; training takes three times as many. Memory "
-        "in float32, with AdamW."
+        "\n\nFLOPs of a forward pass over `window` ids, the hidden half of attention included and\n"
+        "elementwise work left out; training takes three times as many. Memory to train is that\n"
+        f"in float32 with AdamW, where a step reads as much as {batch} of the longest windows hold."
     )
 
 
@@ -155,7 +156,7 @@ def scaled(number, step, units) -> str:
 def add_train(commands):
     made = command(commands, do_train)
     made.add_argument("--model", default="qllk-2", help=f"one of {', '.join(PRESETS)}")
-    made.add_argument("--corpus", default="stdlib", help="a name, a file, a folder, or task:NAME")
+    made.add_argument("--corpus", default="stdlib", help=f"{known_forms()}; or task:NAME")
     made.add_argument("--minutes", type=float, help="train so long, instead of --steps")
     made.add_argument("--dropout", type=float, help="instead of the preset's")
     made.add_argument("--save", type=Path, help="keep a checkpoint here")
@@ -175,16 +176,17 @@ def add_recipe(made, leave_out=("seconds",)):
     for field in fields(Recipe):
         if field.name in leave_out:
             continue
-        option = f"--{field.name.replace('_', '-')}"
+        option, meaning = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if field.name == "precision":
-            group.add_argument(option, default="auto", help="auto: the fastest in a short test")
+            group.add_argument(option, default="auto", help=f"auto: the fastest; {meaning}")
         elif field.type == "bool":
-            group.add_argument(option, action="store_true", help=" ")
+            group.add_argument(option, action="store_true", help=meaning)
         elif field.name == "lr":
-            group.add_argument(option, type=float, help=f"{field.default:g}, or the preset's own")
+            meaning = f"{meaning}; {field.default:g}, or the preset's own"
+            group.add_argument(option, type=float, help=meaning)
         else:
             kind = {"int": int, "float": float}.get(field.type, str)
-            group.add_argument(option, type=kind, default=field.default, help=" ")
+            group.add_argument(option, type=kind, default=field.default, help=meaning)
 
 
 def recipe_of(args, **changes) -> Recipe:
@@ -201,11 +203,14 @@ def do_train(args):
     """Train a model on a corpus and judge it on the whole held-out split."""
     if args.resume:
         trainer = checkpoint.load(args.resume)
+        if trainer.progress >= 1.0:
+            print(f"its {trainer.step:,} steps are all done; it is judged again", file=sys.stderr)
     else:
         spec = choose(PRESETS, args.model, "preset")
         spec = spec if args.dropout is None else spec.but(dropout=args.dropout)
-        seconds = args.minutes and args.minutes * 60
-        trainer = Trainer(spec, find(args.corpus), recipe_of(args, seconds=seconds))
+        recipe = recipe_of(args, seconds=args.minutes and args.minutes * 60)
+        corpus = find(args.corpus)
+        trainer = Trainer(objectives.fitted(spec, recipe.window, corpus.tokenizer), corpus, recipe)
     report = {
         "model": name_of(trainer.spec) if args.resume else args.model,
         "asked_for": asked_for(trainer),
@@ -254,6 +259,8 @@ def find(name):
 def run(trainer, args, report):
     """Every step, with a progress bar, samples at their time, and checkpoints."""
     due = sorted(60.0 * minutes for minutes in args.sample_at)
+    if due:
+        write(trainer, args.prompt, 1)  # a prompt that cannot be read is told now, not at the end
     saved = time.monotonic()
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
     try:
@@ -267,7 +274,8 @@ def run(trainer, args, report):
             if record.valid_nats is not None:
                 report["curve"].append([round(trainer.seconds, 2), record.valid_nats])
             while due and trainer.seconds >= due[0]:
-                report["samples"].append([due.pop(0), write(trainer, args.prompt)])
+                due.pop(0)
+                report["samples"].append([trainer.seconds, write(trainer, args.prompt)])
             if args.save and time.monotonic() - saved > args.save_every:
                 checkpoint.save(trainer, args.save)
                 saved = time.monotonic()
@@ -275,11 +283,13 @@ def run(trainer, args, report):
         bar.close()
         if args.save:
             checkpoint.save(trainer, args.save)
-    report["samples"] += [[seconds, write(trainer, args.prompt)] for seconds in due]
+    if due:
+        report["samples"].append([trainer.seconds, write(trainer, args.prompt)])
 
 
 def write(trainer, prompt, length=400):
-    return "".join(replies.reply(trainer, prompt, length))
+    _, given, made = replies.reply(trainer, prompt, length)
+    return given + made
 
 
 def summary(report) -> str:
@@ -294,7 +304,7 @@ def summary(report) -> str:
         f"floors in bits per byte: {floors}",
     ]
     for seconds, text in report["samples"]:
-        lines += [f"--- after {seconds / 60:g} minutes ---", text]
+        lines += [f"--- after {seconds:.1f} seconds of training ---", text]
     return "\n".join(lines)
 
 
@@ -305,7 +315,7 @@ def add_sample(commands):
     made = command(commands, do_sample)
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--prompt", default="\n")
-    made.add_argument("--length", type=int, default=500, help="bytes to write")
+    made.add_argument("--length", type=int, default=500, help="ids, as far as the model counts")
     made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     made.add_argument("--top-k", type=int)
     made.add_argument("--top-p", type=float)
@@ -313,15 +323,21 @@ def add_sample(commands):
         "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats"
     )
     made.add_argument("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
-    made.add_argument("--ahead", type=int, default=4, help="bytes the draft guesses at a time")
+    made.add_argument("--ahead", type=int, default=4, help="ids the draft guesses at a time")
     made.add_argument("--seed", type=int)
 
 
 def do_sample(args):
     """Write on from a prompt with a trained model, one byte at a time."""
     model, tokenizer = checkpoint.load_model(args.checkpoint)
+    if model.spec.family != "decoder":
+        raise ValueError(
+            f"{str(args.checkpoint)!r} holds an {model.spec.family}, which does not write on from "
+            "a prompt; `python -m qllk train --sample-at` shows what it makes of a text"
+        )
     prompt = sample.encoded(model, args.prompt, tokenizer)
-    ids = sample.first(stream(args, model, prompt, tokenizer), args.length)
+    length = sample.reach(model, prompt, args.length)
+    ids = sample.first(stream(args, model, prompt, tokenizer), length)
     for chosen in chain(prompt.T, ids):
         sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
@@ -340,7 +356,12 @@ def stream(args, model, prompt, tokenizer):
             "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
             "time, and a penalty changes after each; leave one out"
         )
-    draft, _ = checkpoint.load_model(args.draft)
+    draft, theirs = checkpoint.load_model(args.draft)
+    if theirs != tokenizer:
+        raise ValueError(
+            f"{str(args.draft)!r} was trained on other ids than {str(args.checkpoint)!r}: a draft "
+            "needs the tokenizer of the model that it guesses for"
+        )
     weigh = sample.within(sample.chances(*how), tokenizer)
     return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
 
@@ -350,7 +371,7 @@ def stream(args, model, prompt, tokenizer):
 
 def add_bench(commands):
     made = command(commands, do_bench)
-    made.add_argument("--corpus", default="stdlib", help="a name, a file or a folder")
+    made.add_argument("--corpus", default="stdlib", help=known_forms())
     made.add_argument("--seconds", type=float, nargs="+", default=[100.0], help="of one core")
     made.add_argument("--entries", nargs="+", default=list(bench.RACE), metavar="NAME")
     made.add_argument("--lrs", type=float, nargs="+", default=bench.LEARNING_RATES, metavar="LR")

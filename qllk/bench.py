@@ -297,7 +297,7 @@ def draw_curves(axes, curves: dict, floors: dict[str, float]) -> None:
     for label, points in curves.items():
         bits = [nats / evaluate.LN2 for _, nats in points]
         axes.plot([seconds for seconds, _ in points], bits, marker=".", label=label)
-        top = max(top, *bits)
+        top = max([top, *bits])
     for name, bits in merged(floors).items():
         if bits < top:
             axes.axhline(bits, color="0.75", linewidth=0.8, zorder=0)

@@ -137,9 +137,16 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     elif path.is_dir() and str(name):  # Path("") would be the folder one happens to stand in
         found, name = _from_folder(path), path.resolve()
     else:
-        known = ", ".join(corpus_names())
-        raise FileNotFoundError(f"no corpus {str(name)!r}: give a file, a folder or one of {known}")
+        raise FileNotFoundError(f"no corpus {str(name)!r}: give {known_forms()}")
     return replace(found, source=str(name))
+
+
+def known_forms() -> str:
+    """What `corpus` understands, for people."""
+    return (
+        f"a file, a folder or one of {', '.join(corpus_names())}; before it, if it shall not come "
+        "as bytes, 'characters:', 'bpe-1024:' or the path of a tokenizer.json and a colon"
+    )
 
 
 def corpus_names() -> list[str]:
@@ -204,6 +211,8 @@ def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
     both splits, so that there is an id for every character.
     """
     if kind.endswith(".json"):
+        if not Path(kind).is_file():
+            raise FileNotFoundError(f"no tokenizer at {kind!r}; give a tokenizer.json's path")
         return Adapter.of(kind)
     path = cache_folder() / f"{kind}-{key}.json"
     if not path.exists():

@@ -272,6 +272,13 @@ ASKED = {
 }
 
 
+def fitted(spec, window: int, tokenizer):
+    """The spec with a vocabulary large enough to be asked about windows of a text in these ids."""
+    window = min(window, spec.context or window)
+    needed = vocabulary(spec.family, window, tokenizer.vocab_size)
+    return spec.but(vocab_size=max(spec.vocab_size, needed))
+
+
 def vocabulary(family: str, T: int, vocab_size=256) -> int:
     """How many ids a model must know to be asked: the ordinary ones, and what its family adds."""
     if family == "encoder-decoder":

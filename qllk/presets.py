@@ -165,5 +165,8 @@ PRESETS = {
 
 
 def name_of(spec: Spec) -> str:
-    """What a spec is called, if it is one of the presets."""
-    return next((name for name, preset in PRESETS.items() if preset == spec), "a spec of your own")
+    """What a spec is called, if it is one of the presets, whatever its vocabulary."""
+    for name, preset in PRESETS.items():
+        if preset.but(vocab_size=spec.vocab_size) == spec:
+            return name
+    return "a spec of your own"

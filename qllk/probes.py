@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import ExitStack
 from functools import partial
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from . import measure, objectives, optim
 from .mixers import Attention, Source
 from .models import Seq2Seq, build, evaluating, parameters
-from .patching import PatchPath, PatchState
+from .patching import PatchState
 from .spec import Spec, positive
 
 
@@ -142,7 +143,7 @@ def _memories(state, clock):
         for part in state:
             yield from _memories(part, clock)
     elif not isinstance(state, Source | None):
-        raise ValueError(f"a layer's state must say its kind; got an {type(state).__name__}")
+        raise ValueError(f"a layer's state must say its kind; got {type(state).__name__}")
 
 
 def _rms(state) -> float:
@@ -215,10 +216,12 @@ def _state_growth(model, *source) -> tuple[int, float]:
     """What of a state is always there, and what each token adds, in bytes.
 
     From both halves of a text that goes on after all windows are full, as far as the context
-    allows: what fills up in the first half is constant.
+    allows: what fills up in the first half is constant. Both end where patches end, if they can.
     """
-    half = max(FAR, _reach(model))
+    clock = _clock(model)
+    half = max(FAR, _reach(model)) + clock
     half = min(half, (model.spec.context or 2 * half) // 2)
+    half = half // clock * clock or half
     ids = torch.zeros(1, half, dtype=torch.long)
     _, state = model.run(ids, model.read(*source) if source else None)
     first, second = state_bytes(state), state_bytes(model.run(ids, state)[1])
@@ -229,4 +232,9 @@ def _reach(module) -> int:
     """After how many tokens every window inside is full; on patches a step takes R of them."""
     own = (getattr(module, "window", None) or 0) + getattr(module, "sinks", 0)
     inside = max(map(_reach, module.children()), default=0)
-    return max(own, inside * module.size if isinstance(module, PatchPath) else inside)
+    return max(own, inside * getattr(module, "size", 1))
+
+
+def _clock(module) -> int:
+    """How many tokens there are from one end of all patches inside to the next."""
+    return getattr(module, "size", 1) * math.lcm(*map(_clock, module.children()))

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .spec import known_fields, positive
+
+
+def option(default, meaning: str):
+    """A field with its meaning, which the command line shows."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
@@ -20,25 +25,25 @@ class Recipe:
     Raises   ValueError naming the field that makes no sense
     """
 
-    steps: int = 2000
+    steps: int = option(2000, "updates")
     seconds: float | None = None
-    batch: int = 4  # windows per step
-    window: int = 1024  # ids; a model that reads fewer at once gets each in several rows
-    accumulate: int = 1  # a step's rows are worked through in this many parts
-    recompute: int = 0  # blocks of which autograd keeps only the first input; 0 keeps all
-    optimizer: str = "adamw"  # or adamw-bfloat16, lion, lion-bfloat16
-    lr: float = 6e-3  # the peak
-    final_lr: float = 0.02  # share of the peak at the end
-    warmup: float = 0.15  # share of the run, so that a slow model is not warmed up for longer
-    weight_decay: float = 0.1
-    clip: float = 1.0  # largest norm of the gradient
-    precision: str = "float32"
-    matmul: str = "native"  # or float8 where the hardware has it, float8-simulated anywhere
-    device: str = "cpu"
-    compile: bool = False
-    seed: int = 0
-    validate_every: int = 200  # steps
-    validate_bytes: int = 1 << 16  # of the held-out split, for the curve; reports use all of it
+    batch: int = option(4, "windows per step")
+    window: int = option(1024, "ids; a model that reads fewer at once gets each in several rows")
+    accumulate: int = option(1, "a step's rows are worked through in this many parts")
+    recompute: int = option(0, "blocks of which autograd keeps only the first input; 0 keeps all")
+    optimizer: str = option("adamw", "or adamw-bfloat16, lion, lion-bfloat16")
+    lr: float = option(6e-3, "the peak")
+    final_lr: float = option(0.02, "share of the peak at the end")
+    warmup: float = option(0.15, "share of the run: a slow model is not warmed up for longer")
+    weight_decay: float = option(0.1, "of matrices")
+    clip: float = option(1.0, "largest norm of the gradient")
+    precision: str = option("float32", "or bfloat16, float16")
+    matmul: str = option("native", "or float8 where the hardware has it, float8-simulated anywhere")
+    device: str = option("cpu", "or cuda, cuda:1, mps")
+    compile: bool = option(False, "through torch.compile")
+    seed: int = option(0, "of weights, windows and masks")
+    validate_every: int = option(200, "steps")
+    validate_bytes: int = option(1 << 16, "of the held-out split, for the curve; reports use all")
 
     def __post_init__(self):
         whole = ("steps", "batch", "window", "accumulate", "validate_every", "validate_bytes")

@@ -13,12 +13,13 @@ import torch
 from .data import draw_windows
 from .models import evaluating
 from .objectives import IGNORED
-from .sample import generate, greedy, sampler, stream
+from .sample import encoded, generate, greedy, reach, sampler, stream
 
 
 class Reply(NamedTuple):
     """What a model was given, and what it made of it."""
 
+    title: str
     given: str
     made: str
 
@@ -44,12 +45,11 @@ def reply(trainer, prompt: str, length: int, seed=0) -> Reply:
 
 
 def continued(trainer, prompt, length, seed):
-    tokenizer, context = trainer.corpus.tokenizer, trainer.spec.context
-    if context:
-        length = max(0, min(length, context - len(tokenizer.encode(prompt))))
+    model, tokenizer = trainer.model, trainer.corpus.tokenizer
+    length = reach(model, encoded(model, prompt, tokenizer), length)
     pick = sampler(temperature=0.8, seed=seed)
-    made = generate(trainer.model, prompt, length, pick, tokenizer)
-    return Reply(prompt, made.decode(errors="replace"))
+    made = generate(model, prompt, length, pick, tokenizer)
+    return Reply("what the model writes", prompt, made.decode(errors="replace"))
 
 
 def filled(trainer, batch):
@@ -58,7 +58,7 @@ def filled(trainer, batch):
     guesses = trainer.model(ids)[..., : tokenizer.vocab_size].argmax(dim=-1)
     rows = torch.where(hidden, tokenizer.vocab_size, ids), torch.where(hidden, guesses, ids)
     given, made = (spelled(row[0].tolist(), tokenizer) for row in rows)
-    return Reply(f"{given}\n\n", made)
+    return Reply("held-out text with gaps (▁), then as the model fills it", f"{given}\n\n", made)
 
 
 def answered(trainer, batch):
@@ -66,6 +66,7 @@ def answered(trainer, batch):
     ids = stream(trainer.model, start[:, :1], greedy, trainer.model.read(source))
     made = [id.item() for id in islice(ids, start.shape[1])]
     return Reply(
+        "held-out text with spans taken out (⟨0⟩), then what the model puts there",
         f"{spelled(source[0].tolist(), tokenizer)}\n\n",
         spelled(made, tokenizer),
     )

@@ -40,8 +40,8 @@ def generate(model, prompt: bytes | str, length: int, pick=None, tokenizer=None)
 
     Ids are bytes unless another `tokenizer` is given, a `tokens.Tokenizer`.
 
-    Raises   ValueError when the prompt is empty, the length negative, or the tokenizer not the
-             model's
+    Raises   ValueError when the prompt is empty, the length negative, or the tokenizer has ids that
+             the model has not
     """
     tokenizer = tokenizer or Bytes()
     pick = within(pick or greedy, tokenizer)
@@ -64,6 +64,12 @@ def encoded(model, prompt, tokenizer):
     if not ids:
         raise ValueError("the prompt is empty; give at least one byte, for example a line end")
     return torch.tensor([ids], device=next(model.parameters()).device)
+
+
+def reach(model, prompt, length: int) -> int:
+    """How many of `length` ids the model can write: learned positions end somewhere."""
+    context = model.spec.context
+    return min(length, max(0, context - prompt.shape[1])) if context else length
 
 
 def first(ids, length: int):

@@ -87,8 +87,8 @@ class Trainer:
         if spec.vocab_size < needed:
             raise ValueError(
                 f"on {self.corpus.name!r}, of {ids} different ids, with a window of {self.window} "
-                f"this {spec.family} must know {needed} ids, and it knows {spec.vocab_size}; "
-                "change its vocab_size, or take a text in fewer ids: 'characters:shakespeare'"
+                f"this {spec.family} must know {needed} ids, and it knows {spec.vocab_size}; take "
+                "`objectives.fitted(spec, window, corpus.tokenizer)`, or a text in fewer ids"
             )
 
     def _optimizer(self):

@@ -53,7 +53,7 @@ def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     assert head.split()[:3] == ["model", "parameters", "FLOPs/token"]
     first, second, *_ = (" ".join(row.split()) for row in rows)
     assert first == "qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024"
-    assert second == "bert-nano 237,569 696.4 K - - 22.0 MiB 256"
+    assert second == "bert-nano 237,569 696.4 K - - 77.1 MiB 256"
     assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
     assert "4 to train" in note
     assert "three times as many" in note
@@ -192,12 +192,14 @@ def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
     code, out, _ = run(capsysbinary, line)
     assert code == 0
     assert re.search(rf"held out, all [0-9]+ {asked}: [0-9.]+ nats", out)
-    assert "\n\n" in out.split("after 0 minutes")[1], "what was given stands above what was made"
+    assert "\n\n" in out.split("seconds of training ---")[1], (
+        "what was given stands above what was made"
+    )
     code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
     assert out.startswith(f"{model}, ")
     code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'}")
     assert code == 1
-    assert {"bert-nano": "cannot read on", "t5-nano": "model.read(source)"}[model] in err
+    assert "which does not write on from a prompt; `python -m qllk train" in err
 
 
 def test_other_ids_than_bytes_are_trained_on_and_written(capsysbinary, tmp_path, monkeypatch):
@@ -214,10 +216,54 @@ def test_other_ids_than_bytes_are_trained_on_and_written(capsysbinary, tmp_path,
     assert "character 'A' is not among" in err
 
 
+def test_a_plot_of_a_run_that_never_validated_is_drawn(capsysbinary, tmp_path, text):
+    line = f"train --model qllk-2-nano --corpus {text} {TINY} --validate-every 99"
+    assert run(capsysbinary, f"{line} --plot {tmp_path / 'curve.png'}")[0] == 0
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_prompt_that_cannot_be_read_is_told_before_training(capsysbinary, text):
+    line = f"train --model qllk-2-nano --corpus {text} --steps 100000 --window 32 --sample-at 5 --prompt="
+    code, _, err = run(capsysbinary, line)
+    assert code == 1
+    assert "the prompt is empty" in err
+
+
+def test_a_model_writes_as_far_as_it_counts(capsysbinary, tmp_path, text):
+    line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
+    assert run(capsysbinary, line)[0] == 0
+    code, out, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt {'a' * 60}")
+    assert (code, err) == (0, "")
+    assert out.startswith("a" * 60)
+
+
+def test_a_draft_of_other_ids_is_refused(capsysbinary, tmp_path, text):
+    for kind in ("", "characters:"):
+        name = kind.strip(":") or "bytes"
+        line = f"train --model qllk-2-nano --corpus {kind}{text} {TINY} --save {tmp_path / name}"
+        assert run(capsysbinary, line)[0] == 0
+    code, _, err = run(
+        capsysbinary, f"sample {tmp_path / 'bytes'} --draft {tmp_path / 'characters'}"
+    )
+    assert code == 1
+    assert "was trained on other ids than" in err
+
+
+def test_every_option_of_a_recipe_says_what_it_means(capsys):
+    for command in ("train", "bench"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        words = " ".join(capsys.readouterr().out.split())
+        assert "--optimizer OPTIMIZER or adamw-bfloat16, lion" in words
+        assert "largest norm of the gradient (default: 1.0)" in words
+    assert "--seed SEED" not in words  # a race sets its own
+
+
 def test_samples_are_taken_at_their_time(capsysbinary, text):
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --sample-at 0 1000 --json"
     _, out, _ = run(capsysbinary, line)
-    assert [seconds for seconds, _ in json.loads(out)["samples"]] == [0, 60000]
+    (first, _), (last, _) = json.loads(out)["samples"]
+    assert 0 < first < last == json.loads(out)["seconds"]
 
 
 def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text):

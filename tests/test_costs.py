@@ -104,6 +104,23 @@ def test_a_state_stops_growing_at_its_window_however_wide_it_is(window, place):
     assert found.state_bytes == 4 * (2 * 8 * (window - 1 + 40) + paths)
 
 
+def test_a_cache_on_patches_of_any_size_grows_by_its_share_of_a_token():
+    folded = ("folded", {"size": 5, "mixer": ("softmax", {"heads": 1})})
+    patch = Patch(size=3, d_model=8, layers=1, mixers=(folded,), after=0)
+    conv = ("conv", {"width": 1})
+    found = probes.costs(Spec(d_model=8, layers=1, mixers=(conv,), patch=patch), 16, 1)
+    assert found.state_bytes_per_token == 4 * 2 * 8 / (3 * 5)
+    assert found.state_bytes == 4 * 8 * ((2 * 5 - 1) + (2 * 3 - 1))
+
+
+def test_a_context_of_a_single_patch_is_measured_as_far_as_it_goes():
+    patch = Patch(size=8, d_model=8, layers=1, mixers=(("cumsum", {}),), after=0)
+    fields = {"positions": "learned", "context": 8, "patch": patch}
+    conv = ("conv", {"width": 1})
+    found = probes.costs(Spec(d_model=8, layers=1, mixers=(conv,), **fields), 8, 1)
+    assert found.state_bytes + 8 * found.state_bytes_per_token == 4 * 8 * (2 * 8 - 1 + 1)
+
+
 def test_an_encoder_has_no_state(costs):
     assert costs["bert-base"].state_bytes is None
     assert costs["bert-base"].state_bytes_per_token is None

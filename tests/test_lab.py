@@ -17,9 +17,9 @@ from qllk.lab import panels, run, svg
 from qllk.lab.history import History, Point
 from qllk.lab.run import Note, Run
 from qllk.lab.view import view
-from qllk.objectives import vocabulary
 from qllk.presets import PRESETS
 from qllk.recipe import Recipe
+from qllk.replies import Reply
 from qllk.tasks import task
 from qllk.train import Diverged, Trainer
 
@@ -433,7 +433,7 @@ def test_a_view_is_drawn_from_plain_data_and_escaped():
         model=nasty,
         corpus=nasty,
         doing=nasty,
-        sample=(3, "import ", f"{nasty}\x00\x1b\ufffd\tend"),
+        sample=(3, Reply("it writes", "import ", f"{nasty}\x00\x1b\ufffd\tend")),
         notes=[Note(1, nasty, bad=True)],
         marks=[(1, nasty)],
         floors={nasty: 2.0},
@@ -487,7 +487,7 @@ def test_the_panel_offers_every_preset_and_everything_this_machine_can_do(panel)
     "spec", TINY.values(), ids=TINY
 )  # each preset small, as a learner would run it
 def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
-    monkeypatch.setitem(PRESETS, "small", at_home(spec))
+    monkeypatch.setitem(PRESETS, "small", spec)
     sizes = {"window": 64, "batch": 1, "validate_every": 2, "validate_bytes": 128}
     panel = panels.lab("test", model="small", corpus=CORPUS.source, **sizes)
     panel.advance(2)
@@ -502,19 +502,19 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
     assert "q-bad" not in panel.outputs["notes"].value
 
 
-def at_home(spec):
-    """The tiny spec with the vocabulary that its family must know."""
-    return spec.but(vocab_size=max(spec.vocab_size, vocabulary(spec.family, 64)))
-
-
-@pytest.mark.parametrize("name", ["swa-mla-xl", "randygpt-0.3"])
-def test_a_preset_that_cannot_be_trained_here_says_why(name, monkeypatch):
+def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
-    panel = panels.lab("test", model=name, corpus=CORPUS.source)
+    panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
     panel.start()
-    said = {"swa-mla-xl": "and cpu has 8.0", "randygpt-0.3": "must know 256 ids, and it knows 67"}
-    says(panel, "notes", said[name])
+    says(panel, "notes", "and cpu has 8.0")
     says(panel, "status", ">failed<")
+
+
+def test_a_preset_is_given_the_vocabulary_that_the_text_asks_for():
+    panel = panels.lab("test", model="randygpt-0.3", corpus=CORPUS.source, window=64, batch=1)
+    panel.advance(1)
+    assert panel.run.trainer.spec.vocab_size == 256
+    says(panel, "status", "randygpt-0.3 on copy")
 
 
 def test_a_sample_that_cannot_be_written_is_noted_and_training_goes_on(panel, monkeypatch):

@@ -706,7 +706,7 @@ def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
     class Unknown(NamedTuple):
         S: torch.Tensor
 
-    with pytest.raises(ValueError, match="a layer's state must say its kind; got an Unknown"):
+    with pytest.raises(ValueError, match="a layer's state must say its kind; got Unknown"):
         state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
 
 

@@ -12,6 +12,7 @@ import time
 import ipywidgets as widgets
 
 from .. import checkpoint, data, devices
+from ..objectives import fitted
 from ..presets import PRESETS
 from ..recipe import Recipe, peak_lr
 from ..tasks import TASKS
@@ -325,5 +326,6 @@ def build_trainer(chosen: dict, recipe: Recipe) -> Trainer:
     Raises   ValueError, FileNotFoundError, ConnectionError for choices that cannot work
     """
     chosen = dict(chosen)
-    model, source = chosen.pop("model"), chosen.pop("corpus")
-    return Trainer(model, checkpoint.find_corpus(source), Recipe(**{**vars(recipe), **chosen}))
+    spec, source = PRESETS[chosen.pop("model")], chosen.pop("corpus")
+    recipe, corpus = Recipe(**{**vars(recipe), **chosen}), checkpoint.find_corpus(source)
+    return Trainer(fitted(spec, recipe.window, corpus.tokenizer), corpus, recipe)

@@ -362,9 +362,9 @@ class Run:
         trainer, start = self.trainer, time.monotonic()
         with self._excused("no sample"):
             prompt = PROMPTS.get(trainer.corpus.source, "\n")
-            given, made = reply(trainer, prompt, SAMPLE_BYTES, trainer.step)
+            shown = reply(trainer, prompt, SAMPLE_BYTES, trainer.step)
             with self._changed:
-                self._sample = trainer.step, given, made
+                self._sample = trainer.step, shown
                 self.version += 1
         spent = time.monotonic() - start
         pause = min(spent / SAMPLE_SHARE, SAMPLE_SECONDS_MOST)

@@ -87,9 +87,9 @@ def no_states(now: Snapshot) -> str:
 def sample(now: Snapshot) -> str:
     if not now.sample:
         return box("what the model writes", '<pre class="q-empty">nothing yet</pre>')
-    step, prompt, text = now.sample
-    body = f"<pre><i>{escape(visible(prompt))}</i>{escape(visible(text))}</pre>"
-    return box(f"what the model writes, at step {step:,}", body)
+    step, (title, given, made) = now.sample
+    body = f"<pre><i>{escape(visible(given))}</i>{escape(visible(made))}</pre>"
+    return box(f"{title}, at step {step:,}", body)
 
 
 def visible(text: str) -> str:
