@@ -13,7 +13,6 @@ import contextlib
 import copy
 import math
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -21,17 +20,15 @@ from dataclasses import asdict
 
 import torch
 
-from . import devices, evaluate, float8, objectives, optim, probes
+from . import devices, evaluate, float8, objectives, optim, probes, resume
 from .data import Corpus, draw_windows
 from .layers import Dropout
 from .models import Stack, build, evaluating
-from .recipe import COMMANDS, Recipe, Record, check_parts, check_range
+from .recipe import COMMANDS, Recipe, Record, check_parts
 from .spec import Spec
 
 PROBE_EVERY = 10  # steps between two looks at the states
 KEEP_EVERY = 100  # steps between two copies that a diverged run can go back to
-# A resumed run may differ in these.
-FREE = ("device", "precision", "matmul", "compile", "recompute")
 
 
 class Diverged(FloatingPointError):
@@ -408,8 +405,7 @@ class Trainer:
 
         Raises   ValueError when they come from another model, text or recipe, or are damaged
         """
-        self._check_facts(facts)
-        self._check_tensors(tensors)
+        resume.check(self, tensors, facts)
         names = [f"model.{name}" for name in self.model.state_dict()]
         self.model.load_state_dict({n.removeprefix("model."): tensors[n] for n in names})
         state: dict[int, dict] = {}
@@ -431,53 +427,6 @@ class Trainer:
         if self._scaler.is_enabled() and facts["scaler"]:
             self._scaler.load_state_dict(facts["scaler"])
         self._keep()
-
-    def _check_facts(self, facts):
-        try:
-            if Spec.from_json(facts["spec"]) != self.spec:
-                raise ValueError("it holds another model than this one")
-            if facts["corpus"]["fingerprint"] != self.corpus.fingerprint:
-                raise ValueError(
-                    f"it was trained on another text than {self.corpus.name!r} holds now; give the "
-                    "old text, or start a new run"
-                )
-            for name, value in asdict(Recipe.from_dict(facts["recipe"])).items():
-                mine = getattr(self.recipe, name)
-                if value != mine and name not in FREE:
-                    raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
-            for name in ("step", "bytes_seen"):
-                check_range(name, facts[name], int, 2**63 - 1)
-            check_range("seconds", facts["seconds"], int | float, sys.float_info.max)
-            COMMANDS["lr"](facts["lr"])
-            COMMANDS["batch"](facts["batch"])
-            for step, name, value in [
-                *facts["log"],
-                [0, "device", facts["device"]],
-                [0, "precision", facts["precision"]],
-            ]:
-                check_range("a step of the log", step, int, 2**63 - 1)
-                COMMANDS[name](value)
-            dict(facts["scaler"]), dict(facts["state_rms"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its facts are damaged: {type(error).__name__} {error}") from None
-
-    def _check_tensors(self, tensors):
-        expected = {f"model.{name}": p for name, p in self.model.state_dict().items()}
-        for index, fresh in enumerate(optim.fresh(self.optimizer)):
-            moments = {f"optimizer.{index}.{key}": like for key, like in fresh.items()}
-            if not moments.keys().isdisjoint(tensors):  # none before the first gradient
-                expected |= moments
-        if missing := sorted(set(expected) - set(tensors)):
-            raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-        if unknown := sorted(set(tensors) - set(expected)):
-            raise ValueError(f"tensor {unknown[0]!r} belongs to no part ({len(unknown)} in all)")
-        for name, like in expected.items():
-            got = tensors[name]
-            if got.shape != like.shape or got.dtype != like.dtype:
-                raise ValueError(
-                    f"tensor {name!r} is {tuple(got.shape)} {got.dtype}, expected "
-                    f"{tuple(like.shape)} {like.dtype}"
-                )
 
 
 def check_memory(what, device):

@@ -14,7 +14,7 @@ ORDER = [
     *["spec", "presets"],
     *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
     *["tokens", "data", "objectives", "tasks", "measure", "evaluate", "by_hand"],
-    *["devices", "float8", "optim", "probes", "recipe", "train"],
+    *["devices", "float8", "optim", "probes", "recipe", "resume", "train"],
     *["checkpoint", "sample", "replies", "bench", "__main__"],
     "lab",
 ]

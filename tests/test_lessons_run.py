@@ -42,9 +42,7 @@ SABOTAGES = {
     "key in the place of the query": Sabotage(
         "03", "kernels.py", "return q * sums, S", "return k * sums, S"
     ),
-    "a sum in half precision": Sabotage(
-        "04", "kernels.py", "    x = x.to(torch.promote_types(x.dtype, torch.float32))\n", ""
-    ),
+    "a sum in half precision": Sabotage("04", "kernels.py", "    (x,) = wide(x)\n", ""),
     "a patch that leaks": Sabotage(
         "05",
         "patching.py",
