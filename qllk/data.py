@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +27,16 @@ import torch
 import torch.nn.functional as F
 
 from .spec import positive
-from .tokens import BPE, Adapter, Bytes, Characters, Tokenizer, from_json
+from .tokens import (
+    BPE,
+    Adapter,
+    Bytes,
+    Characters,
+    Tokenizer,
+    from_json,
+    learn_merges,
+    learn_merges_fast,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "data" / "corpora.json"
@@ -217,7 +227,11 @@ def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
     path = cache_folder() / f"{kind}-{key}.json"
     if not path.exists():
         name, _, size = kind.partition("-")
-        made = BPE.train(train, int(size)) if name == "bpe" else Characters.train(train + valid)
+        if name == "characters":
+            made = Characters.train(train + valid)
+        else:  # both ways to learn give the same merges
+            learn = learn_merges_fast if find_spec("tokenizers") else learn_merges
+            made = BPE.train(train, int(size), learn=learn)
         write_whole(path, made.to_json().encode())
     return from_json(path.read_text())
 

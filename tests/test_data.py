@@ -213,6 +213,18 @@ def test_a_text_in_ids_is_found_again_from_anywhere_and_made_of_bytes(tmp_path, 
         corpus("bpe-270:characters:text.txt")
 
 
+def test_merges_are_the_same_with_and_without_the_library_that_is_faster(
+    tmp_path, cache, monkeypatch
+):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "verses.txt").write_bytes(VERSES)
+    fast = corpus(f"bpe-270:{tmp_path / 'verses.txt'}").tokenizer
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    monkeypatch.setattr(data, "learn_merges_fast", lambda *_: pytest.fail("not installed"))
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "other"))
+    assert corpus(f"bpe-270:{tmp_path / 'verses.txt'}").tokenizer == fast
+
+
 def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")

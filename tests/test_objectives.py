@@ -16,7 +16,7 @@ from qllk import data, objectives
 from qllk.__main__ import main
 from qllk.data import all_windows, corpus, documents, pack, shard
 from qllk.kernels import band, same_document, softmax_attention
-from qllk.models import checked_ids
+from qllk.models import build, checked_ids
 from qllk.objectives import (
     IGNORED,
     ask,
@@ -32,6 +32,7 @@ from qllk.objectives import (
     span_vocabulary,
     vocabulary,
 )
+from qllk.presets import PRESETS
 
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True)
 RATES = st.floats(0.01, 1.0)
@@ -488,6 +489,22 @@ def test_a_stream_can_be_shared_packed_and_asked_about(fake):
     ids, owners = next(pack(shard(documents(), 1, 2), 30))
     assert bytes(ids.numpy()) == b"document 1document 3document 5d"
     assert counted(next_token(ids[None], owners[None]).targets) == 27
+
+
+def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
+    fake()
+    model = build(PRESETS["gpt-nano"].but(d_model=16, layers=1), seed=0)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-2)
+    losses = []
+    for ids, owners in islice(pack(shard(documents(), 1, 2), 40), 40):
+        batch = next_token(ids[None], owners[None])
+        logits = model(*batch.inputs, documents=owners[None, :-1])
+        loss = byte_losses(logits, batch.targets).sum() / counted(batch.targets)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1.5 < losses[0]
 
 
 def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
