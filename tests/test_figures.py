@@ -72,6 +72,10 @@ def test_ticks_are_round_few_and_inside(low, high, log):
     assert len({words for _, words in found}) == len(found)
 
 
+def test_an_axis_on_which_all_is_zero_goes_to_one():
+    assert charts.scale([0.0, 0.0], log=False) == Scale(0.0, 1.05)
+
+
 def test_a_full_cell_is_the_largest_unless_given():
     assert HEAT.full == 2.0
     assert HEAT._replace(most=5.0).full == 5.0

@@ -69,7 +69,7 @@ def scale(values: list[float], log: bool) -> Scale:
     if log:
         return Scale(low / 1.2, max(high, low * 1.1) * 1.2, log=True)
     low = min(low, 0.0)
-    return Scale(low, low + 1.05 * max(high - low, 1e-12))
+    return Scale(low, low + 1.05 * ((high - low) or 1.0))
 
 
 def ticks(scale: Scale, most=6) -> list[tuple[float, str]]:
