@@ -108,10 +108,9 @@ def do_presets(args):
     """The models that have names, and what each costs to run and to train."""
     facts = {}
     for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
-        window = min(args.window, spec.context or args.window)
-        rows = args.batch * max(1, args.window // max(1, window))  # as the trainer has it
-        found = probes.costs(spec, window, rows)
-        sizes = {"window": window, "batch": rows}
+        rows, window = spec.cut(args.window)
+        sizes = {"window": window, "batch": args.batch * rows}
+        found = probes.costs(spec, **sizes)
         facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
     show(args, facts, costs_table(facts, args.batch))
 
@@ -244,9 +243,7 @@ def do_train(args):
 def asked_for(trainer):
     """What the loss is about, for people."""
     unit = "bytes" if trainer.corpus.bytes_per_id == 1 else "ids"
-    return {"encoder": f"hidden {unit}", "encoder-decoder": f"lost {unit}"}.get(
-        trainer.spec.family, unit
-    )
+    return f"{objectives.ASKED_FOR[trainer.spec.family]}{unit}"
 
 
 def find(name):
@@ -328,7 +325,7 @@ def add_sample(commands):
 
 
 def do_sample(args):
-    """Write on from a prompt with a trained model, one byte at a time."""
+    """Write on from a prompt with a trained model, one id at a time."""
     model, tokenizer = checkpoint.load_model(args.checkpoint)
     if model.spec.family != "decoder":
         raise ValueError(

@@ -29,6 +29,7 @@ from . import __version__, devices, evaluate
 from .checkpoint import find_corpus
 from .data import write_whole
 from .models import parameters
+from .objectives import ASKED_FOR
 from .presets import PRESETS
 from .recipe import Recipe
 from .spec import Spec, positive
@@ -237,9 +238,6 @@ def row(entry, seconds, results) -> dict:
     }
 
 
-ASKED_FOR = {"decoder": "", "encoder": ", hidden ids", "encoder-decoder": ", lost ids"}
-
-
 def table(rows) -> str:
     """The race as a Markdown table, best first within each budget."""
     lines = [
@@ -248,8 +246,9 @@ def table(rows) -> str:
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in sorted(rows, key=lambda r: (r["seconds"], r["mean_nats"])):
+        asked = ASKED_FOR[r["family"]] and f", {ASKED_FOR[r['family']]}ids"
         lines.append(
-            f"| {r['seconds']:g} | {r['entry']}{ASKED_FOR[r['family']]} "
+            f"| {r['seconds']:g} | {r['entry']}{asked} "
             f"| {r['parameters']:,} | {r['d_model']} "
             f"| {r['lr']:g} | {r['mean_nats']:.4f} | {r['spread']:.4f} "
             f"| {r['bits_per_byte']:.4f} | {r['bytes_per_second']:,.0f} |"

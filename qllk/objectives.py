@@ -261,6 +261,8 @@ def ask(family: str, ids, generator, vocab_size=256) -> Batch:
     return choose(ASKED, family, "family")(ids, generator, vocab_size)
 
 
+# What it says of the ids that it is asked for, for people.
+ASKED_FOR = {"decoder": "", "encoder": "hidden ", "encoder-decoder": "lost "}
 ASKED = {
     "decoder": lambda ids, generator, vocab_size: next_token(ids),
     "encoder": lambda ids, generator, vocab_size: masked(
@@ -274,8 +276,8 @@ ASKED = {
 
 def fitted(spec, window: int, tokenizer):
     """The spec with a vocabulary large enough to be asked about windows of a text in these ids."""
-    window = min(window, spec.context or window)
-    needed = vocabulary(spec.family, window, tokenizer.vocab_size)
+    _, T = spec.cut(window)
+    needed = vocabulary(spec.family, T, tokenizer.vocab_size)
     return spec.but(vocab_size=max(spec.vocab_size, needed))
 
 

@@ -67,8 +67,9 @@ class Recipe:
         return cls(**known_fields(cls, values))
 
 
-# Peaks for presets that the default, found for qllk-2, would throw out of step. Devlin 2018 for
-# bert-base, Brown 2020 (GPT-3, at the size of gpt2) for gpt2.
+# Peaks for presets that the default, found for qllk-2, would throw out of step: Devlin 2018 for
+# bert-base, Brown 2020 (GPT-3, at the size of gpt2) for gpt2, Raffel 2019 (the rate of its
+# fine-tuning) for t5-base; bert-nano's was found by trying.
 PEAK_LR = {"bert-nano": 1e-3, "bert-base": 1e-4, "gpt2": 6e-4, "t5-base": 1e-3}
 
 

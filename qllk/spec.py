@@ -129,6 +129,12 @@ class Spec:
         """This spec with some fields changed."""
         return replace(self, **changes)
 
+    def cut(self, window: int) -> tuple[int, int]:
+        """In how many rows a model reads a window of so many ids, and how many ids each row has."""
+        positive("Spec", window=window)
+        reads = min(window, self.context or window)
+        return window // reads, reads
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

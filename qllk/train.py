@@ -40,10 +40,12 @@ class Trainer:
 
         for record in Trainer("qllk-2-nano", corpus("stdlib"), Recipe(steps=500)): ...
 
-    Attributes  model, spec, recipe, corpus; step (done so far); seconds (spent in steps);
-                log: [step, name, value] of every command that acted
-    Raises      ValueError for a window longer than the corpus, an optimizer or matmul that there
-                is not, or a device this machine lacks
+    Attributes  model, spec, recipe, corpus; window (ids that the model reads at once); step (done
+                so far); seconds (spent in steps); log: [step, name, value] of every command that
+                acted
+    Raises      ValueError for a window longer than the corpus, a text of more ids than the model
+                knows, a model larger than the memory, an optimizer or matmul that there is not, or
+                a device this machine lacks
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Trainer:
         self.recipe = recipe
         self.device = devices.require(recipe.device, recipe.precision)
         self.precision = recipe.precision
-        check_memory(what, self.device)
-        model = build(what, seed=recipe.seed)
-        self.spec = model.spec
-        self.window = min(recipe.window, self.spec.context or recipe.window)
+        with torch.device("meta"):
+            plan = build(what)  # takes no memory: what must be refused is, before it is built
+        check_memory(plan, self.device)
+        self.spec = plan.spec
+        self.rows_per_window, self.window = self.spec.cut(recipe.window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
+        model = build(self.spec, seed=recipe.seed)
         self.model = float8.convert(
             model.to(self.device), recipe.matmul, device=self.device, precision=self.precision
         )
@@ -203,7 +207,7 @@ class Trainer:
     @property
     def rows(self) -> int:
         """Rows in a step: a model that reads no whole window gets each in several rows."""
-        return self.batch * max(1, self.recipe.window // self.window)
+        return self.batch * self.rows_per_window
 
     @property
     def batch_bytes(self) -> int:
@@ -429,13 +433,11 @@ class Trainer:
         self._keep()
 
 
-def check_memory(what, device):
+def check_memory(plan, device):
     """Refuse a model whose weights and gradients alone are more than the device holds: a machine
     that is asked for them may end the whole process. See `probes.training_bytes` for the rest.
     """
-    with torch.device("meta"):
-        model = build(what)
-    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = 2 * probes.state_bytes(list(plan.parameters()))
     if needed > (memory := devices.memory_bytes(device)):
         raise ValueError(
             f"weights and gradients of this model take {needed / 2**30:.1f} GiB, and {device} has "
