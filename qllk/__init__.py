@@ -10,14 +10,16 @@ Axes     B batch, T time, D model width, H heads, K key width, V value width, F 
 
 __version__ = "0.1.0"
 
-from . import devices, probes, published
-from .data import corpus
-from .models import build
+from . import probes
+from .model.families import build
+from .model.sample import generate, stream
 from .presets import PRESETS
-from .recipe import Recipe
-from .sample import generate, stream
 from .spec import Patch, Spec
-from .train import Trainer
+from .study import published
+from .text.corpora import corpus
+from .training import devices
+from .training.recipe import Recipe
+from .training.trainer import Trainer
 
 __all__ = [
     "PRESETS",

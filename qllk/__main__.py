@@ -14,18 +14,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import __version__, bench, checkpoint, devices, evaluate, objectives, probes, replies, sample
-from .data import corpus_names, known_forms, write_whole
-from .layers import choose
-from .models import parameters
-from .presets import PRESETS, name_of
-from .recipe import Recipe, peak_lr
-from .train import Diverged, Trainer
+from . import __version__
+from .checks import look_up
+from .files import write_atomically
+from .model import sample
+from .model.families import count_parameters
+from .presets import PRESETS, name_of, peak_lr
+from .probes import baselines, evaluate
+from .study import race
+from .text import objectives
+from .text.corpora import corpus_names, describe_names
+from .training import checkpoint, costs, devices, previews
+from .training.recipe import Recipe
+from .training.trainer import Diverged, Trainer
 
 
 def main(arguments=None) -> int:
     """Run one command. Returns 0, or 1 after an error that the message explains."""
-    args = parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
         args.command(args)
     except (ValueError, OSError, ModuleNotFoundError, Diverged) as error:
@@ -37,23 +43,23 @@ def main(arguments=None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
-    add_doctor(commands)
-    add_presets(commands)
-    add_train(commands)
-    add_sample(commands)
-    add_bench(commands)
+    _add_doctor(commands)
+    _add_presets(commands)
+    _add_train(commands)
+    _add_sample(commands)
+    _add_bench(commands)
     return top
 
 
-def command(commands, function, **options):
-    """A subcommand named after its function `do_…`, with the function's first line as help."""
+def _command(commands, function, **options):
+    """A subcommand named after its function `_do_…`, with the function's first line as help."""
     help_line = function.__doc__.splitlines()[0]
     made = commands.add_parser(
-        function.__name__.removeprefix("do_"),
+        function.__name__.removeprefix("_do_"),
         help=help_line,
         description=function.__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -63,7 +69,7 @@ def command(commands, function, **options):
     return made
 
 
-def show(args, facts: dict, text: str) -> None:
+def _show(args, facts: dict, text: str) -> None:
     """The facts as JSON when a script asks for them, else the text."""
     print(json.dumps(facts, indent=2) if args.json else text)
 
@@ -71,15 +77,15 @@ def show(args, facts: dict, text: str) -> None:
 # ---------------------------------------------------------------- doctor, presets
 
 
-def add_doctor(commands):
-    made = command(commands, do_doctor)
+def _add_doctor(commands):
+    made = _command(commands, _do_doctor)
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
-def do_doctor(args):
+def _do_doctor(args):
     """What this machine is, what it can train on, and how fast."""
     found = devices.available()
-    facts = bench.machine() | {
+    facts = devices.describe_machine() | {
         "qllk": __version__,
         "threads": torch.get_num_threads(),
         "corpora": corpus_names(),
@@ -93,32 +99,32 @@ def do_doctor(args):
         offers = ", ".join(device["precisions"])
         lines.append(f"{device['name']}: {device['label']}")
         lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
-    lines.append(f"corpora: {known_forms()}")
-    show(args, facts, "\n".join(lines))
+    lines.append(f"corpora: {describe_names()}")
+    _show(args, facts, "\n".join(lines))
 
 
-def add_presets(commands):
-    made = command(commands, do_presets)
+def _add_presets(commands):
+    made = _command(commands, _do_presets)
     made.add_argument("--window", type=int, default=Recipe.window, help="ids in a row")
     made.add_argument("--batch", type=int, default=Recipe.batch, help="rows in a training step")
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
-def do_presets(args):
+def _do_presets(args):
     """The models that have names, and what each costs to run and to train."""
     facts = {}
     for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
         rows, window = spec.cut(args.window)
         sizes = {"window": window, "batch": args.batch * rows}
-        found = probes.costs(spec, **sizes)
+        found = costs.measure_costs(spec, **sizes)
         facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
-    show(args, facts, costs_table(facts, args.batch))
+    _show(args, facts, _costs_table(facts, args.batch))
 
 
-def costs_table(facts, batch) -> str:
+def _costs_table(facts, batch) -> str:
     """A line for each model, in columns, and a last one that says what was counted."""
     head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
-    lines = [head, *(costs_line(name, row) for name, row in facts.items())]
+    lines = [head, *(_costs_line(name, row) for name, row in facts.items())]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     text = [
         "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
@@ -130,7 +136,7 @@ def costs_table(facts, batch) -> str:
     )
 
 
-def costs_line(name, row):
+def _costs_line(name, row):
     sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
     return (
         name,
@@ -152,10 +158,10 @@ def scaled(number, step, units) -> str:
 # ---------------------------------------------------------------- train
 
 
-def add_train(commands):
-    made = command(commands, do_train)
+def _add_train(commands):
+    made = _command(commands, _do_train)
     made.add_argument("--model", default="qllk-2", help=f"one of {', '.join(PRESETS)}")
-    made.add_argument("--corpus", default="stdlib", help=f"{known_forms()}; or task:NAME")
+    made.add_argument("--corpus", default="stdlib", help=f"{describe_names()}; or task:NAME")
     made.add_argument("--minutes", type=float, help="train so long, instead of --steps")
     made.add_argument("--dropout", type=float, help="instead of the preset's")
     made.add_argument("--save", type=Path, help="keep a checkpoint here")
@@ -166,10 +172,10 @@ def add_train(commands):
     made.add_argument("--report", type=Path, help="write curve, samples and result as JSON here")
     made.add_argument("--plot", type=Path, help="draw the learning curve here")
     made.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_recipe(made)
+    _add_recipe(made)
 
 
-def add_recipe(made, leave_out=("seconds",)):
+def _add_recipe(made, leave_out=("seconds",)):
     """One option for each field of a Recipe, with the Recipe's own default."""
     group = made.add_argument_group("recipe")
     for field in fields(Recipe):
@@ -188,7 +194,7 @@ def add_recipe(made, leave_out=("seconds",)):
             group.add_argument(option, type=kind, default=field.default, help=meaning)
 
 
-def recipe_of(args, **changes) -> Recipe:
+def _recipe_of(args, **changes) -> Recipe:
     names = {field.name for field in fields(Recipe)} - {"seconds"}
     given = {name: value for name, value in vars(args).items() if name in names}
     if given["precision"] == "auto":
@@ -198,66 +204,68 @@ def recipe_of(args, **changes) -> Recipe:
     return Recipe(**given | changes)
 
 
-def do_train(args):
+def _do_train(args):
     """Train a model on a corpus and judge it on the whole held-out split."""
     if args.resume:
         trainer = checkpoint.load(args.resume)
         if trainer.progress >= 1.0:
             print(f"its {trainer.step:,} steps are all done; it is judged again", file=sys.stderr)
     else:
-        spec = choose(PRESETS, args.model, "preset")
+        spec = look_up(PRESETS, args.model, "preset")
         spec = spec if args.dropout is None else spec.but(dropout=args.dropout)
-        recipe = recipe_of(args, seconds=args.minutes and args.minutes * 60)
-        corpus = find(args.corpus)
-        trainer = Trainer(objectives.fitted(spec, recipe.window, corpus.tokenizer), corpus, recipe)
+        recipe = _recipe_of(args, seconds=args.minutes and args.minutes * 60)
+        corpus = _find(args.corpus)
+        trainer = Trainer(
+            objectives.fit_vocabulary(spec, recipe.window, corpus.tokenizer), corpus, recipe
+        )
     report = {
         "model": name_of(trainer.spec) if args.resume else args.model,
-        "asked_for": asked_for(trainer),
-        "parameters": parameters(trainer.model),
+        "asked_for": _asked_for(trainer),
+        "parameters": count_parameters(trainer.model),
         "corpus": trainer.corpus.name,
         "device": trainer.device,
         "precision": trainer.precision,
-        "machine": bench.machine(),
-        "floors": evaluate.floors(trainer.corpus),
+        "machine": devices.describe_machine(),
+        "floors": baselines.measure_baselines(trainer.corpus),
         "curve": [],
         "samples": [],
     }
-    run(trainer, args, report)
+    _run(trainer, args, report)
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    nats = evaluate.overall(nats, count)
+    nats = evaluate.mean_loss(nats, count)
     report |= {
         "steps": trainer.step,
         "bytes_seen": trainer.bytes_seen,
         "seconds": trainer.seconds,
         "held_out": int(count.sum()),
         "nats_per_byte": nats,
-        "bits_per_byte": nats / evaluate.LN2,
+        "bits_per_byte": nats / baselines.LN2,
     }
     if args.report:
-        write_whole(args.report, json.dumps(report, indent=1).encode())
+        write_atomically(args.report, json.dumps(report, indent=1).encode())
     if args.plot:
-        bench.plot_run(report["model"], report["curve"], args.plot, floors=report["floors"])
-    show(args, report, summary(report))
+        race.plot_run(report["model"], report["curve"], args.plot, floors=report["floors"])
+    _show(args, report, _summary(report))
 
 
-def asked_for(trainer):
+def _asked_for(trainer):
     """What the loss is about, for people."""
     unit = "bytes" if trainer.corpus.bytes_per_id == 1 else "ids"
     return f"{objectives.ASKED_FOR[trainer.spec.family]}{unit}"
 
 
-def find(name):
+def _find(name):
     """A corpus by name or path, or a synthetic task as `task:NAME`."""
     if name.startswith("task:") and name.count(":") == 1:
         name = f"{name}:{1 << 18}:0"
     return checkpoint.find_corpus(name)
 
 
-def run(trainer, args, report):
+def _run(trainer, args, report):
     """Every step, with a progress bar, samples at their time, and checkpoints."""
     due = sorted(60.0 * minutes for minutes in args.sample_at)
     if due:
-        write(trainer, args.prompt, 1)  # a prompt that cannot be read is told now, not at the end
+        _write(trainer, args.prompt, 1)  # a prompt that cannot be read is told now, not at the end
     saved = time.monotonic()
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
     try:
@@ -272,7 +280,7 @@ def run(trainer, args, report):
                 report["curve"].append([round(trainer.seconds, 2), record.valid_nats])
             while due and trainer.seconds >= due[0]:
                 due.pop(0)
-                report["samples"].append([trainer.seconds, write(trainer, args.prompt)])
+                report["samples"].append([trainer.seconds, _write(trainer, args.prompt)])
             if args.save and time.monotonic() - saved > args.save_every:
                 checkpoint.save(trainer, args.save)
                 saved = time.monotonic()
@@ -281,15 +289,15 @@ def run(trainer, args, report):
         if args.save:
             checkpoint.save(trainer, args.save)
     if due:
-        report["samples"].append([trainer.seconds, write(trainer, args.prompt)])
+        report["samples"].append([trainer.seconds, _write(trainer, args.prompt)])
 
 
-def write(trainer, prompt, length=400):
-    _, given, made = replies.reply(trainer, prompt, length)
+def _write(trainer, prompt, length=400):
+    _, given, made = previews.make_preview(trainer, prompt, length)
     return given + made
 
 
-def summary(report) -> str:
+def _summary(report) -> str:
     floors = ", ".join(f"{name} {bits:.3f}" for name, bits in report["floors"].items())
     lines = [
         f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
@@ -308,8 +316,8 @@ def summary(report) -> str:
 # ---------------------------------------------------------------- sample
 
 
-def add_sample(commands):
-    made = command(commands, do_sample)
+def _add_sample(commands):
+    made = _command(commands, _do_sample)
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--prompt", default="\n")
     made.add_argument("--length", type=int, default=500, help="ids, as far as the model counts")
@@ -324,7 +332,7 @@ def add_sample(commands):
     made.add_argument("--seed", type=int)
 
 
-def do_sample(args):
+def _do_sample(args):
     """Write on from a prompt with a trained model, one id at a time."""
     model, tokenizer = checkpoint.load_model(args.checkpoint)
     if model.spec.family != "decoder":
@@ -332,22 +340,22 @@ def do_sample(args):
             f"{str(args.checkpoint)!r} holds an {model.spec.family}, which does not write on from "
             "a prompt; `python -m qllk train --sample-at` shows what it makes of a text"
         )
-    prompt = sample.encoded(model, args.prompt, tokenizer)
-    length = sample.reach(model, prompt, args.length)
-    ids = sample.first(stream(args, model, prompt, tokenizer), length)
+    prompt = sample.encode_prompt(model, args.prompt, tokenizer)
+    length = sample.positions_left(model, prompt, args.length)
+    ids = sample.take_first(_stream(args, model, prompt, tokenizer), length)
     for chosen in chain(prompt.T, ids):
         sys.stdout.buffer.write(tokenizer.decode(chosen))
         sys.stdout.buffer.flush()
     print()
 
 
-def stream(args, model, prompt, tokenizer):
+def _stream(args, model, prompt, tokenizer):
     """The ids that follow, as the options ask."""
     how = args.temperature, args.top_k, args.top_p
     if not args.draft:
         pick = sample.sampler(*how, seed=args.seed)
-        pick = sample.penalised(pick, args.repetition_penalty, prompt)
-        return sample.stream(model, prompt, sample.within(pick, tokenizer))
+        pick = sample.penalize_repetition(pick, args.repetition_penalty, prompt)
+        return sample.stream(model, prompt, sample.restrict_vocabulary(pick, tokenizer.vocab_size))
     if args.repetition_penalty != 1:
         raise ValueError(
             "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
@@ -359,35 +367,35 @@ def stream(args, model, prompt, tokenizer):
             f"{str(args.draft)!r} was trained on other ids than {str(args.checkpoint)!r}: a draft "
             "needs the tokenizer of the model that it guesses for"
         )
-    weigh = sample.within(sample.chances(*how), tokenizer)
+    weigh = sample.restrict_vocabulary(sample.probabilities(*how), tokenizer.vocab_size)
     return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench
 
 
-def add_bench(commands):
-    made = command(commands, do_bench)
-    made.add_argument("--corpus", default="stdlib", help=known_forms())
+def _add_bench(commands):
+    made = _command(commands, _do_bench)
+    made.add_argument("--corpus", default="stdlib", help=describe_names())
     made.add_argument("--seconds", type=float, nargs="+", default=[100.0], help="of one core")
-    made.add_argument("--entries", nargs="+", default=list(bench.RACE), metavar="NAME")
-    made.add_argument("--lrs", type=float, nargs="+", default=bench.LEARNING_RATES, metavar="LR")
+    made.add_argument("--entries", nargs="+", default=list(race.RACE), metavar="NAME")
+    made.add_argument("--lrs", type=float, nargs="+", default=race.LEARNING_RATES, metavar="LR")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     made.add_argument("--folder", type=Path, default=Path("runs/race"), help="where runs are kept")
     made.add_argument("--report", type=Path, default=Path("runs/race.json"), help="rows as JSON")
     made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="loss as a picture")
     made.add_argument("--json", action="store_true", help="print the rows as JSON")
-    add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
+    _add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
 
 
-def do_bench(args):
+def _do_bench(args):
     """Race models against their controls: equal computing time, text and search."""
-    if unknown := sorted(set(args.entries) - set(bench.ENTRIES)):
-        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(bench.ENTRIES)}")
-    recipe = recipe_of(args, validate_every=1 << 30)  # the race looks at its own times
-    source = find(args.corpus).source
-    rows = bench.race(
+    if unknown := sorted(set(args.entries) - set(race.ENTRIES)):
+        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(race.ENTRIES)}")
+    recipe = _recipe_of(args, validate_every=1 << 30)  # the race looks at its own times
+    source = _find(args.corpus).source
+    rows = race.run_race(
         source,
         args.seconds,
         entries=args.entries,
@@ -397,11 +405,11 @@ def do_bench(args):
         folder=args.folder,
         jobs=args.jobs,
     )
-    facts = {"machine": bench.machine(), "precision": recipe.precision, "rows": rows}
-    write_whole(args.report, json.dumps(facts, indent=1).encode())
+    facts = {"machine": devices.describe_machine(), "precision": recipe.precision, "rows": rows}
+    write_atomically(args.report, json.dumps(facts, indent=1).encode())
     longest = [row for row in rows if row["seconds"] == max(args.seconds)]
-    bench.plot_race(longest, args.plot, floors=evaluate.floors(find(args.corpus)))
-    show(args, facts, bench.table(rows))
+    race.plot_race(longest, args.plot, floors=baselines.measure_baselines(_find(args.corpus)))
+    _show(args, facts, race.table(rows))
 
 
 if __name__ == "__main__":

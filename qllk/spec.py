@@ -10,16 +10,11 @@ options checked, when the model is built.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+
+from .checks import check_fields, check_positive
 
 Part = tuple[str, dict]
-
-
-def positive(owner, **numbers: int) -> None:
-    """Refuse a size below one, by name."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
 
 
 def as_part(value, what: str) -> Part:
@@ -41,16 +36,6 @@ def as_parts(values, what: str) -> tuple[Part, ...]:
     return tuple(as_part(value, what) for value in values)
 
 
-def known_fields(cls, values) -> dict:
-    """The JSON object `values` as arguments of `cls`; an unknown name is an error, not noise."""
-    known = [f.name for f in fields(cls)]
-    if not isinstance(values, dict):
-        raise ValueError(f"{cls.__name__} must be a JSON object, got {type(values).__name__}")
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
-    return values
-
-
 @dataclass(frozen=True)
 class Patch:
     """The slow path of a patched model: a stack that runs once every `size` bytes.
@@ -65,12 +50,12 @@ class Patch:
     after: int = 1
 
     def __post_init__(self):
-        positive("Patch", size=self.size, d_model=self.d_model, layers=self.layers)
+        check_positive("Patch", size=self.size, d_model=self.d_model, layers=self.layers)
         object.__setattr__(self, "mixers", as_parts(self.mixers, "Patch.mixers"))
 
 
 # Fields that one family of models has.
-ONLY_IN = {"patch": "decoder", "segments": "encoder", "cross": "encoder-decoder"}
+_ONLY_IN = {"patch": "decoder", "segments": "encoder", "cross": "encoder-decoder"}
 
 
 @dataclass(frozen=True)
@@ -100,18 +85,18 @@ class Spec:
     segments: int = 0  # how many kinds of segments an encoder tells apart
 
     def __post_init__(self):
-        positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
+        check_positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
         object.__setattr__(self, "mixers", as_parts(self.mixers, "Spec.mixers"))
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
         if self.segments:
-            positive("Spec", segments=self.segments)
+            check_positive("Spec", segments=self.segments)
         if self.context is not None:
-            positive("Spec", context=self.context)
+            check_positive("Spec", context=self.context)
         for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
             if (part := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_named(part, f"Spec.{name}"))
         if isinstance(self.patch, dict):
-            object.__setattr__(self, "patch", Patch(**known_fields(Patch, self.patch)))
+            object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:
             raise ValueError(
                 f"Patch.after={self.patch.after} must leave at least one of the {self.layers} "
@@ -119,7 +104,7 @@ class Spec:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"Spec: dropout must lie in [0, 1), got {self.dropout!r}")
-        for name, family in ONLY_IN.items():
+        for name, family in _ONLY_IN.items():
             if getattr(self, name) and self.family != family:
                 raise ValueError(f"Spec.{name} is for the family {family!r}, not {self.family!r}")
         if self.family == "encoder-decoder" and not self.cross:
@@ -131,7 +116,7 @@ class Spec:
 
     def cut(self, window: int) -> tuple[int, int]:
         """In how many rows a model reads a window of so many ids, and how many ids each row has."""
-        positive("Spec", window=window)
+        check_positive("Spec", window=window)
         reads = min(window, self.context or window)
         return window // reads, reads
 
@@ -149,6 +134,6 @@ class Spec:
         except json.JSONDecodeError as error:
             raise ValueError(f"a Spec must be JSON: {error}") from None
         try:
-            return cls(**known_fields(cls, values))
+            return cls(**check_fields(cls, values))
         except TypeError as error:
             raise ValueError(f"not a Spec: {error}") from None

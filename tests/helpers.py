@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qllk import devices
-from qllk.models import build
+from qllk.model.families import build
 from qllk.presets import PRESETS
 from qllk.spec import Part, Patch, Spec
+from qllk.training import devices
 
 # The smallest model with all parts of qllk-2, and dropout.
 CONV = ("conv", {"width": 3})
@@ -20,7 +20,7 @@ SPEC = Spec(
     dropout=0.1,
 )
 BFLOAT16 = pytest.mark.skipif(
-    devices.why_not("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
+    devices.unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
 SMALL = {  # the options that cost time
     **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},

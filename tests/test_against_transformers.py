@@ -15,8 +15,8 @@ import transformers
 from helpers import same
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from qllk.models import build
-from qllk.positions import BidirectionalRelative, Relative
+from qllk.model.families import build
+from qllk.model.positions import BidirectionalRelative, Relative
 from qllk.presets import PRESETS
 from qllk.spec import Spec
 

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qllk import bench
-from qllk.models import build
-from qllk.recipe import Recipe
+from qllk import presets
+from qllk.model.families import build
+from qllk.study import race
+from qllk.training.recipe import Recipe
 
 
 def result(run, nats):
@@ -22,7 +23,7 @@ def result(run, nats):
         "bytes_per_second": 1.0,
         "held_out": 10,
         "curve": [[1.0, nats]],
-        "by_position": [nats] * bench.BINS,
+        "by_position": [nats] * race.BINS,
     }
 
 
@@ -41,8 +42,8 @@ def asked(monkeypatch):
         off = abs(run.spec.d_model - best_width) / 100 + (run.recipe.lr != 8e-3)
         return 1.0 + off + run.recipe.seed / 1000
 
-    monkeypatch.setattr(bench, "run_all", pretend)
-    monkeypatch.setattr(bench, "find_corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
+    monkeypatch.setattr(race, "run_all", pretend)
+    monkeypatch.setattr(race, "find_corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
     return runs
 
 
@@ -50,98 +51,105 @@ def runs_of(asked):
     return [run for key, run in asked.items() if key != "folder"]
 
 
-def race(budgets, seeds=3):
-    entries = ["qllk-2", bench.CONTROL]
-    return bench.race(
+def raced(budgets, seeds=3):
+    entries = ["qllk-2", race.CONTROL]
+    return race.run_race(
         "text", budgets, entries=entries, seeds=seeds, recipe=Recipe(), folder="runs", jobs=1
     )
 
 
 def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_budget(asked):
-    race([100, 900])
+    raced([100, 900])
     search = [run for run in runs_of(asked) if run.recipe.seconds == 25]
-    sizes = sum(len(bench.ENTRIES[entry]) for entry in ("qllk-2", bench.CONTROL))
-    assert len(search) == sizes * len(bench.LEARNING_RATES)
+    sizes = sum(len(race.ENTRIES[entry]) for entry in ("qllk-2", race.CONTROL))
+    assert len(search) == sizes * len(race.LEARNING_RATES)
     assert {run.recipe.seed for run in search} == {0}
 
 
 def test_rates_and_entries_can_be_chosen_and_every_preset_is_an_entry(asked):
-    rows = bench.race("text", [100], entries=["bert-nano", "t5-nano"], learning_rates=[1e-3, 8e-3],
-                      seeds=1, recipe=Recipe(), folder="runs", jobs=1)  # fmt: skip
+    rows = race.run_race(
+        *("text", [100]),
+        entries=["bert-nano", "t5-nano"],
+        learning_rates=[1e-3, 8e-3],
+        seeds=1,
+        recipe=Recipe(),
+        folder="runs",
+        jobs=1,
+    )
     assert {run.recipe.lr for run in runs_of(asked)} == {1e-3, 8e-3}
     assert [row["family"] for row in rows] == ["encoder", "encoder-decoder"]
-    assert "| bert-nano, hidden ids |" in bench.table(rows)
-    assert "| t5-nano, lost ids |" in bench.table(rows)
-    assert set(bench.PRESETS) <= set(bench.ENTRIES)
+    assert "| bert-nano, hidden ids |" in race.table(rows)
+    assert "| t5-nano, lost ids |" in race.table(rows)
+    assert set(presets.PRESETS) <= set(race.ENTRIES)
 
 
 def test_results_of_another_text_or_version_are_not_taken_for_these(asked, monkeypatch):
-    race([100])
+    raced([100])
     first = asked["folder"]
-    monkeypatch.setattr(bench, "find_corpus", lambda name: SimpleNamespace(fingerprint="another"))
-    race([100])
+    monkeypatch.setattr(race, "find_corpus", lambda name: SimpleNamespace(fingerprint="another"))
+    raced([100])
     second = asked["folder"]
-    monkeypatch.setattr(bench.torch, "__version__", "9.9")
-    race([100])
+    monkeypatch.setattr(race.torch, "__version__", "9.9")
+    raced([100])
     assert len({first, second, asked["folder"]}) == 3
 
 
 def test_runs_that_are_read_and_not_trained_are_told(tmp_path, capsys):
-    run = bench.Run("qllk-2", bench.PRESETS["qllk-2"], Recipe(), "text")
+    run = race.Run("qllk-2", presets.PRESETS["qllk-2"], Recipe(), "text")
     (tmp_path / f"{run.key}.json").write_text('{"nats_per_byte": 1.0}')
-    assert bench.run_all([run], tmp_path, jobs=1) == {run.key: {"nats_per_byte": 1.0}}
+    assert race.run_all([run], tmp_path, jobs=1) == {run.key: {"nats_per_byte": 1.0}}
     assert f"1 of 1 runs are read from {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_control_races_in_the_size_that_is_best_at_each_budget(asked):
-    rows = {(row["entry"], row["seconds"]): row for row in race([100, 900])}
-    assert rows[bench.CONTROL, 100]["d_model"] == 96
-    assert rows[bench.CONTROL, 900]["d_model"] == 192
+    rows = {(row["entry"], row["seconds"]): row for row in raced([100, 900])}
+    assert rows[race.CONTROL, 100]["d_model"] == 96
+    assert rows[race.CONTROL, 900]["d_model"] == 192
     assert {row["lr"] for row in rows.values()} == {8e-3}
 
 
 def test_a_row_tells_every_seed_their_mean_and_their_spread(asked):
-    row = race([100])[0]
+    row = raced([100])[0]
     assert len(row["nats"]) == 3
     assert row["spread"] == pytest.approx(0.002)
     assert row["mean_nats"] == pytest.approx(sum(row["nats"]) / 3)
 
 
 def test_a_run_is_known_by_all_that_decides_it():
-    spec = bench.PRESETS["qllk-2"]
-    run = bench.Run("qllk-2", spec, Recipe(), "text")
+    spec = presets.PRESETS["qllk-2"]
+    run = race.Run("qllk-2", spec, Recipe(), "text")
     others = [run.but(seed=1), run.but(lr=1e-4), run._replace(spec=spec.but(dropout=0.1))]
     assert len({run.key, *(other.key for other in others)}) == 4
-    assert run.key == bench.Run("by another name", spec, Recipe(), "text").key
+    assert run.key == race.Run("by another name", spec, Recipe(), "text").key
 
 
 def test_the_table_has_the_best_first_within_a_budget(asked):
-    lines = bench.table(race([100])).splitlines()
+    lines = race.table(raced([100])).splitlines()
     assert lines[0].startswith("| seconds | model |")
-    assert [line.split(" | ")[1] for line in lines[2:]] == [bench.CONTROL, "qllk-2"]
+    assert [line.split(" | ")[1] for line in lines[2:]] == [race.CONTROL, "qllk-2"]
 
 
 def test_floors_whose_labels_would_overlap_share_one():
     floors = {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73}
-    assert bench.merged(floors) == {"lzma, bz2": 1.73, "uniform": 8.0}
+    assert race.merged(floors) == {"lzma, bz2": 1.73, "uniform": 8.0}
 
 
-@pytest.mark.parametrize("entry", bench.ENTRIES)
+@pytest.mark.parametrize("entry", race.ENTRIES)
 def test_every_size_of_every_entry_can_be_built(entry):
     with torch.device("meta"):
-        for spec in bench.ENTRIES[entry]:
+        for spec in race.ENTRIES[entry]:
             build(spec)
 
 
 def test_a_run_ends_with_the_race_that_it_belongs_to(monkeypatch, tmp_path):
     (tmp_path / "text").write_bytes(b"to and fro, " * 50)
-    run = bench.Run(
+    run = race.Run(
         "qllk-2",
-        bench.PRESETS["qllk-2-nano"],
+        presets.PRESETS["qllk-2-nano"],
         Recipe(seconds=60.0, batch=1, window=16, validate_bytes=50),
         str(tmp_path / "text"),
     )
     gone = SimpleNamespace(is_alive=lambda: False)
-    monkeypatch.setattr(bench.multiprocessing, "parent_process", lambda: gone)
+    monkeypatch.setattr(race.multiprocessing, "parent_process", lambda: gone)
     with pytest.raises(SystemExit, match="the race was ended"):
-        bench.train_one(run)
+        race.train_one(run)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from helpers import same
 
-from qllk import by_hand
-from qllk.by_hand import (
+from qllk.model.families import build
+from qllk.spec import Spec
+from qllk.study import by_hand
+from qllk.study.by_hand import (
     ATTENTION,
     EPSILON,
     IGNORED,
@@ -30,8 +32,6 @@ from qllk.by_hand import (
     train,
     workers,
 )
-from qllk.models import build
-from qllk.spec import Spec
 
 SHAPE = Shape(vocab_size=11, context=9, d_model=12, layers=2, heads=3)
 PRECISIONS = {"float64": (np.float64, 1e-10), "float32": (np.float32, 1e-5)}

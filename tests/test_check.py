@@ -7,7 +7,6 @@ import pytest
 import torch
 from right_answers import RIGHT
 
-from qllk import kernels
 from qllk.lab import check, lessons
 from qllk.lab.check import (
     CORRECT,
@@ -23,6 +22,7 @@ from qllk.lab.check import (
     difference,
     exercises_of,
 )
+from qllk.model import kernels
 
 EXERCISES = {e.name: e for name in lessons.written() for e in exercises_of(name)}
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
@@ -150,14 +150,14 @@ def test_the_verdict_is_printed_with_the_way_to_a_hint(capsys):
 
 
 def test_hints_come_one_by_one_and_end_at_the_solution(capsys):
-    some = exercise(kernels.band)
+    some = exercise(kernels.causal_mask)
     for _ in range(3):
         some.hint()
     one, two, last = capsys.readouterr().out.splitlines()
     assert (one, two) == ("Hint 1 of 2. One.", "Hint 2 of 2. Two.")
     assert "check.some.sum.solution()" in last
     some.solution()
-    assert "def band(" in capsys.readouterr().out
+    assert "def causal_mask(" in capsys.readouterr().out
 
 
 def test_an_unknown_lesson_or_exercise_lists_the_known():

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 
-from qllk import checkpoint
-from qllk.checkpoint import digest, load, load_model, read, save
-from qllk.data import corpus
-from qllk.recipe import Recipe
-from qllk.tasks import task
-from qllk.tokens import Bytes
-from qllk.train import Diverged, Trainer
+from qllk import files
+from qllk.text.corpora import corpus
+from qllk.text.tasks import task
+from qllk.text.tokens import Bytes
+from qllk.training import checkpoint
+from qllk.training.checkpoint import _digest, check_run, load, load_model, read, save
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Diverged, Trainer
 
 RECIPE = Recipe(steps=60, batch=2, window=24, warmup=0.1, validate_every=7, validate_bytes=200)
 CORPUS, _ = task("markov", 4000)
@@ -60,7 +60,7 @@ def same(a, b):
 def crafted(path, tensors, facts):
     """A file whose checksum is right, whatever it says."""
     facts = facts if isinstance(facts, str) else json.dumps(facts)
-    header = {"format": str(checkpoint.FORMAT), "facts": facts, "sha256": digest(tensors, facts)}
+    header = {"format": str(checkpoint.FORMAT), "facts": facts, "sha256": _digest(tensors, facts)}
     path.write_bytes(to_bytes(tensors, header))
     return path
 
@@ -121,7 +121,7 @@ def test_a_killed_process_loses_only_what_came_after_its_last_checkpoint(tmp_pat
     path = tmp_path / "run"
     script = f"""
         import time
-        from qllk import checkpoint
+        from qllk.training import checkpoint
         import test_checkpoint as t
         run = t.trainer()
         for record in run:
@@ -133,7 +133,7 @@ def test_a_killed_process_loses_only_what_came_after_its_last_checkpoint(tmp_pat
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )
     for line in child.stdout:
         if int(line) >= 17:
@@ -194,7 +194,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
     next(run)
     for broken in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.write_whole.__globals__["os"], broken, full)
+            patch.setattr(files.write_atomically.__globals__["os"], broken, full)
             with pytest.raises(OSError, match="disk full"):
                 save(run, path)
         assert path.read_bytes() == before
@@ -244,7 +244,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_changes_nothing(good, othe
     reason = "another model|another text|its recipe has (seed|lr)="
     before = other.tensors()
     with pytest.raises(ValueError, match=reason):
-        other.restore(*read(good[0]))
+        check_run(other, *read(good[0]))
     assert all(torch.equal(before[name], value) for name, value in other.tensors().items())
     assert other.step == 0
 

@@ -6,14 +6,15 @@ import re
 import pytest
 import torch
 
-from qllk import checkpoint, probes, sample
 from qllk.__main__ import main, scaled
-from qllk.data import corpus
+from qllk.model import sample
+from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS
-from qllk.recipe import Recipe
-from qllk.sample import generate, greedy, penalised, sampler
 from qllk.spec import Spec
-from qllk.train import Trainer
+from qllk.text.corpora import corpus
+from qllk.training import checkpoint, costs
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
 
@@ -70,8 +71,8 @@ def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbina
         spec = row.pop("spec")
         assert Spec.from_json(json.dumps(spec)) == PRESETS[name]
         rows = 2 * (100 // window)  # the trainer reads as much text with any context
-        costs = probes.costs(name, window, rows)
-        assert row == costs._asdict() | {"window": window, "batch": rows}
+        found = costs.measure_costs(name, window, rows)
+        assert row == found._asdict() | {"window": window, "batch": rows}
     assert facts["randygpt-0.3"]["window"] == 64
     assert facts["bert-nano"]["state_bytes"] is None
 
@@ -137,7 +138,7 @@ def written(capsysbinary, line):
         ("--seed 5 --top-p 0.3", lambda: sampler(0.8, top_p=0.3, seed=5)),
         (
             "--temperature 0 --repetition-penalty 2",
-            lambda: penalised(greedy, 2.0, torch.tensor([list(b"the")])),
+            lambda: penalize_repetition(greedy, 2.0, torch.tensor([list(b"the")])),
         ),
     ],
 )

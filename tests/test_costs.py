@@ -5,11 +5,14 @@ import time
 import pytest
 import torch
 
-from qllk import measure, objectives, optim, probes
-from qllk.models import build, parameters
+from qllk.model.families import build, count_parameters
 from qllk.presets import PRESETS
-from qllk.recipe import Recipe
+from qllk.probes import measure
 from qllk.spec import Patch, Spec
+from qllk.text import objectives
+from qllk.training import optim
+from qllk.training.costs import measure_costs, training_bytes
+from qllk.training.recipe import Recipe
 
 WINDOW, BATCH = Recipe.window, Recipe.batch
 SMALL = ["qllk-2-nano", "gpt-nano", "bert-nano", "t5-nano", "swa-mla-nano", "randygpt-0.3"]
@@ -24,7 +27,7 @@ def table():
     """The costs of all presets, and the seconds of computing that they took."""
     start = time.process_time()
     rows = {
-        name: probes.costs(spec, window_of(spec, WINDOW), BATCH) for name, spec in PRESETS.items()
+        name: measure_costs(spec, window_of(spec, WINDOW), BATCH) for name, spec in PRESETS.items()
     }
     return rows, time.process_time() - start
 
@@ -53,7 +56,7 @@ def test_a_token_costs_two_operations_a_weight_and_the_attention_table(costs):
 
 
 def test_operations_do_not_depend_on_the_batch():
-    one, many = (probes.costs("qllk-2-nano", 64, batch) for batch in (1, 8))
+    one, many = (measure_costs("qllk-2-nano", 64, batch) for batch in (1, 8))
     assert one.flops_per_token == many.flops_per_token
     assert one.state_bytes == many.state_bytes
     assert one.training_bytes < many.training_bytes
@@ -81,7 +84,7 @@ def test_windows_fill_up_and_latents_grow(costs):
 
 
 def test_a_window_is_full_however_short_the_rows_are():
-    short, long = (probes.costs("swa-mla-nano", window, 1) for window in (16, 300))
+    short, long = (measure_costs("swa-mla-nano", window, 1) for window in (16, 300))
     for found in (short, long):
         assert found.state_bytes == 4 * 2 * 2 * 64 * (64 - 1 + 4)  # two layers, 64 wide
         assert found.state_bytes_per_token == 4 * (32 + 16)
@@ -98,7 +101,7 @@ def test_a_state_stops_growing_at_its_window_however_wide_it_is(window, place):
         spec = Spec(d_model=8, layers=1, mixers=(("conv", {"width": 1}),), patch=patch)
     else:
         spec = Spec(d_model=8, layers=1, mixers=(mixer,))
-    found = probes.costs(spec, 16, 1)
+    found = measure_costs(spec, 16, 1)
     paths = (2 * 4 - 1) * 8 * ("folds" in place) + (2 * 8 - 1) * 8 * ("patches" in place)
     assert found.state_bytes_per_token == 0
     assert found.state_bytes == 4 * (2 * 8 * (window - 1 + 40) + paths)
@@ -108,7 +111,7 @@ def test_a_cache_on_patches_of_any_size_grows_by_its_share_of_a_token():
     folded = ("folded", {"size": 5, "mixer": ("softmax", {"heads": 1})})
     patch = Patch(size=3, d_model=8, layers=1, mixers=(folded,), after=0)
     conv = ("conv", {"width": 1})
-    found = probes.costs(Spec(d_model=8, layers=1, mixers=(conv,), patch=patch), 16, 1)
+    found = measure_costs(Spec(d_model=8, layers=1, mixers=(conv,), patch=patch), 16, 1)
     assert found.state_bytes_per_token == 4 * 2 * 8 / (3 * 5)
     assert found.state_bytes == 4 * 8 * ((2 * 5 - 1) + (2 * 3 - 1))
 
@@ -117,7 +120,7 @@ def test_a_context_of_a_single_patch_is_measured_as_far_as_it_goes():
     patch = Patch(size=8, d_model=8, layers=1, mixers=(("cumsum", {}),), after=0)
     fields = {"positions": "learned", "context": 8, "patch": patch}
     conv = ("conv", {"width": 1})
-    found = probes.costs(Spec(d_model=8, layers=1, mixers=(conv,), **fields), 8, 1)
+    found = measure_costs(Spec(d_model=8, layers=1, mixers=(conv,), **fields), 8, 1)
     assert found.state_bytes + 8 * found.state_bytes_per_token == 4 * 8 * (2 * 8 - 1 + 1)
 
 
@@ -144,9 +147,9 @@ def test_an_encoder_decoder_keeps_its_source_and_what_it_wrote(costs):
 )
 def test_every_kernel_is_counted_on_no_memory_as_it_is_on_a_cpu(mixer, grows):
     spec = Spec(d_model=16, layers=1, mixers=(mixer,))
-    found = probes.costs(spec, 40, 2)
+    found = measure_costs(spec, 40, 2)
     model, ids = build(spec), torch.zeros(1, 40, dtype=torch.long)
-    assert found.flops_per_token == measure.operations(lambda: model(ids)) / 40
+    assert found.flops_per_token == measure.count_flops(lambda: model(ids)) / 40
     assert found.training_bytes == on_a_cpu(model, 40, 2)
     assert found.state_bytes_per_token == grows
 
@@ -158,20 +161,20 @@ def batch_of(model, window, batch):
     """Zeros, after a source of zeros for an encoder-decoder; and the loss of saying them."""
     ids = torch.zeros(batch, window, dtype=torch.long)
     inputs = (ids, ids) if model.spec.family == "encoder-decoder" else (ids,)
-    return lambda: objectives.byte_losses(model(*inputs), ids).mean()
+    return lambda: objectives.token_losses(model(*inputs), ids).mean()
 
 
 def on_a_cpu(model, window, batch):
     """The sum that `training_bytes` counts, from tensors that exist."""
     kept = measure.saved_bytes(batch_of(model, window, batch))
     counters = 4 * len(list(model.parameters()))  # Adam counts its steps for each weight
-    return 4 * 4 * parameters(model) + counters + kept
+    return 4 * 4 * count_parameters(model) + counters + kept
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_fake_tensors_keep_what_real_ones_keep(name):
     window = window_of(PRESETS[name], 128)
-    assert probes.training_bytes(name, window, 2) == on_a_cpu(build(name), window, 2)
+    assert training_bytes(name, window, 2) == on_a_cpu(build(name), window, 2)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -179,7 +182,7 @@ def test_a_real_step_takes_the_memory_that_was_counted(name):
     window = window_of(PRESETS[name], 128)
     model = build(name)
     loss = batch_of(model, window, BATCH)
-    optimizer = optim.build("adamw", model, lr=1e-3, weight_decay=0.1)
+    optimizer = optim.build_optimizer("adamw", model, lr=1e-3, weight_decay=0.1)
 
     def step():
         optimizer.zero_grad()
@@ -188,24 +191,24 @@ def test_a_real_step_takes_the_memory_that_was_counted(name):
 
     step()  # from now on the moments are there before a step begins
     optimizer.zero_grad()
-    before = 3 * 4 * parameters(model)  # weights and moments
-    real = before + measure.allocation(step).peak_bytes
-    assert probes.training_bytes(name, window, BATCH) == pytest.approx(real, rel=0.2)
+    before = 3 * 4 * count_parameters(model)  # weights and moments
+    real = before + measure.trace_memory(step).peak_bytes
+    assert training_bytes(name, window, BATCH) == pytest.approx(real, rel=0.2)
 
 
 def test_counting_leaves_the_random_numbers_and_gradients_alone():
     before = torch.get_rng_state()
     with torch.no_grad():
-        found = probes.costs("qllk-2-nano", 32, 1)
+        found = measure_costs("qllk-2-nano", 32, 1)
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), before)
-    assert found == probes.costs("qllk-2-nano", 32, 1)
+    assert found == measure_costs("qllk-2-nano", 32, 1)
 
 
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="costs: window must be a whole number above 0, got 0"):
-        probes.costs("qllk-2-nano", 0, 1)
+        measure_costs("qllk-2-nano", 0, 1)
     with pytest.raises(ValueError, match="costs: batch must be a whole number above 0, got -1"):
-        probes.costs("qllk-2-nano", 8, -1)
+        measure_costs("qllk-2-nano", 8, -1)
     with pytest.raises(ValueError, match=r"reaches position 65, but .* end at 64"):
-        probes.costs("randygpt-0.3", 65, 1)
+        measure_costs("randygpt-0.3", 65, 1)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from qllk import data
-from qllk.data import all_windows, corpus, draw_windows
-from qllk.tokens import BPE, Adapter, Characters
+from qllk import files
+from qllk.text import corpora
+from qllk.text.corpora import corpus
+from qllk.text.tokens import BPE, Characters, HuggingFace
+from qllk.text.windows import iterate_windows, sample_windows
 
 TEXT = bytes(np.random.default_rng(0).integers(32, 127, 5000, np.uint8))
 
@@ -63,7 +65,7 @@ def test_the_standard_library_leaves_out_tests_and_what_was_installed(tmp_path, 
         **{"site-packages__torch_dot_py": b"TORCH", "notes_dot_txt": b"NOTES"},
         json__decoder_dot_py=b"JSON",
     )
-    monkeypatch.setattr(data.sysconfig, "get_path", lambda name: str(lib))
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(lib))
     found = corpus("stdlib")
     text = found.train.tobytes() + found.valid.tobytes()
     assert b"JSON" in text
@@ -74,7 +76,7 @@ def test_the_standard_library_leaves_out_tests_and_what_was_installed(tmp_path, 
 def test_another_standard_library_gets_another_cache(tmp_path, monkeypatch, cache):
     for name, count in (("one", 30), ("two", 31)):
         lib = many(tmp_path / name, count)
-        monkeypatch.setattr(data.sysconfig, "get_path", lambda name, lib=lib: str(lib))
+        monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name, lib=lib: str(lib))
         found = corpus("stdlib")
         assert len(found.train) + len(found.valid) == 15 * count
 
@@ -141,7 +143,7 @@ def test_a_folder_skips_what_is_hidden_or_no_text(tmp_path):
 
 def test_a_fingerprint_tells_text_and_split_apart():
     def of(train, valid):
-        return data.Corpus("x", *(np.frombuffer(part, np.uint8) for part in (train, valid)))
+        return corpora.Corpus("x", *(np.frombuffer(part, np.uint8) for part in (train, valid)))
 
     first = of(b"abc", b"de").fingerprint
     assert first == of(b"abc", b"de").fingerprint
@@ -190,7 +192,7 @@ def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
     theirs.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "verses.txt").write_bytes(VERSES)
     found = corpus(f"{tmp_path / 'tokenizer.json'}:{tmp_path / 'verses.txt'}")
-    assert isinstance(found.tokenizer, Adapter)
+    assert isinstance(found.tokenizer, HuggingFace)
     assert bytes(found.text.train) == bytes(corpus(tmp_path / "verses.txt").train)
     assert found.name == "tokenizer:verses"
     assert corpus(found.source).fingerprint == found.fingerprint
@@ -219,8 +221,8 @@ def test_merges_are_the_same_with_and_without_the_library_that_is_faster(
     pytest.importorskip("tokenizers")
     (tmp_path / "verses.txt").write_bytes(VERSES)
     fast = corpus(f"bpe-270:{tmp_path / 'verses.txt'}").tokenizer
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
-    monkeypatch.setattr(data, "learn_merges_fast", lambda *_: pytest.fail("not installed"))
+    monkeypatch.setattr(corpora, "find_spec", lambda name: None)
+    monkeypatch.setattr(corpora, "learn_merges_fast", lambda *_: pytest.fail("not installed"))
     monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "other"))
     assert corpus(f"bpe-270:{tmp_path / 'verses.txt'}").tokenizer == fast
 
@@ -292,10 +294,10 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file.bin"
-    data.write_whole(path, b"old")
-    monkeypatch.setattr(data.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
+    files.write_atomically(path, b"old")
+    monkeypatch.setattr(corpora.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        data.write_whole(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -384,7 +386,7 @@ def served(tmp_path, monkeypatch):
         row = {"url": server.url, "file": "play.txt", "sha256": digest} | changes
         path = tmp_path / "corpora.json"
         path.write_text(json.dumps({"play": row}))
-        monkeypatch.setattr(data, "MANIFEST", path)
+        monkeypatch.setattr(corpora, "MANIFEST", path)
 
     server.manifest = manifest
     manifest()
@@ -469,8 +471,8 @@ def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
 
 
 def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
-    rows = json.loads(data.MANIFEST.read_text())
-    readme = (data.MANIFEST.parent / "README.md").read_text()
+    rows = json.loads(corpora.MANIFEST.read_text())
+    readme = (corpora.MANIFEST.parent / "README.md").read_text()
     for name, row in rows.items():
         assert {"url", "file", "sha256", "bytes", "licence", "source"} <= set(row)
         assert len(bytes.fromhex(row["sha256"])) == 32
@@ -483,7 +485,7 @@ def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
 
 def windows(seed, rows=64):
     numbers = np.arange(200, dtype=np.uint8)
-    return draw_windows(numbers, rows, 9, torch.Generator().manual_seed(seed))
+    return sample_windows(numbers, rows, 9, torch.Generator().manual_seed(seed))
 
 
 def test_windows_are_pieces_of_the_text_with_the_byte_that_follows():
@@ -509,18 +511,18 @@ def test_drawing_from_a_mapped_file_reads_only_the_windows(tmp_path):
     with open(path, "wb") as file:
         file.truncate(1 << 40)  # a terabyte of nothing: a copy of it would fit nowhere
     large = np.memmap(path, np.uint8, mode="r")
-    drawn = draw_windows(large, 4, 100, torch.Generator().manual_seed(0))
+    drawn = sample_windows(large, 4, 100, torch.Generator().manual_seed(0))
     assert drawn.shape == (4, 101)
     assert drawn.sum() == 0
     drawn[0, 0] = 1  # the batch is its own memory, not the file's
-    assert next(all_windows(large, 2, 100)).shape == (2, 101)
+    assert next(iterate_windows(large, 2, 100)).shape == (2, 101)
 
 
 @pytest.mark.parametrize("size", [2, 9, 10, 11, 12, 31, 100, 101, 102])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_all_windows_hold_every_byte_but_the_first_once_as_a_target(size, rows):
     text = np.arange(size, dtype=np.uint8)
-    batches = list(all_windows(text, rows, 10))
+    batches = list(iterate_windows(text, rows, 10))
     targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
     assert targets.tolist() == list(range(1, size))
     assert all(batch.shape[0] <= rows and batch.shape[1] <= 11 for batch in batches)

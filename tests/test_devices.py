@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qllk import devices
+from qllk.training import devices
 
 CPU = {device.name: device for device in devices.available()}["cpu"]
 
@@ -38,12 +38,12 @@ def test_every_offer_gives_what_it_promises():
 def test_what_is_not_offered_has_a_reason():
     for device in devices.available():
         for precision in devices.PRECISIONS:
-            reason = devices.why_not(device.name, precision)
+            reason = devices.unavailable_reason(device.name, precision)
             assert (reason is None) == (precision in device.precisions)
 
 
 def test_float16_on_the_processor_is_refused_with_its_reason():
-    assert "CUDA only" in devices.why_not("cpu", "float16")
+    assert "CUDA only" in devices.unavailable_reason("cpu", "float16")
     with pytest.raises(
         ValueError, match=r"cpu cannot train in float16 \(.*CUDA only\); it offers float32"
     ):
@@ -54,7 +54,10 @@ def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch, fre
     monkeypatch.setattr(
         devices, "autocast", lambda name, precision: torch.autocast("cpu", enabled=False)
     )
-    assert devices.why_not("cpu", "bfloat16") == "asked for bfloat16, torch ran torch.float32"
+    assert (
+        devices.unavailable_reason("cpu", "bfloat16")
+        == "asked for bfloat16, torch ran torch.float32"
+    )
     assert {d.name: d.precisions for d in devices.available()}["cpu"] == ("float32",)
 
 
@@ -116,8 +119,8 @@ def test_the_fastest_precision_is_one_that_is_offered(monkeypatch):
 
 
 def test_keeping_freed_memory_never_fails(monkeypatch):
-    assert devices.keep_freed_memory() in (True, False)
-    devices.keep_freed_memory.cache_clear()
+    assert devices.retain_freed_memory() in (True, False)
+    devices.retain_freed_memory.cache_clear()
     monkeypatch.setattr(devices.sys, "platform", "darwin")
-    assert devices.keep_freed_memory() is False
-    devices.keep_freed_memory.cache_clear()
+    assert devices.retain_freed_memory() is False
+    devices.retain_freed_memory.cache_clear()

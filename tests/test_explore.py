@@ -9,7 +9,7 @@ import pytest
 
 from qllk.lab import lessons
 from qllk.lab.explore import Explorer, Runner, choice, line, slider, switch
-from qllk.lab.figures import Bars, Note
+from qllk.study.figures import Bars, Note
 
 
 def threads():

@@ -5,9 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from qllk.lab import charts, plots
-from qllk.lab.figures import Bars, Chart, Heat, Note, digest, rows_of
-from qllk.lab.svg import Scale
+from qllk.lab.pictures import charts
+from qllk.study import plots
+from qllk.study.axes import Scale, ticks
+from qllk.study.figures import Bars, Chart, Heat, Note, digest, rows_of
 
 NASTY = "<script>&\"'"
 CHART = Chart(
@@ -66,7 +67,7 @@ def test_points_that_cannot_be_drawn_are_left_out():
     [(1, 1e6, True), (0.8, 1.3, True), (3, 40, True), (0, 7.3, False), (-2, 1e5, False)],
 )
 def test_ticks_are_round_few_and_inside(low, high, log):
-    found = charts.ticks(Scale(low, high, log))
+    found = ticks(Scale(low, high, log))
     assert 2 <= len(found) <= 12
     assert all(low <= value <= high for value, _ in found)
     assert len({words for _, words in found}) == len(found)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from helpers import SPEC, same
 
-from qllk import checkpoint, float8
-from qllk.float8 import LARGEST, FakeQuantise, SimulatedLinear, round_e4m3, scale_of
-from qllk.layers import LinearHead
-from qllk.models import build
-from qllk.recipe import Recipe
-from qllk.tasks import task
-from qllk.train import Trainer
+from qllk.model.families import build
+from qllk.model.layers import LinearHead
+from qllk.text.tasks import task
+from qllk.training import checkpoint, float8
+from qllk.training.float8 import LARGEST, FakeQuantise, SimulatedLinear, round_e4m3, scale_of
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 RECIPE = Recipe(steps=60, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
 CORPUS, FLOOR = task("markov", 4000)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from helpers import same
 
-from qllk import kernels
-from qllk.kernels import band, softmax_attention_loop
-from qllk.measure import allocation
+from qllk.model import kernels
+from qllk.model.kernels import causal_mask, softmax_attention_loop
+from qllk.probes.measure import trace_memory
 
 
 class Case(NamedTuple):
@@ -48,11 +48,11 @@ LATENT = {"q": "BHTM", "c": "BNL", "r": "BNU", "to_k": "HKL", "to_v": "HVL"}
 
 
 def window(T, N):
-    return band(T, N, window=3)
+    return causal_mask(T, N, window=3)
 
 
 def sinking(T, N):
-    return band(T, N, window=3, sinks=2)
+    return causal_mask(T, N, window=3, sinks=2)
 
 
 def everywhere(mask):
@@ -63,7 +63,7 @@ def everywhere(mask):
 def documents(B, T, N):
     """Two to a row, the second longer by one in each row that follows. Queries stand last."""
     owners = torch.arange(N) + torch.arange(B)[:, None] >= N // 2
-    return kernels.same_document(owners)[:, :, N - T :]
+    return kernels.document_mask(owners)[:, :, N - T :]
 
 
 CASES = {
@@ -85,25 +85,25 @@ CASES = {
     ),
     "linear, default chunk": case("linear_attention", **LINEAR, log_decay="BHTK", S="BHKV"),
     "softmax, seeing all": case("softmax_attention", **RAGGED),
-    "softmax, causal": case("softmax_attention", keep=everywhere(band), **RAGGED),
+    "softmax, causal": case("softmax_attention", keep=everywhere(causal_mask), **RAGGED),
     "softmax, window": case("softmax_attention", keep=everywhere(window), **RAGGED),
     "softmax, documents": case("softmax_attention", keep=documents, **RAGGED),
-    "causal": case("causal_attention", makes=band, **SOFTMAX),
+    "causal": case("causal_attention", makes=causal_mask, **SOFTMAX),
     "causal, window": case("causal_attention", {"window": 3}, window, **SOFTMAX),
-    "causal, after other keys": case("causal_attention", makes=band, **RAGGED),
+    "causal, after other keys": case("causal_attention", makes=causal_mask, **RAGGED),
     "causal, window, after other keys": case("causal_attention", {"window": 3}, window, **RAGGED),
     "causal, sinks": case("causal_attention", {"window": 3, "sinks": 2}, sinking, **SOFTMAX),
     "causal, sinks, after other keys": case(
         "causal_attention", {"window": 3, "sinks": 2}, sinking, **RAGGED
     ),
-    "causal, documents": case("causal_attention", makes=band, keep=documents, **SOFTMAX),
+    "causal, documents": case("causal_attention", makes=causal_mask, keep=documents, **SOFTMAX),
     "causal, documents, window, bias": case(
         "causal_attention", {"window": 3}, window, documents, **RAGGED, bias="HTN"
     ),
-    "tiled": case("tiled_attention", {"tile": 4}, band, **SOFTMAX),
-    "tiled, after other keys": case("tiled_attention", {"tile": 3}, band, **RAGGED),
-    "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, band, **RAGGED),
-    "tiled, default tile": case("tiled_attention", makes=band, **RAGGED),
+    "tiled": case("tiled_attention", {"tile": 4}, causal_mask, **SOFTMAX),
+    "tiled, after other keys": case("tiled_attention", {"tile": 3}, causal_mask, **RAGGED),
+    "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, causal_mask, **RAGGED),
+    "tiled, default tile": case("tiled_attention", makes=causal_mask, **RAGGED),
     "latent": case("latent_attention", **LATENT),
     "latent, documents": case("latent_attention", keep=documents, **LATENT),
     "latent, absorbed, documents": case("absorbed_attention", keep=documents, **LATENT),
@@ -259,7 +259,7 @@ def test_the_cumsum_kernel_is_linear_attention_with_heads_of_width_one():
 def test_causal_attention_equals_softmax_attention_over_the_band():
     q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
     for T, window in ((7, None), (7, 2), (3, None), (3, 2), (1, None), (1, 1)):
-        table = kernels.softmax_attention(q[:, :, -T:], k, v, band(T, 7, window))
+        table = kernels.softmax_attention(q[:, :, -T:], k, v, causal_mask(T, 7, window))
         same(kernels.causal_attention(q[:, :, -T:], k, v, window), table)
 
 
@@ -269,7 +269,7 @@ def test_tiled_attention_equals_the_table_in_outputs_and_gradients(tile):
     k, v = (torch.randn(1, 2, 200, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     tensors = {"q": q, "k": k, "v": v}
     tiled = kernels.tiled_attention(q, k, v, tile)
-    table = kernels.softmax_attention(q, k, v, band(150, 200))
+    table = kernels.softmax_attention(q, k, v, causal_mask(150, 200))
     same(tiled, table, atol=1e-12)
     same(gradients((tiled,), tensors), gradients((table,), tensors))
 
@@ -297,7 +297,7 @@ def test_tiled_attention_never_holds_more_than_a_tile_of_the_table(pass_):
             o = kernels.tiled_attention(q, k, v, 32)
             return o if pass_ == "forward" else torch.autograd.grad(o.sum(), (q, k, v))
 
-        return allocation(run).peak_bytes
+        return trace_memory(run).peak_bytes
 
     table = 512 * 512 * 4
     assert peak(512) < table / 8
@@ -307,12 +307,12 @@ def test_tiled_attention_never_holds_more_than_a_tile_of_the_table(pass_):
 def test_scores_too_large_for_an_exponential_stay_finite():
     q, k, v = (torch.randn(1, 1, 9, 4, dtype=torch.float64) for _ in range(3))
     for attend in (kernels.tiled_attention, kernels.causal_attention):
-        same(attend(1e4 * q, k, v), kernels.softmax_attention(1e4 * q, k, v, band(9, 9)))
+        same(attend(1e4 * q, k, v), kernels.softmax_attention(1e4 * q, k, v, causal_mask(9, 9)))
 
 
 def test_attention_weights_are_shares_of_what_may_be_seen():
     q, k = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 7, 5).double()
-    keep = band(4, 7, window=2, sinks=1)
+    keep = causal_mask(4, 7, window=2, sinks=1)
     table = kernels.attention_weights(q, k, keep)
     same(table.sum(dim=-1), torch.ones(2, 3, 4, dtype=torch.float64))
     assert ((table > 0) == keep).all()
@@ -330,25 +330,31 @@ def rows(keep):
 
 
 def test_the_band_of_equal_lengths_is_the_lower_triangle():
-    assert rows(band(3, 3)) == ["x..", "xx.", "xxx"]
+    assert rows(causal_mask(3, 3)) == ["x..", "xx.", "xxx"]
 
 
 def test_the_band_puts_queries_at_the_last_places():
-    assert rows(band(2, 4)) == ["xxx.", "xxxx"]
-    assert rows(band(1, 4)) == ["xxxx"]
+    assert rows(causal_mask(2, 4)) == ["xxx.", "xxxx"]
+    assert rows(causal_mask(1, 4)) == ["xxxx"]
 
 
 def test_the_band_of_a_window_shows_that_many_places_and_no_more():
-    assert rows(band(4, 4, window=2)) == ["x...", "xx..", ".xx.", "..xx"]
-    assert rows(band(2, 4, window=3)) == ["xxx.", ".xxx"]
-    assert rows(band(3, 3, window=1)) == ["x..", ".x.", "..x"]
-    assert rows(band(2, 3, window=99)) == rows(band(2, 3))
+    assert rows(causal_mask(4, 4, window=2)) == ["x...", "xx..", ".xx.", "..xx"]
+    assert rows(causal_mask(2, 4, window=3)) == ["xxx.", ".xxx"]
+    assert rows(causal_mask(3, 3, window=1)) == ["x..", ".x.", "..x"]
+    assert rows(causal_mask(2, 3, window=99)) == rows(causal_mask(2, 3))
 
 
 def test_the_band_of_sinks_shows_the_first_places_beside_the_window():
-    assert rows(band(5, 5, window=2, sinks=1)) == ["x....", "xx...", "xxx..", "x.xx.", "x..xx"]
-    assert rows(band(1, 6, window=2, sinks=2)) == ["xx..xx"]
-    assert rows(band(3, 3, window=1, sinks=99)) == rows(band(3, 3))
+    assert rows(causal_mask(5, 5, window=2, sinks=1)) == [
+        "x....",
+        "xx...",
+        "xxx..",
+        "x.xx.",
+        "x..xx",
+    ]
+    assert rows(causal_mask(1, 6, window=2, sinks=2)) == ["xx..xx"]
+    assert rows(causal_mask(3, 3, window=1, sinks=99)) == rows(causal_mask(3, 3))
 
 
 def row(*numbers):

@@ -12,16 +12,18 @@ import pytest
 import torch
 from helpers import TINY
 
-from qllk import devices
-from qllk.lab import panels, run, svg
-from qllk.lab.history import History, Point
-from qllk.lab.run import Note, Run
-from qllk.lab.view import view
+from qllk.lab.live import panels, run
+from qllk.lab.live.history import History, Point
+from qllk.lab.live.run import Note, Run
+from qllk.lab.live.view import view
+from qllk.lab.pictures import svg
 from qllk.presets import PRESETS
-from qllk.recipe import Recipe
-from qllk.replies import Reply
-from qllk.tasks import task
-from qllk.train import Diverged, Trainer
+from qllk.study.axes import Scale, short
+from qllk.text.tasks import task
+from qllk.training import devices
+from qllk.training.previews import Preview
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Diverged, Trainer
 
 CORPUS = task("copy", 4096)[0]
 RECIPE = Recipe(steps=100_000, window=32, batch=2, validate_every=7, validate_bytes=64)
@@ -343,14 +345,14 @@ def test_the_loss_picture_says_its_numbers_in_words():
 
 
 def test_the_step_axis_is_logarithmic():
-    plot = svg.Plot(500, 300, svg.steps_scale(10_000), svg.Scale(0, 9))
+    plot = svg.Plot(500, 300, svg.steps_scale(10_000), Scale(0, 9))
     gaps = [plot.x(10 ** (e + 1)) - plot.x(10**e) for e in range(4)]
     assert max(gaps) - min(gaps) < 1e-6
     assert plot.x(10_000) == plot.width - plot.right
 
 
 def test_a_spike_stays_inside_the_frame():
-    plot = svg.Plot(500, 300, svg.steps_scale(100), svg.Scale(0, 9))
+    plot = svg.Plot(500, 300, svg.steps_scale(100), Scale(0, 9))
     assert plot.y(1e9) == plot.y(float("nan")) == plot.y(float("inf")) == plot.top
     wild = svg.loss_curve([Point(1, 1, float("inf"), float("nan"))], [], {}, [], 10)
     assert all("nan" not in e.get("points", "") for e in tree(wild).iter())
@@ -370,7 +372,7 @@ def test_labels_that_have_room_stay_where_they_are():
 
 
 def test_texts_of_marks_never_overlap():
-    plot = svg.Plot(500, 300, svg.steps_scale(100), svg.Scale(0, 9))
+    plot = svg.Plot(500, 300, svg.steps_scale(100), Scale(0, 9))
     for steps in ([1, 2, 3, 4], [50, 51, 90, 99, 100], [100]):
         drawn = texts(f"<g>{svg.upright(plot, [(s, 'cuda:0 bfloat16') for s in steps])}</g>")
         rows = {}
@@ -410,7 +412,7 @@ def test_everything_from_outside_is_escaped_in_pictures():
     ],
 )
 def test_a_number_is_said_in_few_letters(value, words):
-    assert svg.short(value) == words
+    assert short(value) == words
 
 
 def test_states_that_are_zero_or_not_finite_are_left_out():
@@ -433,7 +435,7 @@ def test_a_view_is_drawn_from_plain_data_and_escaped():
         model=nasty,
         corpus=nasty,
         doing=nasty,
-        sample=(3, Reply("it writes", "import ", f"{nasty}\x00\x1b\ufffd\tend")),
+        sample=(3, Preview("it writes", "import ", f"{nasty}\x00\x1b\ufffd\tend")),
         notes=[Note(1, nasty, bad=True)],
         marks=[(1, nasty)],
         floors={nasty: 2.0},
@@ -521,7 +523,7 @@ def test_a_sample_that_cannot_be_written_is_noted_and_training_goes_on(panel, mo
     def broken(*_):
         raise ValueError("no words")
 
-    monkeypatch.setattr(run, "reply", broken)
+    monkeypatch.setattr(run, "make_preview", broken)
     panel.advance(3)
     says(panel, "notes", "no sample: no words")
     says(panel, "facts", "<b>3</b>")

@@ -12,23 +12,25 @@ import pytest
 import torch
 from helpers import BFLOAT16, TINY, built, same
 
-from qllk import mixers
-from qllk.kernels import same_document
-from qllk.layers import HEADS, MLPS, NORMS, make
-from qllk.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
-from qllk.models import FAMILIES, NORMS_AT, ModelState, build
-from qllk.positions import POSITIONS, NoPositions
-from qllk.probes import (
+from qllk.checks import build_part
+from qllk.model import mixers
+from qllk.model.blocks import NORMS_AT
+from qllk.model.families import FAMILIES, ModelState, build
+from qllk.model.kernels import document_mask
+from qllk.model.layers import HEADS, MLPS, NORMS
+from qllk.model.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
+from qllk.model.positions import POSITIONS, NoPositions
+from qllk.probes.inside import (
     attention_weights,
     positions_seen,
     state_bytes,
     state_numbers,
     state_rms,
-    tensors,
+    state_tensors,
     visibility,
 )
-from qllk.published import MELF, QLLK10, QLLK11
 from qllk.spec import Patch, Spec
+from qllk.study.published import MELF, QLLK10, QLLK11
 
 D = 16
 
@@ -248,7 +250,7 @@ each_published = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PU
 
 def mixer_of(row):
     positions = POSITIONS[row.positions](D)
-    return make(MIXERS, (row.name, row.options), "mixer", D, positions).double()
+    return build_part(MIXERS, (row.name, row.options), "mixer", D, positions).double()
 
 
 def model_of(spec):
@@ -297,10 +299,10 @@ def test_model_in_pieces_equals_whole(spec, cuts):
 
 def check_the_old_state_stays_valid(step, first, second):
     _, state = step(first, None)
-    before = [tensor.clone() for tensor in tensors(state)]
+    before = [tensor.clone() for tensor in state_tensors(state)]
     y, _ = step(second, state)
     step(second.flip(1), state)
-    same(tensors(state), before, atol=0)
+    same(state_tensors(state), before, atol=0)
     same(step(second, state)[0], y, atol=0)
 
 
@@ -464,7 +466,7 @@ READERS = {name: spec for name, spec in MODELS.items() if spec.family == "encode
 
 @each_mixing
 def test_a_mixer_given_a_mask_reads_each_document_as_if_alone(row):
-    mixer, x, keep = mixer_of(row), vectors(B=2, T=SHORT), same_document(OWNERS)
+    mixer, x, keep = mixer_of(row), vectors(B=2, T=SHORT), document_mask(OWNERS)
     if not obeys_a_mask(row[:2]):
         with pytest.raises((ValueError, TypeError), match=r"takes no mask|takes .* arguments"):
             mixer(x, None, keep)
@@ -643,7 +645,7 @@ def test_weights_of_attention_are_those_that_made_the_output(row):
     _, state = mixer(x[:, :9])
     for inputs in ((x,), (x[:, 9:], state)):
         o = mixer.weights(*inputs) @ values_of(mixer, *inputs)
-        same(mixer.out(mixers.join_heads(o)), mixer(*inputs)[0])
+        same(mixer.out(mixers._join_heads(o)), mixer(*inputs)[0])
 
 
 def values_of(mixer, *inputs):
@@ -719,10 +721,10 @@ def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
 
 
 def test_state_bytes_follow_the_precision():
-    state = mixers.Sum(torch.zeros(2, 5), 3)
+    state = mixers.SumState(torch.zeros(2, 5), 3)
     assert state_numbers(state) == 10
     assert state_bytes(state) == 40
-    nested = (None, state, (mixers.Past(torch.zeros(1, 4, dtype=torch.float64)), 9))
+    nested = (None, state, (mixers.ConvState(torch.zeros(1, 4, dtype=torch.float64)), 9))
     assert state_numbers(nested) == 14
     assert state_bytes(nested) == 72
 

@@ -1,4 +1,4 @@
-"""The reading order is real: a file imports only from files above it."""
+"""The wings are real: imports run one way, and nobody hides an import inside a function."""
 
 import ast
 import subprocess
@@ -10,21 +10,53 @@ import pytest
 import qllk
 
 ROOT = Path(qllk.__file__).parent
-ORDER = [
-    *["spec", "presets"],
-    *["kernels", "positions", "layers", "patching", "mixers", "models", "published"],
-    *["tokens", "data", "objectives", "tasks", "measure", "evaluate", "by_hand"],
-    *["devices", "float8", "optim", "probes", "recipe", "resume", "train"],
-    *["checkpoint", "sample", "replies", "bench", "__main__"],
-    "lab",
-]
-FILES = sorted(ROOT.glob("*.py"))
-LAB = sorted(ROOT.glob("lab/**/*.py"))
+# What each wing may import besides itself. Model and text know nothing of each other.
+BASE = {"checks", "files", "presets", "spec"}
+MAY_IMPORT = {
+    "checks": set(),
+    "files": set(),
+    "spec": {"checks"},
+    "presets": {"spec"},
+    "model": BASE,
+    "text": BASE,
+    "probes": BASE | {"model", "text"},
+    "training": BASE | {"model", "text", "probes"},
+    "study": BASE | {"model", "text", "probes", "training"},
+    "lab": BASE | {"model", "text", "probes", "training", "study"},
+    "__main__": BASE | {"model", "text", "probes", "training", "study"},
+}
+# Inside a wing, a file imports only from files to its left.
+ORDER = {
+    "model": [
+        "kernels",
+        "positions",
+        "layers",
+        "patching",
+        "mixers",
+        "blocks",
+        "families",
+        "sample",
+    ],
+    "text": ["tokens", "corpora", "windows", "objectives", "tasks"],
+    "probes": ["measure", "evaluate", "baselines", "inside"],
+    "training": [
+        "recipe",
+        "devices",
+        "float8",
+        "optim",
+        "trainer",
+        "checkpoint",
+        "costs",
+        "previews",
+    ],
+    "study": ["published", "by_hand", "axes", "figures", "plots", "race"],
+}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 WIDGETS = {"ipywidgets", "IPython", "anywidget"}
 
 
 def imports(tree, package):
-    """Every module that a parsed file of `package` imports, in full: "qllk.mixers", "torch.nn"."""
+    """Every name that a parsed file of `package` imports, in full: "qllk.model.mixers.MIXERS"."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -39,51 +71,76 @@ def imported(path):
     return set(imports(ast.parse(path.read_text(encoding="utf-8")), package))
 
 
-def own(names):
-    """The files of the package among imported names; what __init__ itself defines is none."""
+def wing_of(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def wings(names):
+    """The wings and top files among imported names; what __init__ itself defines is none."""
     found = {name.split(".")[1] for name in names if name.startswith("qllk.")}
     return found - {"__version__"}
 
 
-def violations(name, names):
-    """What the file `name` must not import."""
-    allowed = set(ORDER[: ORDER.index(name)])
-    return own(names) - allowed
+def siblings(names, wing):
+    """The files of a wing among imported names."""
+    prefix = f"qllk.{wing}."
+    return {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_imports_only_from_files_above_it(path):
-    if path.stem == "__init__":
-        assert "lab" not in own(imported(path))
-        return
-    assert path.stem in ORDER, f"{path.name} has no place in the reading order; give it one here"
-    assert not violations(path.stem, imported(path))
+each_file = pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: path.relative_to(ROOT).with_suffix("").as_posix()
+)
+
+
+@each_file
+def test_imports_run_one_way(path):
+    wing = wing_of(path)
+    assert wings(imported(path)) - {wing} <= MAY_IMPORT[wing]
     assert "qllk" not in imported(path), "import the file that is meant, not the whole package"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each_file
+def test_inside_a_wing_a_file_imports_only_from_files_before_it(path):
+    wing = wing_of(path)
+    if wing in ORDER:
+        order = ORDER[wing]
+        assert path.stem in order, f"{path.name} has no place in the order of {wing}; give it one"
+        assert siblings(imported(path), wing) <= set(order[: order.index(path.stem)])
+
+
+@each_file
+def test_no_import_of_our_own_hides_in_a_function(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in top:
+            assert not node.level
+            assert not (node.module or "").startswith("qllk")
+        if isinstance(node, ast.Name | ast.Attribute):
+            assert getattr(node, "id", getattr(node, "attr", "")) != "import_module"
+
+
+@each_file
 def test_nothing_outside_the_lab_needs_a_notebook(path):
-    names = imported(path)
-    assert "lab" not in own(names)
-    assert not {name.split(".")[0] for name in names} & WIDGETS
+    if wing_of(path) != "lab":
+        names = imported(path)
+        assert "lab" not in wings(names)
+        assert not {name.split(".")[0] for name in names} & WIDGETS
 
 
-def test_lab_files_are_found_where_they_are():
-    assert (ROOT / "lab").is_dir()
-    assert all(path.is_relative_to(ROOT / "lab") for path in LAB)
+def test_the_order_would_catch_a_file_that_reads_upwards():
+    source = "from . import families\nfrom ..text import tokens\nfrom .kernels import causal_conv\n"
+    names = set(imports(ast.parse(source), "qllk.model"))
+    assert wings(names) - {"model"} == {"text"}
+    assert "text" not in MAY_IMPORT["model"]
+    assert siblings(names, "model") == {"families", "kernels"}
+    assert wings(
+        set(imports(ast.parse("from ...training.trainer import Trainer"), "qllk.lab.live"))
+    ) == {"training"}
 
 
-def test_the_order_would_catch_a_file_that_reads_downwards():
-    source = "import qllk.lab\nfrom . import kernels, models\nfrom .spec import Spec\n"
-    names = set(imports(ast.parse(source), "qllk"))
-    assert own(names) == {"lab", "kernels", "models", "spec"}
-    assert violations("mixers", names) == {"lab", "models"}
-    assert own(set(imports(ast.parse("from ..train import Trainer"), "qllk.lab"))) == {"train"}
-    assert own(set(imports(ast.parse("from qllk import bench"), "qllk"))) == {"bench"}
-
-
-@pytest.mark.parametrize("name", ["spec", "presets"])
-def test_spec_and_presets_need_no_torch(name):
+@pytest.mark.parametrize("name", ["spec", "presets", "checks", "files"])
+def test_plain_data_needs_no_torch(name):
     code = (
         "import importlib, sys, types\n"
         "package = types.ModuleType('qllk')\n"  # stands in for __init__, which opens everything

@@ -7,9 +7,11 @@ import pytest
 import torch
 from helpers import same
 
-from qllk import build, models, published
+from qllk import build
 from qllk.lab.lessons import assembly
+from qllk.model import families
 from qllk.presets import PRESETS
+from qllk.study import published
 
 
 def as_published(layer, x):
@@ -21,7 +23,7 @@ def as_published(layer, x):
 def test_the_parts_of_a_preset_add_up_to_the_whole(name):
     with torch.device("meta"):
         model = build(name)
-    assert sum(assembly.parts(model).values()) == models.parameters(model)
+    assert sum(assembly.parts(model).values()) == families.count_parameters(model)
 
 
 def test_the_parts_of_the_published_models_are_these():

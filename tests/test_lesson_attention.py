@@ -6,11 +6,12 @@ import pytest
 import torch
 from helpers import same
 
-from qllk import kernels, measure
 from qllk.lab import check
 from qllk.lab.check import WRONG_VALUES
-from qllk.lab.figures import digest
 from qllk.lab.lessons import attention
+from qllk.model import kernels
+from qllk.probes import measure
+from qllk.study.figures import digest
 
 each_setting = pytest.mark.parametrize(
     ("length", "mask", "sharpness"),
@@ -31,7 +32,7 @@ def test_the_map_is_of_the_lessons_own_weights():
 
 
 def test_without_sharpness_all_bytes_count_alike():
-    past = kernels.band(16, 16).double()
+    past = kernels.causal_mask(16, 16).double()
     same(attention.attended(16, True, 0.0), past / past.sum(dim=1, keepdim=True))
     assert "47% of what it reads from the future" in digest(attention.look(16, False, 0.0))
 
@@ -40,7 +41,7 @@ def test_without_sharpness_all_bytes_count_alike():
 def test_the_clock_counts_a_square_and_a_straight_line(mask):
     for name, wanted in (("table", 2), ("fused", 1)):
         lengths, counted = zip(*attention.clock(mask)[name][-4:], strict=True)
-        assert measure.growth(lengths, counted).exponent == pytest.approx(wanted, abs=0.05)
+        assert measure.fit_exponent(lengths, counted).exponent == pytest.approx(wanted, abs=0.05)
 
 
 def test_every_control_changes_the_picture():

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from qllk import kernels, mixers
-from qllk.lab.charts import page_html
 from qllk.lab.lessons import growth
+from qllk.lab.pictures.charts import page_html
+from qllk.model import kernels, mixers
 
 
 def page(**changes):

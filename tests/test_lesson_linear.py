@@ -4,8 +4,9 @@ import pytest
 import torch
 from helpers import same
 
-from qllk import kernels, measure
 from qllk.lab.lessons import linear
+from qllk.model import kernels
+from qllk.probes import measure
 
 
 def test_both_orders_give_what_the_definition_gives():
@@ -24,7 +25,7 @@ def test_the_counted_orders_cross_at_head_width_plus_chunk(width, chunk):
         [linear.operations_of(order, length, width) for length in lengths]
         for order in (linear.masked_table, linear.in_chunks(chunk))
     )
-    assert measure.crossing(lengths, table, chunks) == pytest.approx(width + chunk)
+    assert measure.crossover(lengths, table, chunks) == pytest.approx(width + chunk)
 
 
 def test_of_noisy_curves_the_last_crossing_counts():

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from qllk.lab.lessons import patches
-from qllk.patching import PatchPath
-from qllk.tasks import task
+from qllk.model.patching import PatchPath
+from qllk.text.tasks import task
 
 LENGTH = 16
 

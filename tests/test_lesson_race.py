@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from qllk import Recipe, build, evaluate, published
+from qllk import Recipe, build
 from qllk.lab.lessons import claims, race
-from qllk.mixers import CumsumMixer
-from qllk.tasks import task
+from qllk.model.mixers import CumsumMixer
+from qllk.study import published
+from qllk.text import objectives
+from qllk.text.tasks import task
 
 RECIPE = Recipe(steps=4, batch=2, window=16, validate_bytes=65)
 HONEST = ("kernel", "control", "attention")
@@ -28,7 +30,7 @@ def test_an_honest_model_does_not_notice_that_the_unread_is_covered(name, window
     text = data(2 * window + 1)
     ids = torch.from_numpy(text).long()
     usual = [
-        evaluate.byte_losses(model(ids[None, i : i + window]), ids[None, i + 1 : i + window + 1])
+        objectives.token_losses(model(ids[None, i : i + window]), ids[None, i + 1 : i + window + 1])
         for i in (0, window)
     ]
     judged = race.read_as_written(model, text, window)
@@ -39,7 +41,7 @@ def test_the_published_model_notices_everywhere_but_at_a_patches_last_byte():
     torch.manual_seed(0)
     model, text = published.QLLK11(dim=8).double(), data(25)
     ids = torch.from_numpy(text).long()[None]
-    usual = evaluate.byte_losses(model(ids[:, :-1]), ids[:, 1:])[0]
+    usual = objectives.token_losses(model(ids[:, :-1]), ids[:, 1:])[0]
     differs = (race.read_as_written(model, text, 24) - usual).abs() > 1e-9
     assert differs.tolist() == [t % 8 != 7 for t in range(24)]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from qllk import Recipe, Trainer, build
-from qllk.data import Corpus
-from qllk.lab.figures import Note
 from qllk.lab.lessons import writing
-from qllk.probes import state_bytes
-from qllk.sample import generate, greedy, sampler
+from qllk.model.sample import generate, greedy, sampler
+from qllk.probes.inside import state_bytes
+from qllk.study.figures import Note
+from qllk.text.corpora import Corpus
 
 PROMPT = b"import "
 

@@ -31,28 +31,31 @@ class Sabotage(NamedTuple):
 
 SABOTAGES = {
     "the mask removed": Sabotage(
-        "01", "kernels.py", "scores.masked_fill(~keep,", "scores.masked_fill(keep & ~keep,"
+        "01", "model/kernels.py", "scores.masked_fill(~keep,", "scores.masked_fill(keep & ~keep,"
     ),
     "a chunk sees its future": Sabotage(
         "02",
-        "kernels.py",
+        "model/kernels.py",
         "future = ~band(q.shape[2], q.shape[2], device=q.device)",
         "future = torch.zeros(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)",
     ),
     "key in the place of the query": Sabotage(
-        "03", "kernels.py", "return q * sums, S", "return k * sums, S"
+        "03", "model/kernels.py", "return q * sums, S", "return k * sums, S"
     ),
-    "a sum in half precision": Sabotage("04", "kernels.py", "    (x,) = wide(x)\n", ""),
+    "a sum in half precision": Sabotage("04", "model/kernels.py", "    (x,) = wide(x)\n", ""),
     "a patch that leaks": Sabotage(
         "05",
-        "patching.py",
+        "model/patching.py",
         "hints[:, loose + 1 : loose + 1 + T]",
         "hints[:, loose + 2 : loose + 2 + T]",
     ),
     "query and key swapped after fusing": Sabotage(
-        "06", "mixers.py", "q, k, v, g = self.qkvg(x).chunk", "k, q, v, g = self.qkvg(x).chunk"
+        "06",
+        "model/mixers.py",
+        "q, k, v, g = self.qkvg(x).chunk",
+        "k, q, v, g = self.qkvg(x).chunk",
     ),
-    "untouched": Sabotage("03", "kernels.py", "return q * sums, S", "return q * sums, S"),
+    "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 
 

@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 
-from qllk import kernels, measure
+from qllk.model import kernels
+from qllk.probes import measure
 
 
 def test_growth_is_the_exponent_and_its_range():
     xs = [1, 2, 4, 8]
-    grown = measure.growth(xs, [3 * x**2 for x in xs])
+    grown = measure.fit_exponent(xs, [3 * x**2 for x in xs])
     assert grown == pytest.approx((2.0, 2.0, 2.0))
-    uneven = measure.growth([1, 2, 4], [1, 2, 8])
+    uneven = measure.fit_exponent([1, 2, 4], [1, 2, 8])
     assert (uneven.low, uneven.high) == pytest.approx((1.0, 2.0))
     assert uneven.low < uneven.exponent < uneven.high
     assert str(uneven) == "1.50 (1.00 to 2.00 between neighbours)"
@@ -23,14 +24,14 @@ def test_growth_is_the_exponent_and_its_range():
 )
 def test_growth_refuses_what_has_none(xs, ys):
     with pytest.raises(ValueError, match="two or more pairs of numbers above 0"):
-        measure.growth(xs, ys)
+        measure.fit_exponent(xs, ys)
 
 
 def test_a_crossing_is_found_between_points():
     xs = [1, 10, 100]
-    assert measure.crossing(xs, [1, 10, 100], [5, 5, 5]) == pytest.approx(5)
-    assert measure.crossing(xs, [2, 3, 4], [1, 1, 1]) == 1
-    assert measure.crossing(xs, [1, 1, 1], [2, 3, 4]) is None
+    assert measure.crossover(xs, [1, 10, 100], [5, 5, 5]) == pytest.approx(5)
+    assert measure.crossover(xs, [2, 3, 4], [1, 1, 1]) == 1
+    assert measure.crossover(xs, [1, 1, 1], [2, 3, 4]) is None
 
 
 def test_the_peak_counts_what_is_alive_at_once():
@@ -41,15 +42,15 @@ def test_the_peak_counts_what_is_alive_at_once():
     def all_together():
         return [torch.ones(1000) for _ in range(10)]
 
-    assert measure.allocation(one_at_a_time).peak_bytes < 2 * 4000
-    assert measure.allocation(all_together).peak_bytes == 10 * 4000
+    assert measure.trace_memory(one_at_a_time).peak_bytes < 2 * 4000
+    assert measure.trace_memory(all_together).peak_bytes == 10 * 4000
 
 
 def test_views_and_inputs_cost_nothing():
     x = torch.ones(1000)
-    assert measure.allocation(lambda: x.view(10, 100).t()[3:]) == (0, 0)
-    assert measure.allocation(lambda: x.add_(1)) == (0, 0)
-    assert measure.allocation(lambda: (x + 1).view(10, 100)) == (4000, 1000)
+    assert measure.trace_memory(lambda: x.view(10, 100).t()[3:]) == (0, 0)
+    assert measure.trace_memory(lambda: x.add_(1)) == (0, 0)
+    assert measure.trace_memory(lambda: (x + 1).view(10, 100)) == (4000, 1000)
 
 
 def test_a_table_grows_with_the_square_and_the_kernel_does_not():
@@ -58,8 +59,8 @@ def test_a_table_grows_with_the_square_and_the_kernel_does_not():
         made = []
         for T in lengths:
             q, k, v = torch.ones(3, 1, 1, T, 8)
-            made.append(measure.allocation(lambda q=q, k=k, v=v: rule(q, k, v)).peak_bytes)
-        return measure.growth(lengths, made).exponent
+            made.append(measure.trace_memory(lambda q=q, k=k, v=v: rule(q, k, v)).peak_bytes)
+        return measure.fit_exponent(lengths, made).exponent
 
     assert grown(kernels.softmax_attention) > 1.9
     assert grown(kernels.linear_attention) < 1.2
@@ -68,8 +69,8 @@ def test_a_table_grows_with_the_square_and_the_kernel_does_not():
 def test_the_backward_pass_is_counted_too():
     w = torch.ones(100, 100, requires_grad=True)
     x = torch.ones(1, 100)
-    forward = measure.allocation(lambda: x @ w).numbers_made
-    both = measure.allocation(lambda: (x @ w).sum().backward()).numbers_made
+    forward = measure.trace_memory(lambda: x @ w).numbers_made
+    both = measure.trace_memory(lambda: (x @ w).sum().backward()).numbers_made
     assert forward == 100
     assert both >= 100 + 100 * 100
 
@@ -85,12 +86,12 @@ def test_saved_bytes_are_what_the_backward_pass_will_need():
 
 
 def test_operations_count_a_multiply_and_an_add():
-    assert measure.operations(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+    assert measure.count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
 
 
 def test_operations_look_inside_fused_attention():
     q, k, v = torch.zeros(3, 1, 2, 16, 4)
-    assert measure.operations(lambda: kernels.causal_attention(q, k, v)) == 2 * 2 * (
+    assert measure.count_flops(lambda: kernels.causal_attention(q, k, v)) == 2 * 2 * (
         2 * 16 * 16 * 4
     )
 
@@ -100,7 +101,7 @@ def test_one_core_is_given_back_even_after_an_error():
     seen = []
 
     def fails():
-        with measure.one_core():
+        with measure.single_thread():
             seen.append(torch.get_num_threads())
             raise ValueError("on purpose")
 
@@ -112,9 +113,9 @@ def test_one_core_is_given_back_even_after_an_error():
 
 def test_seconds_are_a_median_after_a_warm_up():
     calls = []
-    assert measure.seconds(lambda: calls.append(1), repeats=3) >= 0
+    assert measure.median_seconds(lambda: calls.append(1), repeats=3) >= 0
     assert len(calls) == 4
     calls.clear()
-    measure.seconds(lambda: calls.append(1), repeats=1, at_least=0.01)
+    measure.median_seconds(lambda: calls.append(1), repeats=1, at_least=0.01)
     assert len(calls) > 4
-    assert math.isfinite(measure.seconds(lambda: None))
+    assert math.isfinite(measure.median_seconds(lambda: None))

@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from helpers import TINY, built, same
 
-from qllk import models
-from qllk.layers import MLPS
-from qllk.models import LanguageModel, PatchedLanguageModel, build, evaluating, parameters
-from qllk.positions import POSITIONS
+from qllk.model import families
+from qllk.model.families import (
+    LanguageModel,
+    PatchedLanguageModel,
+    build,
+    count_parameters,
+    eval_mode,
+)
+from qllk.model.layers import MLPS
+from qllk.model.positions import POSITIONS
 from qllk.presets import PRESETS
 from qllk.spec import Patch, Spec
 
@@ -61,7 +67,7 @@ def refused(match, spec=BASE, **changes):
 @each_preset
 def test_a_preset_has_the_parameters_it_states(name):
     with torch.device("meta"):
-        assert parameters(build(name)) == PARAMETERS[name]
+        assert count_parameters(build(name)) == PARAMETERS[name]
 
 
 def test_every_preset_states_its_parameters_and_none_that_is_gone():
@@ -558,7 +564,7 @@ def test_what_is_text_of_a_source_is_said_by_one_bool_for_each_id():
 def test_tied_weights_are_one_tensor_counted_once():
     tied, loose = build(BASE.but(tied=True)), build(BASE)
     assert tied.head.weight is tied.embed.weight
-    assert parameters(loose) - parameters(tied) == 256 * 16
+    assert count_parameters(loose) - count_parameters(tied) == 256 * 16
 
 
 def test_dropout_is_drawn_by_its_own_generator_and_only_in_training():
@@ -582,21 +588,21 @@ def test_dropout_is_drawn_by_its_own_generator_and_only_in_training():
 @pytest.mark.parametrize("spec", [BASE, ENCODER, SEQ2SEQ])
 def test_a_model_draws_its_weights_once_all_of_them(spec, monkeypatch):
     drawn = []
-    monkeypatch.setattr(models, "initialise", lambda model: drawn.append(parameters(model)))
+    monkeypatch.setattr(families, "initialise", lambda model: drawn.append(count_parameters(model)))
     model = build(spec)
-    assert drawn == [parameters(model)]
+    assert drawn == [count_parameters(model)]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_is_evaluated_without_dropout_and_gradients_and_left_as_it_was(training):
     model, ids = build(BASE.but(dropout=0.5), seed=0).train(training), torch.randint(256, (2, 9))
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(ids)
         same(model(ids), logits, atol=0)
         assert not logits.requires_grad
     assert model.training == training
     assert model(ids).requires_grad
-    with pytest.raises(ValueError, match="ids must"), evaluating(model):
+    with pytest.raises(ValueError, match="ids must"), eval_mode(model):
         model(ids - 256)
     assert model.training == training
     assert torch.is_grad_enabled()

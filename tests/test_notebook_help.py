@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from qllk import kernels
 from qllk.lab import TEXT, digits, expected_and_happened, outcome, predict, same, show, sized, tiny
+from qllk.model import kernels
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,9 @@ def test_same_says_so_or_raises_with_the_first_place(capsys):
 
 
 def test_show_prints_the_real_source(capsys):
-    show(kernels.band)
+    show(kernels.causal_mask)
     text = said(capsys)
-    assert text.startswith("# qllk/kernels.py\ndef band(")
+    assert text.startswith("# qllk/model/kernels.py\ndef causal_mask(")
     assert "torch.arange(N - T, N" in text
 
 
@@ -129,6 +129,6 @@ def test_a_damaged_file_is_named_and_a_read_only_folder_stops_nothing(capsys, ho
     def refuse(*_):
         raise OSError("read only")
 
-    monkeypatch.setattr("qllk.lab.predictions.write_whole", refuse)
+    monkeypatch.setattr("qllk.lab.predictions.write_atomically", refuse)
     predict("01.x", 1)
     assert "(not kept: read only)" in said(capsys)

@@ -12,17 +12,18 @@ from helpers import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qllk import data, objectives
 from qllk.__main__ import main
-from qllk.data import all_windows, corpus, documents, pack, shard
-from qllk.kernels import band, same_document, softmax_attention
-from qllk.models import build, checked_ids
-from qllk.objectives import (
+from qllk.checks import check_ids
+from qllk.model.families import build
+from qllk.model.kernels import causal_mask, document_mask, softmax_attention
+from qllk.presets import PRESETS
+from qllk.text import corpora, objectives
+from qllk.text.corpora import corpus, documents
+from qllk.text.objectives import (
     IGNORED,
     ask,
-    byte_losses,
-    counted,
-    masked,
+    count_targets,
+    masked_token,
     next_token,
     random_spans,
     restore_spans,
@@ -30,9 +31,10 @@ from qllk.objectives import (
     span_corruption,
     span_counts,
     span_vocabulary,
-    vocabulary,
+    token_losses,
+    vocabulary_size,
 )
-from qllk.presets import PRESETS
+from qllk.text.windows import iterate_windows, pack, shard
 
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True)
 RATES = st.floats(0.01, 1.0)
@@ -58,7 +60,7 @@ def expect_share(hits, chance):
 
 ALL = {
     "next_token": lambda ids: next_token(ids),
-    "masked": lambda ids: masked(ids, generator()),
+    "masked": lambda ids: masked_token(ids, generator()),
     "seq2seq": lambda ids: seq2seq(ids, ids[:, :9]),
     "span_corruption": lambda ids: span_corruption(ids, generator()),
 }
@@ -84,7 +86,7 @@ def test_no_id_lies_outside_the_vocabulary_that_the_model_is_told_to_have(name):
     batch = ALL[name](letters(50, 40))
     size = VOCABULARY.get(name) or span_vocabulary(40)
     for ids in (*batch.inputs, batch.targets.where(batch.targets != IGNORED, 0)):
-        checked_ids(ids, size)
+        check_ids(ids, size)
     assert max(ids.max() for ids in (*batch.inputs, batch.targets)) == size - 1  # and none is spare
 
 
@@ -92,21 +94,23 @@ def test_no_id_lies_outside_the_vocabulary_that_the_model_is_told_to_have(name):
 def test_one_loss_serves_all_and_asks_nothing_where_a_target_is_ignored(objective):
     targets = objective(letters(3, 40)).targets
     logits = torch.randn(*targets.shape, 300, dtype=torch.float64, requires_grad=True)
-    total, asked = byte_losses(logits, targets).sum(), targets != IGNORED
+    total, asked = token_losses(logits, targets).sum(), targets != IGNORED
     chances = logits.softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
     same(total, -(chances.log() * asked).sum())
-    assert counted(targets) == asked.sum() > 0
+    assert count_targets(targets) == asked.sum() > 0
     total.backward()
     assert torch.equal(logits.grad.abs().sum(-1) > 0, asked)
 
 
 def test_parts_of_a_batch_add_up_to_its_loss_although_their_means_do_not():
-    batch = masked(letters(4, 30), generator())
+    batch = masked_token(letters(4, 30), generator())
     logits = torch.randn(4, 30, 257, dtype=torch.float64)
     targets = [part.targets for part in batch.parts(3)]
-    sums = [byte_losses(*pair).sum() for pair in zip(logits.split((2, 1, 1)), targets, strict=True)]
-    counts = list(map(counted, targets))
-    whole = byte_losses(logits, batch.targets).sum() / counted(batch.targets)
+    sums = [
+        token_losses(*pair).sum() for pair in zip(logits.split((2, 1, 1)), targets, strict=True)
+    ]
+    counts = list(map(count_targets, targets))
+    whole = token_losses(logits, batch.targets).sum() / count_targets(batch.targets)
     same(sum(sums) / sum(counts), whole)
     of_means = sum(s / n for s, n in zip(sums, counts, strict=True)) / 3
     assert abs(of_means - whole) > 1e-3
@@ -128,7 +132,7 @@ def test_each_family_is_asked_what_it_can_answer():
     ids = letters(3, 41)
     assert torch.equal(ask("decoder", ids, generator()).targets, ids[:, 1:])
     hidden = ask("encoder", ids, generator())
-    assert torch.equal(hidden.targets, masked(ids[:, :40], generator()).targets)
+    assert torch.equal(hidden.targets, masked_token(ids[:, :40], generator()).targets)
     spans = ask("encoder-decoder", ids, generator())
     assert torch.equal(spans.targets, span_corruption(ids[:, :40], generator()).targets)
     with pytest.raises(ValueError, match="unknown family 'oracle'"):
@@ -139,7 +143,7 @@ def test_each_family_is_asked_what_it_can_answer():
 @pytest.mark.parametrize("vocab_size", [20, 256])
 def test_a_model_of_that_vocabulary_can_be_asked_and_a_smaller_one_cannot(family, vocab_size):
     batch = ask(family, letters(50, 41, vocab_size), generator(), vocab_size)
-    assert max(ids.max() for ids in (*batch.inputs, batch.targets)) + 1 == vocabulary(
+    assert max(ids.max() for ids in (*batch.inputs, batch.targets)) + 1 == vocabulary_size(
         family, 40, vocab_size
     )
 
@@ -147,7 +151,7 @@ def test_a_model_of_that_vocabulary_can_be_asked_and_a_smaller_one_cannot(family
 def test_of_an_answer_the_text_alone_can_be_asked():
     batch = span_corruption(letters(3, 40), generator())
     text = batch.of_text()
-    assert counted(text.targets) == 3 * span_counts(40)[0]
+    assert count_targets(text.targets) == 3 * span_counts(40)[0]
     assert torch.equal(text.targets != IGNORED, batch.targets < 256)
     assert torch.equal(batch.of_text(400).targets, batch.targets)
 
@@ -183,7 +187,7 @@ def test_documents_that_do_not_fit_are_refused():
 
 def test_masking_hides_fifteen_in_a_hundred_and_of_these_eighty_ten_ten():
     ids = letters(200, 500)
-    (inputs,), targets = masked(ids, generator())
+    (inputs,), targets = masked_token(ids, generator())
     chosen = targets != IGNORED
     assert torch.equal(targets[chosen], ids[chosen])
     assert torch.equal(inputs[~chosen], ids[~chosen])
@@ -196,59 +200,59 @@ def test_masking_hides_fifteen_in_a_hundred_and_of_these_eighty_ten_ten():
 
 def test_a_replaced_id_may_become_any_ordinary_one_equally_often():
     ids = torch.zeros(200, 500, dtype=torch.long)
-    inputs = masked(ids, generator(), rate=1.0, vocab_size=8).inputs[0]
+    inputs = masked_token(ids, generator(), rate=1.0, vocab_size=8).inputs[0]
     for token in range(1, 8):
         expect_share(inputs == token, 0.1 / 8)
 
 
 def test_places_are_masked_independently():
-    chosen = masked(letters(200, 500), generator(), rate=0.3).targets != IGNORED
+    chosen = masked_token(letters(200, 500), generator(), rate=0.3).targets != IGNORED
     expect_share(chosen[:, 1:] & chosen[:, :-1], 0.09)
     expect_share(chosen[:, 0], 0.3)
     expect_share(chosen[:, -1], 0.3)
 
 
 def test_masking_is_drawn_by_its_generator_alone():
-    first = masked(letters(2, 50), generator()).inputs[0]
+    first = masked_token(letters(2, 50), generator()).inputs[0]
     torch.rand(1)
-    assert torch.equal(masked(letters(2, 50), generator()).inputs[0], first)
-    assert not torch.equal(masked(letters(2, 50), generator(1)).inputs[0], first)
+    assert torch.equal(masked_token(letters(2, 50), generator()).inputs[0], first)
+    assert not torch.equal(masked_token(letters(2, 50), generator(1)).inputs[0], first)
 
 
 def test_something_is_asked_however_short_the_text():
-    batches = [masked(letters(1, 2), generator(seed), rate=0.01) for seed in range(50)]
-    assert all(counted(batch.targets) == 1 for batch in batches)
+    batches = [masked_token(letters(1, 2), generator(seed), rate=0.01) for seed in range(50)]
+    assert all(count_targets(batch.targets) == 1 for batch in batches)
     assert len({(batch.targets != IGNORED).nonzero()[0, 1].item() for batch in batches}) == 2
-    nowhere = masked(letters(1, 2), generator(), maskable=torch.zeros(1, 2).bool())
-    assert counted(nowhere.targets) == 0
+    nowhere = masked_token(letters(1, 2), generator(), maskable=torch.zeros(1, 2).bool())
+    assert count_targets(nowhere.targets) == 0
 
 
 def test_what_must_not_be_masked_is_not():
     ids, allowed = letters(20, 50), torch.rand(20, 50) < 0.5
-    batch = masked(ids, generator(), rate=1.0, maskable=allowed)
+    batch = masked_token(ids, generator(), rate=1.0, maskable=allowed)
     assert torch.equal(batch.targets != IGNORED, allowed)
     assert torch.equal(batch.inputs[0][~allowed], ids[~allowed])
     with pytest.raises(ValueError, match="maskable must say something of each id"):
-        masked(ids, generator(), maskable=allowed[:, 1:])
+        masked_token(ids, generator(), maskable=allowed[:, 1:])
 
 
 def test_the_mask_comes_after_the_vocabulary_unless_it_has_an_id():
     ids = letters(20, 50, vocab_size=64)
-    assert masked(ids, generator(), vocab_size=64).inputs[0].max() == 64
-    named = masked(ids, generator(), rate=1.0, vocab_size=64, mask_id=3).inputs[0]
+    assert masked_token(ids, generator(), vocab_size=64).inputs[0].max() == 64
+    named = masked_token(ids, generator(), rate=1.0, vocab_size=64, mask_id=3).inputs[0]
     assert named.max() < 64
     assert (named == 3).float().mean() > 0.75
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.01, math.nan])
 def test_a_rate_that_is_no_share_is_refused(rate):
-    for objective in (masked, span_corruption):
+    for objective in (masked_token, span_corruption):
         with pytest.raises(ValueError, match=r"rate .* must lie in \(0, 1\], got"):
             objective(letters(1, 9), generator(), rate=rate)
 
 
 def test_ids_that_are_no_ordinary_ones_are_refused():
-    for objective in (masked, span_corruption):
+    for objective in (masked_token, span_corruption):
         with pytest.raises(ValueError, match=r"ids must lie in 0 … 255, got 256"):
             objective(torch.tensor([[256]]), generator())
 
@@ -269,7 +273,7 @@ def test_padding_of_a_target_is_not_asked_for():
     target = torch.tensor([[7, 8, 256], [7, 256, 256]])
     padded = seq2seq(target, target, pad=256).targets
     assert padded.tolist() == [[7, 8, IGNORED], [7, IGNORED, IGNORED]]
-    assert counted(seq2seq(target, target).targets) == 6
+    assert count_targets(seq2seq(target, target).targets) == 6
 
 
 def test_source_and_target_need_as_many_rows():
@@ -394,16 +398,16 @@ def test_a_window_below_one_cannot_be_packed():
 def test_attention_with_a_document_mask_reads_each_document_as_if_alone():
     owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [4] * 5 + [5] * 6])
     q, k, v = torch.randn(3, 2, 3, 11, 4, dtype=torch.float64)
-    keep = same_document(owners) & band(11, 11)
+    keep = document_mask(owners) & causal_mask(11, 11)
     assert keep.any(-1).all()
     out = softmax_attention(q, k, v, keep)
     for row in range(2):
         for owner in owners[row].unique():
             own = owners[row] == owner
             x = [t[row : row + 1, :, own] for t in (q, k, v)]
-            alone = softmax_attention(*x, band(own.sum(), own.sum()))
+            alone = softmax_attention(*x, causal_mask(own.sum(), own.sum()))
             same(out[row : row + 1, :, own], alone)
-    without = softmax_attention(q, k, v, band(11, 11))
+    without = softmax_attention(q, k, v, causal_mask(11, 11))
     assert (without - out)[0, :, 3:].abs().amin() > 1e-6
 
 
@@ -421,7 +425,7 @@ def test_shares_are_disjoint_complete_and_even(n, world):
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 7, 11, 13, 14, 16])
 def test_over_all_ranks_every_window_comes_exactly_once(world):
     text = (np.arange(1001) % 251).astype(np.uint8)
-    shares = [shard(all_windows(text, 1, 10), rank, world) for rank in range(world)]
+    shares = [shard(iterate_windows(text, 1, 10), rank, world) for rank in range(world)]
     targets = [x for share in shares for window in share for x in window[0, 1:].tolist()]
     assert sorted(targets) == sorted(text[1:].tolist())
 
@@ -488,7 +492,7 @@ def test_a_stream_can_be_shared_packed_and_asked_about(fake):
     fake()
     ids, owners = next(pack(shard(documents(), 1, 2), 30))
     assert bytes(ids.numpy()) == b"document 1document 3document 5d"
-    assert counted(next_token(ids[None], owners[None]).targets) == 27
+    assert count_targets(next_token(ids[None], owners[None]).targets) == 27
 
 
 def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
@@ -499,7 +503,7 @@ def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
     for ids, owners in islice(pack(shard(documents(), 1, 2), 40), 40):
         batch = next_token(ids[None], owners[None])
         logits = model(*batch.inputs, documents=owners[None, :-1])
-        loss = byte_losses(logits, batch.targets).sum() / counted(batch.targets)
+        loss = token_losses(logits, batch.targets).sum() / count_targets(batch.targets)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -509,7 +513,7 @@ def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
 
 def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "STREAM_BYTES", 1000)
+    monkeypatch.setattr(corpora, "STREAM_BYTES", 1000)
     package = fake()
     found = corpus("fineweb-edu")
     text = found.train.tobytes() + found.valid.tobytes()

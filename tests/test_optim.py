@@ -7,13 +7,16 @@ import pytest
 import torch
 from helpers import SPEC, same
 
-from qllk import checkpoint, measure, optim
-from qllk.models import Stack, build
-from qllk.optim import OPTIMIZERS, AdamW, Lion
-from qllk.probes import state_bytes
-from qllk.recipe import Recipe
-from qllk.tasks import task
-from qllk.train import Trainer
+from qllk.model.blocks import Stack
+from qllk.model.families import build
+from qllk.probes import measure
+from qllk.probes.inside import state_bytes
+from qllk.text.tasks import task
+from qllk.training import checkpoint, optim
+from qllk.training.checkpoint import check_run
+from qllk.training.optim import OPTIMIZERS, AdamW, Lion
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
 CORPUS, FLOOR = task("markov", 4000)
@@ -145,7 +148,7 @@ def test_a_loaded_optimizer_remembers_in_the_type_in_which_it_did(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_fresh_is_what_is_remembered(name):
     run = trainer(optimizer=name)
-    expected = optim.fresh(run.optimizer)
+    expected = optim.init_state(run.optimizer)
     next(run)
     ps = [p for group in run.optimizer.param_groups for p in group["params"]]
     assert len(ps) == len(expected)
@@ -182,12 +185,12 @@ def test_the_memory_of_another_optimizer_is_refused(tmp_path):
     tensors, facts = run.tensors(), run.facts()
     facts["recipe"]["optimizer"] = "adamw"
     with pytest.raises(ValueError, match=r"'optimizer.0.exp_avg_sq' is missing"):
-        trainer().restore(tensors, facts)
+        check_run(trainer(), tensors, facts)
     facts["recipe"]["optimizer"] = "lion-bfloat16"
     with pytest.raises(ValueError, match=r"float32, expected .* torch.bfloat16"):
-        trainer(optimizer="lion-bfloat16").restore(tensors, facts)
+        check_run(trainer(optimizer="lion-bfloat16"), tensors, facts)
     with pytest.raises(ValueError, match="its recipe has optimizer='lion-bfloat16', this one"):
-        trainer().restore(tensors, facts)
+        check_run(trainer(), tensors, facts)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -245,7 +248,7 @@ def test_computing_again_keeps_one_input_for_every_k_blocks():
 def test_the_peak_is_lowest_when_every_block_is_its_own_piece():
     def peak(k):
         model, ids = deep(k)
-        return measure.allocation(lambda: model(ids).sum().backward()).peak_bytes
+        return measure.trace_memory(lambda: model(ids).sum().backward()).peak_bytes
 
     assert peak(1) < peak(2) < peak(4) < peak(8)
     assert peak(1) < 0.5 * peak(0)
@@ -254,7 +257,7 @@ def test_the_peak_is_lowest_when_every_block_is_its_own_piece():
 def test_a_repeated_forward_pass_costs_a_third_of_the_work():
     def work(k):
         model, ids = deep(k, layers=16)
-        return measure.operations(lambda: model(ids).sum().backward())
+        return measure.count_flops(lambda: model(ids).sum().backward())
 
     assert 1.1 < work(1) / work(0) < 4 / 3  # less: a piece stops where the last need is met
 

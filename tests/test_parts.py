@@ -8,24 +8,25 @@ import torch.nn.functional as F
 from helpers import same
 from torch import nn
 
-from qllk import kernels, mixers
-from qllk.layers import HEADS, MLPS, NORMS, make
-from qllk.measure import operations
-from qllk.mixers import (
+from qllk.checks import build_part
+from qllk.model import kernels, mixers
+from qllk.model.blocks import NORMS_AT, Block, CrossBlock
+from qllk.model.families import build, count_parameters
+from qllk.model.layers import HEADS, MLPS, NORMS
+from qllk.model.mixers import (
     DECAYS,
-    KV,
     MIXERS,
     NORMALISERS,
     CumsumMixer,
     DeltaRule,
-    Folding,
-    Latent,
+    FoldedMixer,
+    KVState,
     LatentAttention,
+    LatentState,
     LinearAttention,
     SoftmaxAttention,
 )
-from qllk.models import NORMS_AT, Block, CrossBlock, build, parameters
-from qllk.positions import (
+from qllk.model.positions import (
     BidirectionalRelative,
     Learned,
     NoPositions,
@@ -33,7 +34,8 @@ from qllk.positions import (
     Rotary,
     Sinusoidal,
 )
-from qllk.probes import state_numbers, visibility
+from qllk.probes.inside import state_numbers, visibility
+from qllk.probes.measure import count_flops
 from qllk.spec import Spec
 
 
@@ -155,7 +157,7 @@ def test_an_mlp_computes_its_formula(name):
     inside = MLP_FORMULAS[name](x @ mlp.up.weight.T + mlp.up.bias)
     assert inside.shape[-1] == 12
     same(mlp(x), inside @ mlp.out.weight.T + mlp.out.bias)
-    assert parameters(MLPS[name](4)) == 8 * 4 * 4
+    assert count_parameters(MLPS[name](4)) == 8 * 4 * 4
 
 
 def test_swiglu_computes_its_formula():
@@ -171,7 +173,7 @@ def test_an_mlp_is_as_wide_as_its_ratio_rounded(name):
 
 @pytest.mark.parametrize(("ratio", "squares"), [(4, 12), (8 / 3, 8)])
 def test_both_hidden_sizes_of_swiglu_have_the_parameters_they_are_known_for(ratio, squares):
-    assert parameters(MLPS["swiglu"](768, ratio=ratio)) == squares * 768**2
+    assert count_parameters(MLPS["swiglu"](768, ratio=ratio)) == squares * 768**2
 
 
 def test_norms_by_hand():
@@ -186,19 +188,21 @@ def test_norms_by_hand():
     }
     assert {name for name, _ in expected} == set(NORMS)
     for (name, options), row in expected.items():
-        norm = make(NORMS, (name, dict(options)), "norm", 2).double()
+        norm = build_part(NORMS, (name, dict(options)), "norm", 2).double()
         same(norm(x), torch.tensor([[row]], dtype=torch.float64))
 
 
 def test_an_rms_norm_can_do_without_weights():
-    assert parameters(make(NORMS, ("rms", {"elementwise_affine": False}), "norm", 8)) == 0
+    assert (
+        count_parameters(build_part(NORMS, ("rms", {"elementwise_affine": False}), "norm", 8)) == 0
+    )
 
 
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_takes_half_precision_without_a_warning(name, recwarn):
     torch.set_warn_always(True)  # else torch says it once in a process
     try:
-        y = make(NORMS, (name, {}), "norm", 4)(torch.randn(2, 4).bfloat16())
+        y = build_part(NORMS, (name, {}), "norm", 4)(torch.randn(2, 4).bfloat16())
     finally:
         torch.set_warn_always(False)
     assert y.isfinite().all()
@@ -431,14 +435,14 @@ def test_compressed_queries_compute_their_formula():
     plain.query = type("Given", (nn.Module,), {"forward": lambda self, x: c @ up.weight.T})()
     same(mixer(x)[0], plain(x)[0])
     query = 6 * 3 + 3 + 3 * 2 * (3 + 2)  # down, norm, up
-    assert parameters(mixer) - parameters(plain) == query
+    assert count_parameters(mixer) - count_parameters(plain) == query
 
 
 def test_a_step_of_latent_attention_rebuilds_no_keys_and_values():
     mixer, N = LatentAttention(6, heads=2, **LATENT), 200
     _, state = mixer(torch.randn(1, N, 6))
     rebuilding = 2 * N * mixer.up.weight.numel()
-    assert operations(lambda: mixer(torch.randn(1, 1, 6), state)) < rebuilding / 2
+    assert count_flops(lambda: mixer(torch.randn(1, 1, 6), state)) < rebuilding / 2
 
 
 def test_latent_attention_counts_as_the_swa_mla_code_does():
@@ -446,7 +450,7 @@ def test_latent_attention_counts_as_the_swa_mla_code_does():
     with torch.device("meta"):
         mixer = LatentAttention(768, **sizes, norm="layer")
     query, down, up, out = 768 * 12 * 192, 768 * (256 + 64), 256 * 12 * (128 + 128), 12 * 128 * 768
-    assert parameters(mixer) == query + down + 2 * 256 + up + out
+    assert count_parameters(mixer) == query + down + 2 * 256 + up + out
 
 
 def test_the_delta_mixer_computes_its_formula():
@@ -466,7 +470,7 @@ def test_the_delta_mixer_computes_its_formula():
 
 
 def test_folding_computes_its_formula():
-    mixer, x = Folding(4, size=2, mixer=("softmax", {"heads": 1})).double(), vectors(1, 5, 4)
+    mixer, x = FoldedMixer(4, size=2, mixer=("softmax", {"heads": 1})).double(), vectors(1, 5, 4)
     path = mixer.path
     folds = torch.stack((x[0, 0:2].flatten(), x[0, 2:4].flatten())) @ path.fold.weight.T
     hints = (path.trunk(folds[None])[0][0] @ path.unfold.weight.T).view(4, 4)
@@ -480,11 +484,11 @@ def test_folding_divides_the_pairs_of_attention_by_its_square(size):
 
     def pairs(mixer):
         """What is left of the operations when everything that is linear in length is taken off."""
-        short, long = (operations(lambda T=T: mixer(torch.randn(1, T, 4))) for T in (64, 128))
+        short, long = (count_flops(lambda T=T: mixer(torch.randn(1, T, 4))) for T in (64, 128))
         return long - 2 * short
 
     assert pairs(SoftmaxAttention(4, heads=1)) == size**2 * pairs(
-        Folding(4, size=size, mixer=softmax)
+        FoldedMixer(4, size=size, mixer=softmax)
     )
 
 
@@ -512,17 +516,17 @@ def test_a_windows_state_is_bounded_by_the_window_and_the_sinks(T):
 def nothing_before(mixer, t):
     """A state of no steps, at position t."""
     if isinstance(mixer, LatentAttention):
-        return Latent(torch.zeros(1, 0, 5).double(), torch.zeros(1, 0, 2).double(), t)
-    return KV(torch.zeros(1, 2, 0, 4).double(), torch.zeros(1, 2, 0, 4).double(), t)
+        return LatentState(torch.zeros(1, 0, 5).double(), torch.zeros(1, 0, 2).double(), t)
+    return KVState(torch.zeros(1, 2, 0, 4).double(), torch.zeros(1, 2, 0, 4).double(), t)
 
 
 @pytest.mark.parametrize(("name", "options"), [("softmax", {}), ("latent", LATENT)])
 def test_rotary_attention_depends_on_distance_and_on_nothing_else(name, options):
     x, part = vectors(1, 6, 8), (name, {"heads": 2, **options})
     torch.manual_seed(0)
-    mixer = make(MIXERS, part, "mixer", 8, Rotary(8)).double()
+    mixer = build_part(MIXERS, part, "mixer", 8, Rotary(8)).double()
     torch.manual_seed(0)
-    placeless = make(MIXERS, part, "mixer", 8).double()
+    placeless = build_part(MIXERS, part, "mixer", 8).double()
     same(mixer(x, nothing_before(mixer, 1000))[0], mixer(x)[0], atol=1e-9)
     assert not torch.allclose(mixer(x)[0], placeless(x)[0])
 
@@ -550,7 +554,7 @@ def test_an_option_changes_the_output_with_the_same_weights(name, base, change):
     x, outputs = vectors(1, 20, 8), []
     for options in (base, {**base, **change}):
         torch.manual_seed(0)
-        outputs.append(make(MIXERS, (name, options), "mixer", 8).double()(x)[0])
+        outputs.append(build_part(MIXERS, (name, options), "mixer", 8).double()(x)[0])
     assert not torch.allclose(*outputs)
 
 
@@ -589,7 +593,7 @@ def test_weights_of_attention_whose_queries_are_all_zero_are_those_of_the_distan
     nn.init.zeros_(mixer.qkv.weight)
     scores = positions.bias(2, 5, 5)
     if attention is SoftmaxAttention:
-        scores = scores.masked_fill(~kernels.band(5, 5), float("-inf"))
+        scores = scores.masked_fill(~kernels.causal_mask(5, 5), float("-inf"))
     same(mixer.weights(torch.randn(1, 5, 8))[0], scores.softmax(dim=-1), atol=1e-6)
 
 
@@ -603,6 +607,6 @@ def test_sinks_and_tiles_are_refused_where_positions_weigh_distances():
 
 @pytest.mark.parametrize("options", [{"tile": 4}, {"window": 5, "sinks": 2}])
 def test_sinks_and_tiles_are_refused_beside_a_mask(options):
-    keep = kernels.same_document(torch.tensor([[0, 0, 1, 1, 1]]))
+    keep = kernels.document_mask(torch.tensor([[0, 0, 1, 1, 1]]))
     with pytest.raises(ValueError, match=r"sinks or tiles takes no mask, .*; got sinks=\d, tile="):
         SoftmaxAttention(8, heads=2, **options)(torch.randn(1, 5, 8), None, keep)

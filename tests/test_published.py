@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import same
 
-from qllk.published import MELF, QLLK10, QLLK11
+from qllk.study.published import MELF, QLLK10, QLLK11
 
 KERNEL_10 = ("q_proj", "k_proj", "v_proj", "gate")
 

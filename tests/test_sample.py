@@ -9,11 +9,20 @@ import pytest
 import torch
 from helpers import TINY, built, same
 
-from qllk import sample, tokens
-from qllk.models import build
-from qllk.probes import state_bytes, state_numbers
-from qllk.sample import chances, generate, greedy, penalised, sampler, speculate, stream
+from qllk.model import sample
+from qllk.model.families import build
+from qllk.model.sample import (
+    generate,
+    greedy,
+    penalize_repetition,
+    probabilities,
+    sampler,
+    speculate,
+    stream,
+)
+from qllk.probes.inside import state_bytes, state_numbers
 from qllk.spec import Patch, Spec
+from qllk.text import tokens
 
 CONV, CUMSUM, SOFTMAX = ("conv", {"width": 3}), ("cumsum", {}), ("softmax", {"heads": 2})
 PATCHED = Spec(
@@ -172,7 +181,7 @@ SETTINGS = [
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_chances_are_those_of_a_slow_reference(setting):
     rows = torch.stack((LOGITS, LOGITS.flip(-1)))  # (2,1,6): of any shape
-    weights = chances(**setting)(rows)
+    weights = probabilities(**setting)(rows)
     same(weights[0, 0].float(), expected(LOGITS[0], **setting), atol=1e-6)
     same(weights[1, 0], weights[0, 0].flip(-1))
 
@@ -196,7 +205,7 @@ def test_rows_are_drawn_each_by_its_own_logits():
 
 
 def test_the_rarest_id_is_not_lost_to_rounding_when_all_are_wanted():
-    assert (chances(top_p=1.0)(10 * torch.randn(500, 256)) > 0).all()
+    assert (probabilities(top_p=1.0)(10 * torch.randn(500, 256)) > 0).all()
 
 
 def test_the_same_seed_writes_the_same_text_whatever_else_is_drawn():
@@ -226,7 +235,7 @@ def test_a_penalty_is_that_of_transformers(penalty):
         given.append(logits)
         return torch.randint(9, (3,))
 
-    pick = penalised(pick, penalty, ids.byte())
+    pick = penalize_repetition(pick, penalty, ids.byte())
     for _ in range(6):  # what it picks counts from the next time on
         logits = torch.randn(3, 9)
         new = pick(logits)
@@ -237,15 +246,15 @@ def test_a_penalty_is_that_of_transformers(penalty):
 def test_a_penalty_goes_with_any_pick_and_leaves_the_logits_alone():
     logits, before = LOGITS.clone(), LOGITS.clone()
     prompt = torch.tensor([[4, 4]])
-    assert penalised(greedy, 2.0, prompt)(logits).tolist() == [1]
-    assert penalised(sampler(top_k=1), 2.0, prompt)(logits).tolist() == [1]
+    assert penalize_repetition(greedy, 2.0, prompt)(logits).tolist() == [1]
+    assert penalize_repetition(sampler(top_k=1), 2.0, prompt)(logits).tolist() == [1]
     assert torch.equal(logits, before)
 
 
 def test_a_penalty_keeps_a_greedy_text_from_going_round():
     model, prompt = made(ATTENTION), torch.tensor([list(b"x")])
     plain = list(islice(stream(model, prompt, greedy), 40))
-    lively = list(islice(stream(model, prompt, penalised(greedy, 1.5, prompt)), 40))
+    lively = list(islice(stream(model, prompt, penalize_repetition(greedy, 1.5, prompt)), 40))
     assert len(set(map(int, lively))) > len(set(map(int, plain)))
 
 
@@ -299,7 +308,7 @@ each_draft = pytest.mark.parametrize("off", DRAFTS.values(), ids=DRAFTS)
 def test_greedy_with_a_draft_writes_what_greedy_writes(spec, off):
     model, prompt = made_causal(spec), torch.randint(spec.vocab_size, (1, 7))
     plain = list(islice(stream(model, prompt, greedy), 40))
-    written = speculate(model, noisy(model, off), prompt, chances(0), ahead=3)
+    written = speculate(model, noisy(model, off), prompt, probabilities(0), ahead=3)
     assert list(islice(written, 40)) == plain
 
 
@@ -307,7 +316,7 @@ def test_a_draft_may_be_of_another_family():
     model, draft = made(ATTENTION), made(PATCHED)
     prompt = torch.tensor([list(b"abc")])
     plain = list(islice(stream(model, prompt, greedy), 40))
-    assert list(islice(speculate(model, draft, prompt, chances(0)), 40)) == plain
+    assert list(islice(speculate(model, draft, prompt, probabilities(0)), 40)) == plain
 
 
 def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
@@ -316,7 +325,7 @@ def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
     with torch.no_grad():
         states = model.read(source), draft.read(source)
     plain = list(islice(stream(model, start, greedy, states[0]), 20))
-    written = speculate(model, draft, start, chances(0), states=states)
+    written = speculate(model, draft, start, probabilities(0), states=states)
     assert list(islice(written, 20)) == plain
 
 
@@ -325,14 +334,17 @@ def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
 def test_an_equal_draft_makes_one_call_of_ahead_plus_one_ids(setting, prompt, extra):
     model = made(PATCHED)
     watched, ids = Watched(model), torch.tensor([list(prompt)])
-    assert len(list(islice(speculate(watched, model, ids, chances(**setting), seed=0), 50))) == 50
+    assert (
+        len(list(islice(speculate(watched, model, ids, probabilities(**setting), seed=0), 50)))
+        == 50
+    )
     assert len(watched.read) == 50 / (4 + 1) + extra  # a prompt longer than `ahead` is read first
 
 
 def calls_per_id(off, ahead=4, length=200):
     model = made_causal(ATTENTION)
     watched, prompt = Watched(model), torch.tensor([list(b"abc")])
-    written = speculate(watched, noisy(model, off), prompt, chances(), ahead, seed=0)
+    written = speculate(watched, noisy(model, off), prompt, probabilities(), ahead, seed=0)
     assert len(list(islice(written, length))) == length
     return len(watched.read) / length
 
@@ -347,7 +359,7 @@ def test_both_go_on_from_the_text_whatever_was_guessed(off):
     model, prompt = made_causal(ATTENTION), torch.tensor([list(b"abc")])
     draft, model = Watched(noisy(model, off)), Watched(model)
     text, rounds = prompt[0].tolist(), 0
-    for id in islice(speculate(model, draft, prompt, chances(0.5), ahead=3, seed=0), 60):
+    for id in islice(speculate(model, draft, prompt, probabilities(0.5), ahead=3, seed=0), 60):
         if len(draft.read) > 3 * rounds:  # this is the first id of another round
             rounds += 1
             assert draft.read[-3] == model.read[-1][:-3] == text
@@ -382,7 +394,7 @@ def surprise(ids, p):
 
 def surprise_of_speculating(setting, length=2_000):
     model, draft, start = ByTable(0), ByTable(1), torch.zeros(1, 1, dtype=torch.long)
-    weigh = chances(**setting)
+    weigh = probabilities(**setting)
     ids = torch.cat(list(islice(speculate(model, draft, start, weigh, seed=0), length)))
     return surprise(ids, weigh(model.table))
 
@@ -395,27 +407,29 @@ def test_ids_have_the_chances_of_the_model_whatever_the_draft(setting):
 
 
 def all_stand(guesses, p, q, generator):
-    return torch.cat((guesses, sample.draw(p[-1:], generator)))
+    return torch.cat((guesses, sample.sample_ids(p[-1:], generator)))
 
 
 def drawn_anew(guesses, p, q, generator):
     """Leaves out that what falls was likelier in q, so that the rest must be likelier here."""
     kept = len(RIGHT(guesses, p, q, generator)) - 1
-    return torch.cat((guesses[:kept], sample.draw(p[kept][None], generator)))
+    return torch.cat((guesses[:kept], sample.sample_ids(p[kept][None], generator)))
 
 
-RIGHT = sample.judged
+RIGHT = sample.accept_proposals
 
 
 @pytest.mark.parametrize("wrong", [all_stand, drawn_anew])
 def test_judging_wrongly_would_be_seen_in_the_chances(wrong, monkeypatch):
-    monkeypatch.setattr(sample, "judged", wrong)
+    monkeypatch.setattr(sample, "accept_proposals", wrong)
     assert surprise_of_speculating({}) > 10
 
 
 def test_speculating_stores_no_gradients_and_leaves_them_on_for_others():
     model = made(PATCHED)
-    for _ in islice(speculate(model, model, torch.zeros(1, 3, dtype=torch.long), chances()), 3):
+    for _ in islice(
+        speculate(model, model, torch.zeros(1, 3, dtype=torch.long), probabilities()), 3
+    ):
         assert torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
 
@@ -456,7 +470,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
 @pytest.mark.parametrize("penalty", [0, -1.5, float("nan")])
 def test_a_penalty_that_is_not_above_0_is_refused(penalty):
     with pytest.raises(ValueError, match=f"penalty must be above 0, got {penalty}; 1 changes"):
-        penalised(greedy, penalty, torch.zeros(1, 1))
+        penalize_repetition(greedy, penalty, torch.zeros(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -472,4 +486,4 @@ def test_a_penalty_that_is_not_above_0_is_refused(penalty):
 def test_a_draft_that_cannot_guess_is_refused(draft, shape, ahead, message):
     prompt = torch.zeros(shape, dtype=torch.long)
     with pytest.raises(ValueError, match=message):
-        next(speculate(made(PATCHED), made(draft), prompt, chances(), ahead))
+        next(speculate(made(PATCHED), made(draft), prompt, probabilities(), ahead))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qllk.tasks import TASKS, task
+from qllk.text.tasks import TASKS, task
 
 LETTERS = set(b"abcdefghijklmnopqrstuvwxyz")
 

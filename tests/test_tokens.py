@@ -16,21 +16,23 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import qllk
-from qllk import tokens
-from qllk.tokens import (
+from qllk.text import tokens
+from qllk.text.tokens import (
     BPE,
     PIECES,
     SENTINELS,
     SPECIALS,
-    Adapter,
     Bytes,
     Characters,
-    from_json,
+    HuggingFace,
     learn_merges,
     learn_merges_fast,
+    tokenizer_from_json,
 )
+from qllk.text.windows import sample_windows
 
-SOURCE = (Path(qllk.__file__).parent / "data.py").read_text("utf-8").encode("ascii", "ignore")
+LIBRARY = Path(qllk.__file__).parent
+SOURCE = (LIBRARY / "text" / "corpora.py").read_text("utf-8").encode("ascii", "ignore")
 TRAINED = BPE.train(SOURCE, 512, SPECIALS)
 # A busy machine is no failure.
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,7 +78,7 @@ def merges_loop(pieces, count):
         if not pairs:
             break
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
-        words = {piece: tokens.merged(ids, merges[-1], new) for piece, ids in words.items()}
+        words = {piece: tokens._merge_pair(ids, merges[-1], new) for piece, ids in words.items()}
     return merges
 
 
@@ -87,7 +89,7 @@ KINDS = {
     "bytes with specials": Bytes(MARKS),
     "characters": Characters.train("hello wörld", ("<unk>", *MARKS)),
     "bpe": TRAINED,
-    "adapter": Adapter.of(byte_level(specials=MARKS)),
+    "adapter": HuggingFace.of(byte_level(specials=MARKS)),
 }
 every_kind = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
 
@@ -110,7 +112,7 @@ def test_ids_are_one_row_of_the_smallest_type_that_holds_them(tokenizer):
 
 @every_kind
 def test_json_gives_the_same_tokenizer_back(tokenizer):
-    again = from_json(tokenizer.to_json())
+    again = tokenizer_from_json(tokenizer.to_json())
     assert again == tokenizer
     assert (again.encode("hello wörld") == tokenizer.encode("hello wörld")).all()
     assert again.special_ids == tokenizer.special_ids
@@ -160,7 +162,7 @@ def test_a_split_of_a_corpus_is_a_text(tokenizer):
 def test_ids_of_a_corpus_are_drawn_and_read_like_bytes():
     ids = TRAINED.encode(SOURCE)
     assert ids.dtype == np.uint16
-    rows = qllk.data.draw_windows(ids, 3, 16, torch.Generator().manual_seed(0))
+    rows = sample_windows(ids, 3, 16, torch.Generator().manual_seed(0))
     model = qllk.build(qllk.PRESETS["gpt-nano"].but(vocab_size=TRAINED.vocab_size))
     assert model(rows).shape == (3, 17, TRAINED.vocab_size)
 
@@ -349,7 +351,7 @@ def test_ids_of_a_piece_are_those_of_hugging_face(pieces, piece):
 
 def test_ids_of_real_text_are_those_of_hugging_face():
     theirs = by_their_rules(TRAINED)
-    text = (Path(qllk.__file__).parent / "train.py").read_bytes()  # not what it learned from
+    text = (LIBRARY / "training" / "trainer.py").read_bytes()  # not what it learned from
     pieces = [piece.decode("latin-1") for piece in PIECES.findall(text)]
     expected = [id for found in theirs.encode_batch(pieces) for id in found.ids]
     assert TRAINED.encode(text).tolist() == expected
@@ -429,17 +431,20 @@ def test_a_pair_is_merged_once():
         ("{", "a tokenizer must be JSON"),
         ("[]", "an object that names its kind"),
         ('{"model": {}}', "Hugging Face is read by Adapter.of"),
-        ('{"kind": "Words"}', "unknown kind of tokenizer 'Words'; choose from Adapter, BPE, Bytes"),
+        (
+            '{"kind": "Words"}',
+            "unknown kind of tokenizer 'Words'; choose from BPE, Bytes, Characters, HuggingFace",
+        ),
         ('{"kind": "Bytes", "merges": []}', "Bytes has no field 'merges'"),
         ('{"kind": "BPE"}', "not a BPE: .*merges"),
         ('{"kind": "BPE", "merges": 5}', "not a BPE"),
-        ('{"kind": "Adapter", "content": "{}"}', "not a tokenizer.json of Hugging Face"),
-        ('{"kind": "Adapter", "content": 5}', "not a tokenizer.json of Hugging Face"),
+        ('{"kind": "HuggingFace", "content": "{}"}', "not a tokenizer.json of Hugging Face"),
+        ('{"kind": "HuggingFace", "content": 5}', "not a tokenizer.json of Hugging Face"),
     ],
 )
 def test_json_that_is_no_tokenizer_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        from_json(text)
+        tokenizer_from_json(text)
 
 
 # ---------------------------------------------------------------- adapter
@@ -449,14 +454,14 @@ def test_a_tokenizer_json_is_read_by_its_path(tmp_path):
     theirs = byte_level(specials=MARKS)
     theirs.save(str(tmp_path / "tokenizer.json"))
     for source in (tmp_path / "tokenizer.json", theirs, SimpleNamespace(backend_tokenizer=theirs)):
-        found = Adapter.of(source)
+        found = HuggingFace.of(source)
         assert found.encode("hello").tolist() == theirs.encode("hello").ids
         assert (found.vocab_size, found.specials) == (400, MARKS)
 
 
 def test_a_path_that_is_not_there_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        Adapter.of(tmp_path / "none.json")
+        HuggingFace.of(tmp_path / "none.json")
 
 
 @given(st.text())
@@ -474,27 +479,27 @@ def test_nothing_is_cut_padded_or_added_behind_our_back():
     plain = theirs.encode("hello there", add_special_tokens=False).ids
     theirs.enable_truncation(3)
     theirs.enable_padding(length=50)
-    assert Adapter.of(theirs).encode("hello there").tolist() == plain
+    assert HuggingFace.of(theirs).encode("hello there").tolist() == plain
     assert theirs.truncation["max_length"] == 3  # and theirs stays as it was
 
 
 def test_what_their_tokenizer_throws_away_does_not_come_back():
     theirs = byte_level()
     theirs.normalizer = normalizers.Lowercase()
-    tokenizer = Adapter.of(theirs)
+    tokenizer = HuggingFace.of(theirs)
     assert tokenizer.decode(tokenizer.encode("Hello")) == b"hello"
 
 
 def test_an_id_beyond_a_gap_is_in_the_vocabulary():
     theirs = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 9}, unk_token="a"))
-    assert Adapter.of(theirs).vocab_size == 10
-    assert Adapter.of(theirs).decode([9]) == b"b"
+    assert HuggingFace.of(theirs).vocab_size == 10
+    assert HuggingFace.of(theirs).decode([9]) == b"b"
 
 
 def test_without_the_library_our_own_work_and_the_adapter_says_what_to_install(monkeypatch):
     content = KINDS["adapter"].content
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert BPE.train(SOURCE, 300).encode("hello").size
-    for needs_it in (lambda: Adapter(content), lambda: learn_merges_fast(Counter([b"ab"]), 1)):
+    for needs_it in (lambda: HuggingFace(content), lambda: learn_merges_fast(Counter([b"ab"]), 1)):
         with pytest.raises(ImportError, match=r"pip install -e '.\[text\]'"):
             needs_it()

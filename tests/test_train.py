@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
-from qllk import checkpoint, data, devices, evaluate, objectives, optim, train
-from qllk.layers import Dropout
-from qllk.models import build
-from qllk.published import QLLK11
-from qllk.recipe import Recipe
-from qllk.tasks import task
-from qllk.train import Diverged, Trainer, mixed
+from qllk.model.families import build
+from qllk.model.layers import Dropout
+from qllk.probes import baselines, evaluate
+from qllk.study.published import QLLK11
+from qllk.text import corpora, objectives, windows
+from qllk.text.tasks import task
+from qllk.training import checkpoint, devices, optim
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Diverged, Trainer, mix_seeds, trial_step
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
 CORPUS, FLOOR = task("markov", 4000)
@@ -58,7 +60,7 @@ def test_a_run_equals_the_same_written_by_hand():
         foreach=False,
     )
     for step, record in enumerate(steps(run, 12)):
-        generator = torch.Generator().manual_seed(mixed(0, step))
+        generator = torch.Generator().manual_seed(mix_seeds(0, step))
         starts = torch.randint(len(CORPUS.train) - 24, (4,), generator=generator).tolist()
         ids = torch.tensor(np.stack([CORPUS.train[s : s + 25] for s in starts])).long()
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -149,8 +151,8 @@ def test_parts_with_unequal_numbers_of_targets_equal_the_whole(accumulate):
 
 
 def test_byte_156_is_a_target_like_any_other():
-    assert objectives.counted(torch.tensor([[156, 0]], dtype=torch.uint8)) == 2
-    assert objectives.counted(torch.tensor([[objectives.IGNORED, 156]])) == 1
+    assert objectives.count_targets(torch.tensor([[156, 0]], dtype=torch.uint8)) == 2
+    assert objectives.count_targets(torch.tensor([[objectives.IGNORED, 156]])) == 1
 
 
 def test_the_gradient_is_clipped_to_its_norm_and_the_norm_before_is_told(monkeypatch):
@@ -220,7 +222,7 @@ def test_dropout_is_on_while_training_and_depends_on_seed_and_step_alone(monkeyp
 
 
 def test_the_batches_of_neighbouring_steps_and_seeds_differ():
-    seeds = {mixed(seed, step) for seed in range(50) for step in range(-50, 50)}
+    seeds = {mix_seeds(seed, step) for seed in range(50) for step in range(-50, 50)}
     assert len(seeds) == 5000
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -241,7 +243,7 @@ def test_the_validation_loss_is_that_of_the_head_of_the_held_out_split():
     run = trainer(validate_every=3)
     records = steps(run, 3)
     assert [record.valid_nats is None for record in records] == [True, True, False]
-    expected = evaluate.nats_per_byte(run.model, CORPUS.valid[:200], 24)
+    expected = evaluate.nats_per_token(run.model, CORPUS.valid[:200], 24)
     assert records[-1].valid_nats == expected == run.validate()
     assert run.validate(len(CORPUS.valid)) != expected
 
@@ -377,7 +379,7 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
 
         monkeypatch.setattr(run, "_place", once)
     else:
-        trial = train.trial
+        trial = trial_step
 
         def wrong(model, ids, device, precision):
             nats, finite = trial(model, ids, device, precision)
@@ -386,7 +388,7 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
                 broken and failure == "gradient"
             )
 
-        monkeypatch.setattr(train, "trial", wrong)
+        monkeypatch.setattr("qllk.training.trainer.trial_step", wrong)
     run.post("precision", "bfloat16")
     records = steps(run, 3)
     assert got + losses(records) == expected
@@ -402,7 +404,7 @@ def test_a_trial_step_changes_neither_model_nor_gradients():
     before = run.tensors()
     run.optimizer.zero_grad()
     ids = torch.from_numpy(CORPUS.train[None, :25].copy())
-    nats, finite = train.trial(run.model, objectives.next_token(ids), "cpu", "float32")
+    nats, finite = trial_step(run.model, objectives.next_token(ids), "cpu", "float32")
     assert finite
     assert nats > 0
     assert run.model.training
@@ -429,7 +431,7 @@ def test_a_switch_of_precision_keeps_the_loss_continuous():
 
 
 def test_a_loss_that_is_no_number_is_named_and_the_last_good_state_kept(monkeypatch):
-    monkeypatch.setattr(train, "KEEP_EVERY", 10)
+    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 10)
     plain, run = trainer(), trainer()
     expected = losses(steps(plain, 40))
     steps(run, 13)
@@ -444,7 +446,7 @@ def test_a_loss_that_is_no_number_is_named_and_the_last_good_state_kept(monkeypa
 
 
 def test_a_diverged_run_can_go_on_with_a_lower_rate(monkeypatch):
-    monkeypatch.setattr(train, "KEEP_EVERY", 10)
+    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 10)
     run = trainer(lr=1e38)
     with pytest.raises(Diverged):
         steps(run, 40)
@@ -456,7 +458,7 @@ def test_a_diverged_run_can_go_on_with_a_lower_rate(monkeypatch):
 
 
 def test_weights_that_an_update_has_ruined_are_never_kept(monkeypatch):
-    monkeypatch.setattr(train, "KEEP_EVERY", 1)
+    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 1)
     run = trainer()
     steps(run, 5)
     for p in run.model.parameters():
@@ -597,12 +599,12 @@ def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheat
     generator = torch.Generator().manual_seed(1)
 
     def fresh(model):
-        ids = data.draw_windows(corpus.valid, 64, 64, generator)
-        return evaluate.byte_losses(model(ids[:, :-1]), ids[:, 1:]).mean()
+        ids = windows.sample_windows(corpus.valid, 64, 64, generator)
+        return objectives.token_losses(model(ids[:, :-1]), ids[:, 1:]).mean()
 
     for step in range(300):
-        ids = data.draw_windows(corpus.train, 8, 64, generator)
-        loss = evaluate.byte_losses(leaky(ids[:, :-1]), ids[:, 1:]).mean()
+        ids = windows.sample_windows(corpus.train, 8, 64, generator)
+        loss = objectives.token_losses(leaky(ids[:, :-1]), ids[:, 1:]).mean()
         adam.param_groups[0]["lr"] = 1e-2 * min(1.0, (300 - step) / 150)
         adam.zero_grad()
         loss.backward()
@@ -634,7 +636,7 @@ def test_every_family_learns_more_than_how_often_each_byte_comes(name, text, rec
     spec = OTHERS[name].but(d_model=32, dropout=0.0)
     run = Trainer(spec, text, recipe)
     assert losses(run)[0] == pytest.approx(math.log(spec.vocab_size), abs=0.5)
-    unigram = evaluate.table_losses(text.train, text.valid)["unigram"]
+    unigram = baselines.table_losses(text.train, text.valid)["unigram"]
     assert run.validate(len(text.valid)) < unigram - 0.08
 
 
@@ -682,9 +684,9 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
     with torch.no_grad():  # whatever it thinks of sentinels: text is what counts
         run.model.head.weight[257:] += 5.0
     run.ask = ask
-    generator = torch.Generator().manual_seed(mixed(0, 0))
+    generator = torch.Generator().manual_seed(mix_seeds(0, 0))
     total = count = 0
-    for ids in data.all_windows(PERIODIC.valid, 16, 24):
+    for ids in windows.iterate_windows(PERIODIC.valid, 16, 24):
         inputs, targets = ask(ids, generator)
         found = run.model.eval()(*inputs).flatten(0, 1).detach()
         text = (targets >= 0) & (targets < 256)
@@ -756,7 +758,7 @@ def test_a_vocabulary_too_small_for_the_text_is_refused():
 
 def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
     (tmp_path / "text.txt").write_bytes(bytes(CORPUS.train) + bytes(CORPUS.valid))
-    corpus = data.corpus(f"bpe-300:{tmp_path / 'text.txt'}")
+    corpus = corpora.corpus(f"bpe-300:{tmp_path / 'text.txt'}")
     run = Trainer(SPEC.but(dropout=0.0, vocab_size=300), corpus, RECIPE)
     length = corpus.bytes_per_id
     assert length > 1.5
@@ -765,7 +767,7 @@ def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
     record = next(run)
     assert record.nats == pytest.approx(per_id.item() / length, rel=1e-6)
     assert record.bytes_seen == round(4 * 24 * length)
-    whole = evaluate.nats_per_byte(run.model, corpus.valid, 24)
+    whole = evaluate.nats_per_token(run.model, corpus.valid, 24)
     assert run.validate(len(corpus.valid)) == pytest.approx(whole / length, rel=1e-9)
 
 

@@ -1,9 +1,9 @@
 """The notebooks' side: runs in threads, pictures as text, panels, checks, predictions. Nothing
 else in the library imports it."""
 
+from ..study.figures import Bars, Chart, Heat, Note
+from ..study.plots import picture
 from . import check
-from .figures import Bars, Chart, Heat, Note
-from .plots import picture
 from .predictions import expected_and_happened, outcome, predict
 from .show import TEXT, digits, same, show, sized, tiny
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import measure
+from ..probes import measure
 
 NOT_ATTEMPTED = "not attempted"
 RAISES = "raises an error"
@@ -166,10 +166,10 @@ class Exercise:
             return Verdict(CORRECT)
         lengths = (128, 256, 512)
         made = [
-            measure.allocation(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
+            measure.trace_memory(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
             for length in lengths
         ]
-        grown = measure.growth(lengths, made)
+        grown = measure.fit_exponent(lengths, made)
         if grown.exponent <= self.steepest:
             return Verdict(CORRECT)
         return Verdict(

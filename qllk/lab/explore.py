@@ -13,8 +13,8 @@ from html import escape
 
 import ipywidgets as widgets
 
-from .charts import page_html
-from .figures import Note, Page
+from ..study.figures import Note, Page
+from .pictures.charts import page_html
 
 Wish = Callable[[], Page | Iterator[Page]]  # what to show: one page, or pages one after the other
 STYLE = """<style>

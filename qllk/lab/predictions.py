@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from ..data import write_whole
+from ..files import write_atomically
 
 FILE = "predictions.json"
 
@@ -39,7 +39,7 @@ def _keep(key: str, name: str, value) -> dict:
     rows = kept()
     rows.setdefault(key, {})[name] = value
     try:
-        write_whole(folder() / FILE, json.dumps(rows, indent=1).encode())
+        write_atomically(folder() / FILE, json.dumps(rows, indent=1).encode())
     except OSError as error:
         print(f"(not kept: {error})")
     return rows[key]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from qllk import kernels
+from qllk.model import kernels
 
 
 def fading_sum_by_the_library(x, a):

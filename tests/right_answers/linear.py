@@ -2,7 +2,7 @@
 
 import torch
 
-from qllk import kernels
+from qllk.model import kernels
 
 
 def reorder_with_a_column_of_ones(q, k, v):

@@ -11,12 +11,17 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from ... import data, evaluate, layers, measure, mixers, models, probes, published
+from ... import probes
+from ...model import families, layers, mixers
+from ...model.blocks import Block
 from ...presets import CONV, FADING_SUM, PRESETS
+from ...probes import measure
 from ...spec import Patch, Spec
+from ...study import published
+from ...study.figures import Bars
+from ...text import objectives, windows
 from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake
 from ..explore import Explorer, choice, slider
-from ..figures import Bars
 
 # Which part a parameter belongs to, by its name; the first that fits.
 PARTS = (
@@ -53,7 +58,7 @@ def work(model, T: int) -> float:
     """Operations for each byte of a text of T bytes."""
     ids = torch.zeros(1, T, dtype=torch.long)
     with torch.no_grad():
-        return measure.operations(lambda: model(ids)) / T
+        return measure.count_flops(lambda: model(ids)) / T
 
 
 def learn(model, loss_of, steps: int, lr: float = 1e-3) -> list[float]:
@@ -75,7 +80,7 @@ def next_patch_loss(logits, ids, size: int = 8):
 
     Shapes   logits (B,T,256), ids (B,T), T a multiple of `size`  ->  one number
     """
-    return evaluate.byte_losses(logits[:, :-size], ids[:, size:]).mean()
+    return objectives.token_losses(logits[:, :-size], ids[:, size:]).mean()
 
 
 def hashing_trial(text, seed: int, steps: int, hashing: bool) -> float:
@@ -90,7 +95,7 @@ def hashing_trial(text, seed: int, steps: int, hashing: bool) -> float:
 
     def loss_of(step):
         generator = torch.Generator().manual_seed(1000 * seed + step)
-        ids = data.draw_windows(text.train, 8, 256, generator)[:, :256].long()
+        ids = windows.sample_windows(text.train, 8, 256, generator)[:, :256].long()
         return next_patch_loss(model(ids), ids)
 
     learn(model, loss_of, steps, lr=3e-3)
@@ -183,7 +188,7 @@ def first_loss(symbols):
 def counted(d_model, ratio):
     with torch.device("meta"):
         mixer, mlp = mixers.CumsumMixer(d_model), layers.SquaredReluMLP(d_model, ratio=ratio)
-        return models.parameters(models.Block(mixer, mlp, nn.RMSNorm, d_model, 0.0))
+        return families.count_parameters(Block(mixer, mlp, nn.RMSNorm, d_model, 0.0))
 
 
 def block_loop(x, mix, mlp, norm):
@@ -360,10 +365,10 @@ def assembled(mixer, mlp, patch, size) -> Spec:
 @lru_cache
 def counts(spec: str) -> tuple[Bars, float, int]:
     """Parameters by part, operations for a byte, numbers in the state."""
-    model, held = models.build(PRESETS[spec] if spec in PRESETS else Spec.from_json(spec)), []
+    model, held = families.build(PRESETS[spec] if spec in PRESETS else Spec.from_json(spec)), []
     ids = torch.zeros(1, BYTES, dtype=torch.long)
     with torch.no_grad():
-        operations = measure.operations(lambda: held.append(model.run(ids)[1]))
+        operations = measure.count_flops(lambda: held.append(model.run(ids)[1]))
     return part_bars("this model", model), operations / BYTES, probes.state_numbers(held)
 
 

@@ -7,17 +7,11 @@ from functools import cache
 
 import torch
 
-from ... import kernels, measure
-from ..check import (
-    SEES_THE_FUTURE,
-    WRONG_VALUES,
-    Case,
-    Exercise,
-    Mistake,
-    normal,
-)
+from ...model import kernels
+from ...probes import measure
+from ...study.figures import Chart, Heat
+from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake, normal
 from ..explore import Explorer, slider, switch
-from ..figures import Chart, Heat
 from ..show import TEXT, tiny
 
 CHANNELS, SEED = 4, 1  # of the small tensors in the lesson
@@ -244,7 +238,7 @@ def attended(length: int, mask: bool, sharpness: float) -> torch.Tensor:
     _, q, k = tiny(CHANNELS, SEED, "q", "k")
     q, k = q[:, None, :length], k[:, None, :length]
     each = torch.eye(length, dtype=q.dtype)[None, None]
-    keep = kernels.band(length, length) if mask else None
+    keep = kernels.causal_mask(length, length) if mask else None
     return kernels.softmax_attention(sharpness * q, k, each, keep)[0, 0]
 
 
@@ -259,12 +253,12 @@ def clock(mask: bool) -> dict[str, list[tuple[int, int]]]:
                 q,  # noqa: B023 - called at once
                 k,  # noqa: B023
                 v,  # noqa: B023
-                kernels.band(N, N) if mask else None,  # noqa: B023
+                kernels.causal_mask(N, N) if mask else None,  # noqa: B023
             ),
             "fused": lambda: kernels.causal_attention(q, k, v),  # noqa: B023
         }
         for name, run in forms.items():
-            counted[name].append((N, measure.allocation(run).peak_bytes))
+            counted[name].append((N, measure.trace_memory(run).peak_bytes))
     return counted
 
 

@@ -13,24 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ... import devices, evaluate, kernels, measure, published
-from ...data import corpus, draw_windows
-from ...layers import GeluMLP
-from ...mixers import SoftmaxAttention
-from ...models import build, parameters
+from ...model import kernels
+from ...model.families import build, count_parameters
+from ...model.layers import GeluMLP
+from ...model.mixers import SoftmaxAttention
 from ...presets import PRESETS
-from ...recipe import Recipe
-from ..figures import Bars
-from .race import (
-    Runs,
-    Scaling,
-    counted,
-    equal_bytes,
-    holds_pairs,
-    narrow,
-    trainer_of,
-    verdict,
-)
+from ...probes import baselines, measure
+from ...study import published
+from ...study.figures import Bars
+from ...text.corpora import corpus
+from ...text.windows import sample_windows
+from ...training import devices
+from ...training.recipe import Recipe
+from .race import Runs, Scaling, counted, equal_bytes, holds_pairs, narrow, trainer_of, verdict
 
 HOLDS, IN_PART, DOES_NOT = "holds", "in part", "does not hold"
 GPU, GPUS, MAC_AND_PI = "needs a GPU", "needs two GPUs", "needs a Mac and a Pi"
@@ -67,7 +62,7 @@ class Finding(NamedTuple):
 
 def findings(seen: Evidence) -> list[Finding]:
     """Every claim, tested on this machine."""
-    with measure.one_core():
+    with measure.single_thread():
         return [Finding(claim.id, claim.says, *claim.test(seen)) for claim in CLAIMS]
 
 
@@ -95,7 +90,7 @@ def layer_operations(mixer, length, width=256) -> int:
 
 def ten_times_longer(seen):
     lengths, took, work, _ = seen.kernel
-    more, longer = (10 ** measure.growth(lengths, ys).exponent for ys in (work, took))
+    more, longer = (10 ** measure.fit_exponent(lengths, ys).exponent for ys in (work, took))
     said = f"ten times the text: {more:.1f} times the operations, {longer:.1f} times the seconds"
     return holds_if(9 <= more <= 11), said
 
@@ -111,14 +106,14 @@ def operations_of(model, length) -> int:
 
 
 def size(seen):
-    counts = [parameters(cls()) for cls in (published.QLLK10, published.QLLK11)]
+    counts = [count_parameters(cls()) for cls in (published.QLLK10, published.QLLK11)]
     near = any(abs(count - 5.9e6) < 0.3e6 for count in counts)
     return holds_if(near), f"1.0 has {counts[0]:,}, 1.1 has {counts[1]:,}"
 
 
 def speed_on_other_machines(seen):
     model, ids = published.QLLK10(), torch.zeros(1, 512, dtype=torch.long)
-    took = measure.seconds(lambda: model(ids).sum().backward(), repeats=3)
+    took = measure.median_seconds(lambda: model(ids).sum().backward(), repeats=3)
     return MAC_AND_PI, f"this machine, one core: {512 / took:,.0f} bytes a second"
 
 
@@ -127,7 +122,7 @@ def performance_update(seen):
     ids = torch.zeros(1, 512, dtype=torch.long)
     work = [operations_of(model, 512) for model in models]
     with torch.no_grad():
-        took = [measure.seconds(lambda: model(ids), repeats=3) for model in models]  # noqa: B023
+        took = [measure.median_seconds(lambda: model(ids), repeats=3) for model in models]  # noqa: B023
     ratio, longer = work[0] / work[1], took[0] / took[1]
     said = f"1.1 takes {ratio:.2f} times the operations of 1.0, here {longer:.1f} times the seconds"
     return holds_if(ratio < 1), said
@@ -140,9 +135,9 @@ def learns_noise(seen):
 
 
 def loss_on_noise(seen):
-    nats = seen.noise[0] * evaluate.LN2
-    said = f"random bytes: {nats:.2f} nats, where only a leak can be below {evaluate.UNIFORM:.2f}"
-    return holds_if(nats >= evaluate.UNIFORM - 0.05), said
+    nats = seen.noise[0] * baselines.LN2
+    said = f"random bytes: {nats:.2f} nats, where only a leak can be below {baselines.UNIFORM:.2f}"
+    return holds_if(nats >= baselines.UNIFORM - 0.05), said
 
 
 def fewer_linears(seen):
@@ -170,9 +165,9 @@ def loading(seen):
 def drawing_share() -> float:
     """What part of a training step goes into drawing its windows."""
     text, rng = corpus("stdlib"), torch.Generator().manual_seed(0)
-    draw = measure.seconds(lambda: draw_windows(text.train, 4, 128, rng), at_least=0.02)
+    draw = measure.median_seconds(lambda: sample_windows(text.train, 4, 128, rng), at_least=0.02)
     trainer = trainer_of(narrow(PRESETS["qllk-2-nano"], 32), text, Recipe(batch=4, window=128))
-    return draw / measure.seconds(lambda: next(trainer), repeats=5)
+    return draw / measure.median_seconds(lambda: next(trainer), repeats=5)
 
 
 def long_context(seen):
@@ -194,9 +189,9 @@ def faster_patching(seen):
     x = torch.zeros(1, 256, 512)  # (B, D, T)
     conv = torch.nn.Conv1d(256, 256, 8, stride=8)
     with torch.no_grad():
-        work = measure.operations(lambda: conv(x)) / 64
+        work = measure.count_flops(lambda: conv(x)) / 64
         took = [
-            measure.seconds(one, at_least=0.02)
+            measure.median_seconds(one, at_least=0.02)
             for one in (lambda: conv(x), lambda: x.unflatten(2, (-1, 8)).mean(3))
         ]
     adds = 8 * 256
@@ -209,7 +204,7 @@ def faster_patching(seen):
 def larger_batches(seen):
     model = build(narrow(PRESETS["qllk-2-nano"], 32), seed=0)
     took = [
-        measure.seconds(lambda: model(torch.zeros(B, 128, dtype=torch.long)), repeats=3)  # noqa: B023
+        measure.median_seconds(lambda: model(torch.zeros(B, 128, dtype=torch.long)), repeats=3)  # noqa: B023
         for B in (4, 64)
     ]
     gain = 16 * took[0] / took[1]
@@ -240,10 +235,10 @@ def loader_workers(seen):
 
 def lightweight(seen):
     models = [cls() for cls in (published.QLLK10, published.QLLK11)]
-    weights = [4 * parameters(model) / 1e6 for model in models]
+    weights = [4 * count_parameters(model) / 1e6 for model in models]
     ids = torch.zeros(1, 512, dtype=torch.long)
     with torch.no_grad():
-        peak = max(measure.allocation(lambda: m(ids)).peak_bytes for m in models) / 1e6  # noqa: B023
+        peak = max(measure.trace_memory(lambda: m(ids)).peak_bytes for m in models) / 1e6  # noqa: B023
     said = f"{weights[0]:.0f} and {weights[1]:.0f} MB of weights, {peak:.1f} MB to read 512 bytes"
     return holds_if(max(weights) + peak < 64), said
 
@@ -295,7 +290,9 @@ def gate(seen):
 
 def replaces_attention(seen):
     q, k, v = torch.randn(3, 1, 16, 4, generator=torch.Generator().manual_seed(0)).double()
-    table = (q[:, :, None] * k[:, None]) * kernels.band(16, 16)[..., None]  # (1, T, T, D heads)
+    table = (q[:, :, None] * k[:, None]) * kernels.causal_mask(16, 16)[
+        ..., None
+    ]  # (1, T, T, D heads)
     gap = ((table * v[:, None]).sum(2) - kernels.cumsum_kernel(q, k, v)[0]).abs().max().item()
     said = f"masked scores without softmax, heads of width one: equal within 1e-9: {gap < 1e-9}"
     return holds_if(gap < 1e-9), said

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ... import kernels
-from ..check import (
-    SEES_THE_FUTURE,
-    WRONG_VALUES,
-    Case,
-    Exercise,
-    Mistake,
-    normal,
-)
+from ...model import kernels
+from ...study.figures import Chart, Heat
+from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake, normal
 from ..explore import Explorer, choice, slider
-from ..figures import Chart, Heat
 from ..show import TEXT, tiny
 
 CHANNELS = 4

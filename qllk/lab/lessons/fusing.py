@@ -8,17 +8,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from ... import measure
-from ..check import (
-    WRONG_KIND,
-    WRONG_VALUES,
-    Case,
-    Exercise,
-    Mistake,
-    normal,
-)
+from ...probes import measure
+from ...study.figures import Bars
+from ..check import WRONG_KIND, WRONG_VALUES, Case, Exercise, Mistake, normal
 from ..explore import Explorer, choice, slider
-from ..figures import Bars
 
 PARTS = {"q, k, v": 3, "q, k, v and gate": 4}
 WIDTHS, ROWS = (16, 32, 64, 128, 256), (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -259,12 +252,14 @@ def stopwatch(*runs: Callable[[], object], rounds=3, at_least=0.01) -> list[floa
 
     Each is the lowest of a few medians, because other work on the machine only ever adds time.
     """
-    with measure.one_core(), torch.inference_mode():
-        times = [[measure.seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)]
+    with measure.single_thread(), torch.inference_mode():
+        times = [
+            [measure.median_seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)
+        ]
     return [min(some) for some in zip(*times, strict=True)]
 
 
-@measure.one_core()
+@measure.single_thread()
 def gain(width: int, rows: int) -> float:
     """How many times faster q, k and v are from one layer than from three, for `rows` bytes."""
     apart, x = Apart(width), torch.randn(rows, width)
@@ -275,7 +270,7 @@ def gain(width: int, rows: int) -> float:
 # ---------------------------------------------------------------- widget
 
 
-@measure.one_core()
+@measure.single_thread()
 def projections(width: int = 64, rows: int = 1, parts: str = "q, k, v"):
     """Projections apart and together: their time, and what can be counted."""
     apart = Apart(width, PARTS[parts])
@@ -283,7 +278,7 @@ def projections(width: int = 64, rows: int = 1, parts: str = "q, k, v"):
     runs = [partial(side, x) for side in sides.values()]
     times = stopwatch(*runs, rounds=2, at_least=0.008)
     ratio = times[0] / times[1]
-    work = [measure.operations(run) for run in runs]
+    work = [measure.count_flops(run) for run in runs]
     held = [sum(p.numel() for p in side.parameters()) for side in sides.values()]
     layers = [sum(isinstance(m, nn.Linear) for m in side.modules()) for side in sides.values()]
 

@@ -7,7 +7,9 @@ from functools import lru_cache
 
 import torch
 
-from ... import kernels, mixers
+from ...model import kernels, mixers
+from ...study.axes import short
+from ...study.figures import Chart, Note
 from ..check import (
     SEES_THE_FUTURE,
     TOO_STEEP,
@@ -19,8 +21,6 @@ from ..check import (
     normal,
 )
 from ..explore import Explorer, choice, slider
-from ..figures import Chart, Note
-from ..svg import short
 
 CHANNELS, STEPS = 32, 4096
 MEAN, LOUD = 0.1, 100.0

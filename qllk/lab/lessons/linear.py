@@ -8,7 +8,9 @@ from functools import cache
 import torch
 from torch.nn.functional import elu
 
-from ... import kernels, measure
+from ...model import kernels
+from ...probes import measure
+from ...study.figures import Chart, Note
 from ..check import (
     SEES_THE_FUTURE,
     TOO_STEEP,
@@ -20,7 +22,6 @@ from ..check import (
     normal,
 )
 from ..explore import Explorer, slider
-from ..figures import Chart, Note
 
 HEADS = 4
 SHORTEST = 16  # bytes, where the widget's curves begin
@@ -296,13 +297,13 @@ def in_chunks(chunk: int) -> Callable:
 def operations_of(order, length: int, width: int) -> int:
     """What four heads take, in multiplications and additions."""
     q, k, v = torch.zeros(3, 1, HEADS, length, width)
-    return measure.operations(lambda: order(q, k, v))
+    return measure.count_flops(lambda: order(q, k, v))
 
 
 def milliseconds_of(order, length: int, width: int) -> float:
     """What four heads take, by the clock."""
     q, k, v = torch.zeros(3, 1, HEADS, length, width)
-    return 1e3 * measure.seconds(lambda: order(q, k, v), repeats=3)
+    return 1e3 * measure.median_seconds(lambda: order(q, k, v), repeats=3)
 
 
 def cheaper_from(lengths, table, chunks) -> float | None:
@@ -312,7 +313,7 @@ def cheaper_from(lengths, table, chunks) -> float | None:
     """
     dearer = [i for i, (a, b) in enumerate(zip(table, chunks, strict=True)) if a <= b]
     last = dearer[-1] if dearer else 0
-    return measure.crossing(lengths[last:], table[last:], chunks[last:])
+    return measure.crossover(lengths[last:], table[last:], chunks[last:])
 
 
 # ---------------------------------------------------------------- widget

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from ... import data, evaluate, probes
-from ...models import build
+from ... import probes
+from ...model.families import build
 from ...spec import Patch, Spec
+from ...study.figures import Heat, Note
+from ...text import objectives, windows
 from ..check import (
     SEES_THE_FUTURE,
     TOO_STEEP,
@@ -22,7 +24,6 @@ from ..check import (
     normal,
 )
 from ..explore import Explorer, choice, slider, switch
-from ..figures import Heat, Note
 from ..show import TEXT
 
 SIZES = [1, 2, 4, 8]
@@ -286,8 +287,8 @@ def learn(model, noise, steps, rate=1e-2):
     adam, losses = torch.optim.AdamW(model.parameters(), lr=rate), []
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
-        ids = data.draw_windows(noise.train, 8, 64, generator)
-        loss = evaluate.byte_losses(model(ids[:, :-1]), ids[:, 1:]).mean()
+        ids = windows.sample_windows(noise.train, 8, 64, generator)
+        loss = objectives.token_losses(model(ids[:, :-1]), ids[:, 1:]).mean()
         adam.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / steps))
         adam.zero_grad()
         loss.backward()
@@ -310,7 +311,7 @@ def loss_when_hidden(model, text, window=64, size=8) -> float:
         covered[:, t + 1 :] = drawn
         with torch.no_grad():
             logits = model(covered)[:, t : t + 1]
-        losses.append(evaluate.byte_losses(logits, rows[:, t + 1 : t + 2]).mean().item())
+        losses.append(objectives.token_losses(logits, rows[:, t + 1 : t + 2]).mean().item())
     return sum(losses) / len(losses)
 
 

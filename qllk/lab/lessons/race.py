@@ -14,17 +14,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ... import evaluate, kernels, measure, probes, published
-from ...data import Corpus, all_windows, corpus
-from ...models import build, parameters
+from ... import probes
+from ...model import kernels
+from ...model.families import build, count_parameters
 from ...presets import PRESETS
-from ...recipe import Recipe
+from ...probes import baselines, measure
 from ...spec import Spec
-from ...tasks import task
-from ...train import Trainer
+from ...study import published
+from ...study.figures import Chart
+from ...text import objectives
+from ...text.corpora import Corpus, corpus
+from ...text.tasks import task
+from ...text.windows import iterate_windows
+from ...training.recipe import Recipe
+from ...training.trainer import Trainer
 from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake
 from ..explore import Runner, choice, slider
-from ..figures import Chart
 from ..show import TEXT
 
 # ---------------------------------------------------------------- exercises
@@ -315,15 +320,15 @@ def run(entry: Spec | Published, text: Corpus, recipe: Recipe, points=4) -> Run:
     for record in trainer:
         if record.step in marks:
             curve.append(
-                Point(trainer.bytes_seen, trainer.seconds, trainer.validate() / evaluate.LN2)
+                Point(trainer.bytes_seen, trainer.seconds, trainer.validate() / baselines.LN2)
             )
-    return Run(parameters(trainer.model), curve, trainer.model)
+    return Run(count_parameters(trainer.model), curve, trainer.model)
 
 
 def race(entries: dict, text: Corpus, recipe: Recipe, seeds=3) -> Runs:
     """Every entry with every seed: the same text, the same windows, the same number of bytes."""
     runs: Runs = {name: [] for name in entries}
-    with measure.one_core():
+    with measure.single_thread():
         for seed in range(seeds):
             for name, entry in entries.items():
                 runs[name].append(run(entry, text, replace(recipe, seed=seed)))
@@ -408,7 +413,7 @@ def read_as_written(model, data, window: int, patch=8, blank=ord(" ")) -> torch.
 
     Shapes   data (n,) uint8, n - 1 a multiple of window  ->  (n - 1,) nats
     """
-    ids = torch.cat(list(all_windows(data, 1, window))).long()  # (W, window + 1)
+    ids = torch.cat(list(iterate_windows(data, 1, window))).long()  # (W, window + 1)
     model.eval()
     found = []
     with torch.no_grad():
@@ -417,7 +422,7 @@ def read_as_written(model, data, window: int, patch=8, blank=ord(" ")) -> torch.
             rows = torch.stack([unread(row, blank)[first:] for row in ids[:, :stop]])
             logits = model(rows.flatten(0, 1)).unflatten(0, (len(ids), -1))[:, :, first:]
             own = logits.diagonal(dim1=1, dim2=2).mT  # row t answers for place t alone
-            found.append(evaluate.byte_losses(own, ids[:, first + 1 : stop + 1]))
+            found.append(objectives.token_losses(own, ids[:, first + 1 : stop + 1]))
     return torch.cat(found, dim=1).flatten()
 
 
@@ -486,7 +491,7 @@ def streamed(model, ids, piece: int):
 def scaling(spec: Spec, lengths: list[int], piece: int | None = None) -> Scaling:
     """Read the course's string over and over, at these lengths, in pieces or each at once."""
     model = build(spec, seed=0).eval()
-    with measure.one_core():
+    with measure.single_thread():
         rows = [priced(model, repeated(T), piece or T) for T in lengths]
     return Scaling(lengths, *map(list, zip(*rows, strict=True)))
 
@@ -499,7 +504,7 @@ def repeated(length: int) -> torch.Tensor:
 def priced(model, ids, piece) -> tuple[float, int, int]:
     """Seconds, operations, and numbers in the state, of reading a text."""
     held = []
-    took = measure.seconds(lambda: streamed(model, ids, piece), repeats=1)
+    took = measure.median_seconds(lambda: streamed(model, ids, piece), repeats=1)
     work = counted(lambda: held.append(probes.state_numbers(streamed(model, ids, piece))))
     return took, work, held[0]
 
@@ -507,7 +512,7 @@ def priced(model, ids, piece) -> tuple[float, int, int]:
 def counted(call) -> int:
     """Operations of a call that is not trained."""
     with torch.no_grad():
-        return measure.operations(call)
+        return measure.count_flops(call)
 
 
 # ---------------------------------------------------------------- widget
@@ -538,18 +543,18 @@ def live_text(name: str) -> tuple[Corpus, dict[str, float]]:
     """A short text of that name, and the levels to compare with."""
     if name == "stdlib":
         text = excerpt(corpus(name), 1 << 20, LIVE.validate_bytes)
-        tables = evaluate.table_losses(text.train[: 1 << 16], text.valid)
+        tables = baselines.table_losses(text.train[: 1 << 16], text.valid)
         names = ("unigram", "trigram")
-        return text, {name: tables[name] / evaluate.LN2 for name in names}
+        return text, {name: tables[name] / baselines.LN2 for name in names}
     text, floor = task(name, 1 << 16)
-    return excerpt(text, len(text.train), LIVE.validate_bytes), {"floor": floor / evaluate.LN2}
+    return excerpt(text, len(text.train), LIVE.validate_bytes), {"floor": floor / baselines.LN2}
 
 
 def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
     """A race as it runs: who has computed least moves next. Ends after so many seconds in all."""
     data = live_text(text)
     recipe = replace(LIVE, seconds=float(seconds))
-    with measure.one_core():
+    with measure.single_thread():
         trainers = {
             name: trainer_of(entries(LIVE_WIDTH)[name], data[0], recipe, time.perf_counter)
             for name in FIELDS[field]
@@ -558,7 +563,7 @@ def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
         begun = time.perf_counter()
         while True:
             for name, trainer in trainers.items():
-                lines[name].append((trainer.seconds, trainer.validate() / evaluate.LN2))
+                lines[name].append((trainer.seconds, trainer.validate() / baselines.LN2))
             yield Chart(lines, "seconds each", "bits per byte", "", data[1])
             told = time.perf_counter()
             if told - begun >= seconds:

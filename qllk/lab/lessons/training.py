@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from ...evaluate import LN2
-from ...recipe import Record
+from ...probes.baselines import LN2
+from ...study.figures import Chart
+from ...training.recipe import Record
 from ..check import WRONG_VALUES, Case, Exercise, Mistake
-from ..figures import Chart
-from ..panels import Panel, lab
+from ..live.panels import Panel, lab
 
 # ---------------------------------------------------------------- exercises
 

@@ -11,23 +11,15 @@ from typing import NamedTuple
 
 import torch
 
-from ... import sample
-from ...data import corpus
-from ...models import build
-from ...probes import state_bytes
-from ...recipe import Recipe
-from ...train import Trainer
-from ..check import (
-    TOO_STEEP,
-    WRONG_KIND,
-    WRONG_VALUES,
-    Case,
-    Exercise,
-    Mistake,
-    normal,
-)
+from ...model import sample
+from ...model.families import build
+from ...probes.inside import state_bytes
+from ...study.figures import Chart, Note, Page
+from ...text.corpora import corpus
+from ...training.recipe import Recipe
+from ...training.trainer import Trainer
+from ..check import TOO_STEEP, WRONG_KIND, WRONG_VALUES, Case, Exercise, Mistake, normal
 from ..explore import Runner, line, slider
-from ..figures import Chart, Note, Page
 from ..show import sized
 
 KERNEL, ATTENTION = "qllk-2-nano", "gpt-nano"

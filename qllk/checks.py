@@ -1,0 +1,90 @@
+"""Argument checks and table look-ups that every wing needs. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+
+def check_positive(owner, **numbers: int) -> None:
+    """Refuse a size below one, by name."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
+
+
+def check_fields(cls, values) -> dict:
+    """The JSON object `values` as arguments of `cls`; an unknown name is an error, not noise."""
+    known = [f.name for f in fields(cls)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} must be a JSON object, got {type(values).__name__}")
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+    return values
+
+
+def look_up(table: dict, name: str, what: str):
+    """`table[name]`, or an error that lists what there is."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(sorted(table))}")
+    return table[name]
+
+
+def build_part(table: dict, part, what: str, *args):
+    """Build the part `(name, options)` from a table of classes.
+
+    Raises   ValueError when the table has no such name, or the part no such option
+    """
+    name, options = part
+    cls = look_up(table, name, what)
+    try:
+        return cls(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"{what} {name!r}: {error}") from None
+
+
+def check_same_shape(what, given, ids):
+    """One value for each id.
+
+    Raises   ValueError when the shapes differ
+    """
+    if given.shape != ids.shape:
+        raise ValueError(
+            f"{what} must say something of each id, so be {tuple(ids.shape)}; got "
+            f"{tuple(given.shape)}"
+        )
+    return given
+
+
+def check_ids(ids, vocab_size):
+    """The ids as torch indexes with them.  Shapes  (B,T) of any integer type -> (B,T) int64
+
+    Raises   ValueError when they are not (B,T), are empty, or lie outside the vocabulary
+    """
+    if ids.ndim != 2 or 0 in ids.shape or ids.dtype.is_floating_point:
+        raise ValueError(
+            f"ids must be whole numbers of shape (batch, time), neither empty; got "
+            f"{tuple(ids.shape)} of {ids.dtype}. For one sequence use ids[None]"
+        )
+    ids = ids.long()
+    # Looking at values would stall a GPU; there, torch's own device check catches it. Fake ids,
+    # on which models are counted, have no values.
+    visible = ids.device.type == "cpu" and not hasattr(ids, "fake_mode")
+    if visible and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(
+            f"ids must lie in 0 … {vocab_size - 1}, got {ids.min().item()} … {ids.max().item()}"
+        )
+    return ids
+
+
+def check_rate(what, value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{what} must be a number above 0, got {value!r}")
+
+
+def check_range(what, value, kind, most):
+    if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value <= most:
+        limit = "" if most > 1 else " and at most 1"
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{what} must be {whole} of at least 0{limit}, got {value!r}")

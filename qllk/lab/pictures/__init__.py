@@ -1,0 +1,1 @@
+"""Pictures as SVG: of a run, and of figures."""

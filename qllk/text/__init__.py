@@ -1,0 +1,1 @@
+"""Text: tokenizers, corpora, windows, training objectives, synthetic tasks. Knows no model."""

@@ -1,0 +1,91 @@
+"""Synthetic texts whose best possible loss is known: what an honest model can and cannot reach.
+
+Each maker returns the bytes and the floor in nats per byte, an average over all positions.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect
+
+import numpy as np
+
+from ..checks import look_up
+from .corpora import HELD_OUT, Corpus
+
+
+def _noise(size, rng):
+    """Uniform random bytes: nothing to learn. A loss below ln 256 = 5.545 is a leak."""
+    return rng.integers(0, 256, size), math.log(256)
+
+
+def _periodic(size, rng, period=16):
+    """One random string over and over: free after the first round."""
+    text = np.resize(rng.integers(0, 256, period), size)
+    return text, math.log(256) * min(1.0, period / size)
+
+
+def _copy(size, rng, length=16):
+    """Random letters, a bar, the same letters, a line end: half of it can be foreseen."""
+    rows = -(-size // (2 * length + 2))
+    letters = rng.integers(ord("a"), ord("z") + 1, (rows, length))
+    bar, end = np.full((rows, 1), ord("|")), np.full((rows, 1), ord("\n"))
+    text = np.concatenate((letters, bar, letters, end), axis=1)
+    return text.ravel()[:size], math.log(26) * length / (2 * length + 2)
+
+
+def _recall(size, rng, pairs=4):
+    """Multi-query recall: pairs of letter and digit, then each letter again with its digit.
+
+    Arora 2023, 2312.04927, with letters drawn without repetition inside a row.
+    """
+    rows = -(-size // (4 * pairs + 2))
+    keys = rng.permuted(np.tile(np.arange(26), (rows, 1)), axis=1)[:, :pairs] + ord("a")
+    values = rng.integers(ord("0"), ord("9") + 1, (rows, pairs))
+    order = rng.permuted(np.tile(np.arange(pairs), (rows, 1)), axis=1)
+    asked = np.take_along_axis(keys, order, 1), np.take_along_axis(values, order, 1)
+    bar, end = np.full((rows, 1), ord("|")), np.full((rows, 1), ord("\n"))
+    told = np.stack((keys, values), axis=2).reshape(rows, -1)
+    answers = np.stack(asked, axis=2).reshape(rows, -1)
+    text = np.concatenate((told, bar, answers, end), axis=1).ravel()[:size]
+    shuffles = math.lgamma(26 + 1) - math.lgamma(26 - pairs + 1) + math.lgamma(pairs + 1)
+    return text, (shuffles + pairs * math.log(10)) / (4 * pairs + 2)
+
+
+def _markov(size, rng, symbols=8):
+    """A first-order Markov source over a few letters: the floor is its entropy rate."""
+    moves = rng.dirichlet(np.full(symbols, 0.5), symbols)
+    steps = moves.cumsum(axis=1)
+    steps[:, -1] = 1.0
+    rows, state, text = steps.tolist(), 0, []
+    for draw in rng.random(size).tolist():
+        state = bisect(rows[state], draw)
+        text.append(state)
+    stationary = np.linalg.matrix_power(moves, 4096)[0]
+    entropy = -(stationary[:, None] * moves * np.log(np.maximum(moves, 1e-300))).sum()
+    return np.array(text) + ord("a"), float(entropy)
+
+
+_MOST = 1 << 28
+TASKS = {
+    "noise": _noise,
+    "periodic": _periodic,
+    "copy": _copy,
+    "recall": _recall,
+    "markov": _markov,
+}
+
+
+def task(name: str, size: int = 1 << 18, seed: int = 0) -> tuple[Corpus, float]:
+    """A task's text as a corpus, its last tenth held out, and its floor in nats per byte.
+
+    Raises   ValueError when there is no such task, with a list of those that there are; or when
+             the size does not fit in memory
+    """
+    make = look_up(TASKS, name, "task")
+    if not 2 <= size <= _MOST:
+        raise ValueError(f"a task's size must lie in 2 … {_MOST} bytes, got {size}")
+    text, floor = make(size, np.random.default_rng(seed))
+    text = text.astype(np.uint8)
+    cut = int(size * (1 - HELD_OUT))
+    return Corpus(name, text[:cut], text[cut:], source=f"task:{name}:{size}:{seed}"), floor

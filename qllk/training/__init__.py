@@ -1,0 +1,1 @@
+"""Training: recipes, devices, optimizers, the trainer, checkpoints, costs and previews."""
