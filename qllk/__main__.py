@@ -7,33 +7,35 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from . import __version__
-from .checks import look_up
 from .files import write_atomically
 from .model import sample
 from .model.families import count_parameters
-from .presets import PRESETS, name_of, peak_lr
+from .presets import PRESETS, find_spec, peak_lr
 from .probes import baselines, evaluate
 from .study import race
-from .text import objectives
-from .text.corpora import corpus_names, describe_names
-from .training import checkpoint, costs, devices, previews
+from .study.plots import save_picture
+from .text.corpora import corpus, corpus_names, describe_names
+from .training import checkpoint, costs, devices
+from .training.questions import fit_vocabulary
 from .training.recipe import Recipe
 from .training.trainer import Diverged, Trainer
 
 
-def main(arguments=None) -> int:
-    """Run one command. Returns 0, or 1 after an error that the message explains."""
-    args = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns 0, or 1 after an error that the message explains, or 130."""
+    args = parser().parse_args(arguments)
     try:
-        args.command(args)
+        args.run(args)
     except (ValueError, OSError, ModuleNotFoundError, Diverged) as error:
         print(f"qllk: {error}", file=sys.stderr)
         return 1
@@ -43,134 +45,90 @@ def main(arguments=None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
-    _add_doctor(commands)
-    _add_presets(commands)
-    _add_train(commands)
-    _add_sample(commands)
-    _add_bench(commands)
+    for name, run, add_options in _COMMANDS:
+        made = commands.add_parser(
+            name,
+            help=run.__doc__.splitlines()[0],
+            description=run.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        add_options(made)
+        made.set_defaults(run=run)
     return top
 
 
-def _command(commands, function, **options):
-    """A subcommand named after its function `_do_…`, with the function's first line as help."""
-    help_line = function.__doc__.splitlines()[0]
-    made = commands.add_parser(
-        function.__name__.removeprefix("_do_"),
-        help=help_line,
-        description=function.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        **options,
-    )
-    made.set_defaults(command=function)
-    return made
-
-
-def _show(args, facts: dict, text: str) -> None:
-    """The facts as JSON when a script asks for them, else the text."""
+def _print(args, facts: dict, text: str) -> None:
+    """Print the facts as JSON if a script asks for them, or the text."""
     print(json.dumps(facts, indent=2) if args.json else text)
 
 
 # ---------------------------------------------------------------- doctor, presets
 
 
-def _add_doctor(commands):
-    made = _command(commands, _do_doctor)
+def _add_json(made):
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _do_doctor(args):
-    """What this machine is, what it can train on, and how fast."""
-    found = devices.available()
+def _doctor(args):
+    """Show what this machine is, what it can train on, and how fast."""
     facts = devices.describe_machine() | {
         "qllk": __version__,
         "threads": torch.get_num_threads(),
         "corpora": corpus_names(),
         "devices": [
             device._asdict() | {"fastest": devices.fastest_precision(device.name)}
-            for device in found
+            for device in devices.available()
         ],
     }
     lines = [f"qllk {__version__}, torch {facts['torch']}, Python {facts['python']}"]
     for device in facts["devices"]:
-        offers = ", ".join(device["precisions"])
         lines.append(f"{device['name']}: {device['label']}")
+        offers = ", ".join(device["precisions"])
         lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
     lines.append(f"corpora: {describe_names()}")
-    _show(args, facts, "\n".join(lines))
+    _print(args, facts, "\n".join(lines))
 
 
-def _add_presets(commands):
-    made = _command(commands, _do_presets)
-    made.add_argument("--window", type=int, default=Recipe.window, help="ids in a row")
-    made.add_argument("--batch", type=int, default=Recipe.batch, help="rows in a training step")
-    made.add_argument("--json", action="store_true", help="print JSON")
+def _add_presets(made):
+    made.add_argument("--window", type=int, default=Recipe.window, help="ids per row")
+    made.add_argument("--batch", type=int, default=Recipe.batch, help="rows per training step")
+    _add_json(made)
 
 
-def _do_presets(args):
-    """The models that have names, and what each costs to run and to train."""
+def _presets(args):
+    """List the presets, and what each costs to run and to train."""
     facts = {}
     for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
         rows, window = spec.cut(args.window)
         sizes = {"window": window, "batch": args.batch * rows}
         found = costs.measure_costs(spec, **sizes)
         facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
-    _show(args, facts, _costs_table(facts, args.batch))
-
-
-def _costs_table(facts, batch) -> str:
-    """A line for each model, in columns, and a last one that says what was counted."""
-    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
-    lines = [head, *(_costs_line(name, row) for name, row in facts.items())]
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-    text = [
-        "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
-    ]
-    return "\n".join(text) + (
-        "\n\nFLOPs of a forward pass over `window` ids, the hidden half of attention included and\n"
-        "elementwise work left out; training takes three times as many. Memory to train is that\n"
-        f"in float32 with AdamW, where a step reads as much as {batch} of the longest windows hold."
-    )
-
-
-def _costs_line(name, row):
-    sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
-    return (
-        name,
-        f"{row['parameters']:,}",
-        scaled(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
-        *(scaled(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
-        f"{row['window']:,}",
-    )
-
-
-def scaled(number, step, units) -> str:
-    """In the largest unit of which it has one or more; a dash for none."""
-    if number is None:
-        return "-"
-    power = sum(number >= step**p for p in range(1, len(units)))
-    return f"{number / step**power:.{1 if power else 0}f} {units[power]}"
+    _print(args, facts, costs.format_costs(facts, args.batch))
 
 
 # ---------------------------------------------------------------- train
 
 
-def _add_train(commands):
-    made = _command(commands, _do_train)
-    made.add_argument("--model", default="qllk-2", help=f"one of {', '.join(PRESETS)}")
-    made.add_argument("--corpus", default="stdlib", help=f"{describe_names()}; or task:NAME")
-    made.add_argument("--minutes", type=float, help="train so long, instead of --steps")
+def _add_train(made):
+    names = ", ".join(PRESETS)
+    made.add_argument("--model", default="qllk-2", help=f"a Spec's JSON file, or one of {names}")
+    made.add_argument("--corpus", default="stdlib", help=describe_names())
+    made.add_argument("--minutes", type=float, help="train for this long, instead of --steps")
     made.add_argument("--dropout", type=float, help="instead of the preset's")
-    made.add_argument("--save", type=Path, help="keep a checkpoint here")
+    made.add_argument("--save", type=Path, help="write checkpoints to this file")
     made.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
-    made.add_argument("--resume", type=Path, help="go on with this run: its model, text, recipe")
-    made.add_argument("--sample-at", type=float, nargs="*", default=[], help="minutes")
-    made.add_argument("--prompt", default="\n", help="what samples start with")
-    made.add_argument("--report", type=Path, help="write curve, samples and result as JSON here")
-    made.add_argument("--plot", type=Path, help="draw the learning curve here")
+    made.add_argument("--resume", type=Path, help="continue the run saved in this file")
+    made.add_argument(
+        "--sample-at", type=float, nargs="*", default=[], help="minutes at which to sample"
+    )
+    made.add_argument("--prompt", default="\n", help="the start of samples")
+    made.add_argument("--report", type=Path, help="write curve, samples and result as JSON")
+    made.add_argument("--plot", type=Path, help="draw the learning curve as a PNG")
     made.add_argument("--json", action="store_true", help="print the result as JSON")
     _add_recipe(made)
 
@@ -194,7 +152,7 @@ def _add_recipe(made, leave_out=("seconds",)):
             group.add_argument(option, type=kind, default=field.default, help=meaning)
 
 
-def _recipe_of(args, **changes) -> Recipe:
+def _read_recipe(args, **changes) -> Recipe:
     names = {field.name for field in fields(Recipe)} - {"seconds"}
     given = {name: value for name, value in vars(args).items() if name in names}
     if given["precision"] == "auto":
@@ -204,33 +162,22 @@ def _recipe_of(args, **changes) -> Recipe:
     return Recipe(**given | changes)
 
 
-def _do_train(args):
-    """Train a model on a corpus and judge it on the whole held-out split."""
-    if args.resume:
-        trainer = checkpoint.load(args.resume)
-        if trainer.progress >= 1.0:
-            print(f"its {trainer.step:,} steps are all done; it is judged again", file=sys.stderr)
-    else:
-        spec = look_up(PRESETS, args.model, "preset")
-        spec = spec if args.dropout is None else spec.but(dropout=args.dropout)
-        recipe = _recipe_of(args, seconds=args.minutes and args.minutes * 60)
-        corpus = _find(args.corpus)
-        trainer = Trainer(
-            objectives.fit_vocabulary(spec, recipe.window, corpus.tokenizer), corpus, recipe
-        )
+def _train(args):
+    """Train a model on a corpus and evaluate it on the whole held-out split."""
+    trainer = _resume(args.resume) if args.resume else _begin(args)
     report = {
-        "model": name_of(trainer.spec) if args.resume else args.model,
-        "asked_for": _asked_for(trainer),
+        "model": trainer.name,
+        "asked_for": _label(trainer),
         "parameters": count_parameters(trainer.model),
         "corpus": trainer.corpus.name,
-        "device": trainer.device,
-        "precision": trainer.precision,
+        "device": trainer.place.device,
+        "precision": trainer.place.precision,
         "machine": devices.describe_machine(),
-        "floors": baselines.measure_baselines(trainer.corpus),
+        "baselines": baselines.measure_baselines(trainer.corpus),
         "curve": [],
         "samples": [],
     }
-    _run(trainer, args, report)
+    _take_steps(trainer, args, report)
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
     nats = evaluate.mean_loss(nats, count)
     report |= {
@@ -244,28 +191,37 @@ def _do_train(args):
     if args.report:
         write_atomically(args.report, json.dumps(report, indent=1).encode())
     if args.plot:
-        race.plot_run(report["model"], report["curve"], args.plot, floors=report["floors"])
-    _show(args, report, _summary(report))
+        curves = {report["model"]: report["curve"]}
+        save_picture(race.draw_curves(curves, report["baselines"]), args.plot)
+    _print(args, report, _summarize(report))
 
 
-def _asked_for(trainer):
-    """What the loss is about, for people."""
+def _resume(path: Path) -> Trainer:
+    trainer = checkpoint.load(path)
+    if trainer.progress >= 1.0:
+        print(f"all its {trainer.step:,} steps are done; evaluating it again", file=sys.stderr)
+    return trainer
+
+
+def _begin(args) -> Trainer:
+    text, spec = corpus(args.corpus), find_spec(args.model)
+    recipe = _read_recipe(args, seconds=args.minutes and args.minutes * 60)
+    if args.dropout is not None:
+        spec = spec.but(dropout=args.dropout)
+    return Trainer(fit_vocabulary(spec, recipe.window, text.tokenizer), text, recipe)
+
+
+def _label(trainer) -> str:
+    """What the loss is about: bytes, hidden bytes, lost ids …"""
     unit = "bytes" if trainer.corpus.bytes_per_id == 1 else "ids"
-    return f"{objectives.ASKED_FOR[trainer.spec.family]}{unit}"
+    return f"{trainer.question.label}{unit}"
 
 
-def _find(name):
-    """A corpus by name or path, or a synthetic task as `task:NAME`."""
-    if name.startswith("task:") and name.count(":") == 1:
-        name = f"{name}:{1 << 18}:0"
-    return checkpoint.find_corpus(name)
-
-
-def _run(trainer, args, report):
-    """Every step, with a progress bar, samples at their time, and checkpoints."""
+def _take_steps(trainer, args, report):
+    """Train to the end, with a progress bar, and samples and checkpoints when they are due."""
     due = sorted(60.0 * minutes for minutes in args.sample_at)
     if due:
-        _write(trainer, args.prompt, 1)  # a prompt that cannot be read is told now, not at the end
+        _preview(trainer, args.prompt, 1)  # an invalid prompt fails now, not at the end
     saved = time.monotonic()
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
     try:
@@ -280,7 +236,7 @@ def _run(trainer, args, report):
                 report["curve"].append([round(trainer.seconds, 2), record.valid_nats])
             while due and trainer.seconds >= due[0]:
                 due.pop(0)
-                report["samples"].append([trainer.seconds, _write(trainer, args.prompt)])
+                report["samples"].append([trainer.seconds, _preview(trainer, args.prompt)])
             if args.save and time.monotonic() - saved > args.save_every:
                 checkpoint.save(trainer, args.save)
                 saved = time.monotonic()
@@ -289,24 +245,23 @@ def _run(trainer, args, report):
         if args.save:
             checkpoint.save(trainer, args.save)
     if due:
-        report["samples"].append([trainer.seconds, _write(trainer, args.prompt)])
+        report["samples"].append([trainer.seconds, _preview(trainer, args.prompt)])
 
 
-def _write(trainer, prompt, length=400):
-    _, given, made = previews.make_preview(trainer, prompt, length)
+def _preview(trainer, prompt: str, length: int = 400) -> str:
+    _, given, made = trainer.question.preview(trainer, prompt, length, 0)
     return given + made
 
 
-def _summary(report) -> str:
-    floors = ", ".join(f"{name} {bits:.3f}" for name, bits in report["floors"].items())
+def _summarize(report) -> str:
+    found = ", ".join(f"{name} {bits:.3f}" for name, bits in report["baselines"].items())
     lines = [
         f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
         f"{report['steps']:,} steps, {report['bytes_seen'] / 1e6:.1f} MB read in "
         f"{report['seconds']:.0f} s on {report['device']} in {report['precision']}",
         f"held out, all {report['held_out']:,} {report['asked_for']}: "
-        f"{report['nats_per_byte']:.4f} nats, "
-        f"{report['bits_per_byte']:.4f} bits per byte",
-        f"floors in bits per byte: {floors}",
+        f"{report['nats_per_byte']:.4f} nats, {report['bits_per_byte']:.4f} bits per byte",
+        f"baselines in bits per byte: {found}",
     ]
     for seconds, text in report["samples"]:
         lines += [f"--- after {seconds:.1f} seconds of training ---", text]
@@ -316,11 +271,10 @@ def _summary(report) -> str:
 # ---------------------------------------------------------------- sample
 
 
-def _add_sample(commands):
-    made = _command(commands, _do_sample)
+def _add_sample(made):
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--prompt", default="\n")
-    made.add_argument("--length", type=int, default=500, help="ids, as far as the model counts")
+    made.add_argument("--length", type=int, default=500, help="ids, fewer if the context ends")
     made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
     made.add_argument("--top-k", type=int)
     made.add_argument("--top-p", type=float)
@@ -328,17 +282,17 @@ def _add_sample(commands):
         "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats"
     )
     made.add_argument("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
-    made.add_argument("--ahead", type=int, default=4, help="ids the draft guesses at a time")
+    made.add_argument("--ahead", type=int, default=4, help="ids that the draft guesses at a time")
     made.add_argument("--seed", type=int)
 
 
-def _do_sample(args):
-    """Write on from a prompt with a trained model, one id at a time."""
+def _sample(args):
+    """Continue a prompt with a trained model, one id at a time."""
     model, tokenizer = checkpoint.load_model(args.checkpoint)
     if model.spec.family != "decoder":
         raise ValueError(
-            f"{str(args.checkpoint)!r} holds an {model.spec.family}, which does not write on from "
-            "a prompt; `python -m qllk train --sample-at` shows what it makes of a text"
+            f"{str(args.checkpoint)!r} holds an {model.spec.family}, which cannot continue a "
+            "prompt; `python -m qllk train --sample-at` shows what it makes of a text"
         )
     prompt = sample.encode_prompt(model, args.prompt, tokenizer)
     length = sample.positions_left(model, prompt, args.length)
@@ -350,16 +304,16 @@ def _do_sample(args):
 
 
 def _stream(args, model, prompt, tokenizer):
-    """The ids that follow, as the options ask."""
-    how = args.temperature, args.top_k, args.top_p
+    """The stream of ids that the options ask for."""
+    settings, size = (args.temperature, args.top_k, args.top_p), tokenizer.vocab_size
     if not args.draft:
-        pick = sample.sampler(*how, seed=args.seed)
+        pick = sample.sampler(*settings, seed=args.seed)
         pick = sample.penalize_repetition(pick, args.repetition_penalty, prompt)
-        return sample.stream(model, prompt, sample.restrict_vocabulary(pick, tokenizer.vocab_size))
+        return sample.stream(model, prompt, sample.restrict_vocabulary(pick, size))
     if args.repetition_penalty != 1:
         raise ValueError(
-            "--draft and --repetition-penalty exclude each other: guesses are judged several at a "
-            "time, and a penalty changes after each; leave one out"
+            "--draft and --repetition-penalty exclude each other: several guesses are verified at "
+            "a time, but the penalty changes after each; leave one out"
         )
     draft, theirs = checkpoint.load_model(args.draft)
     if theirs != tokenizer:
@@ -367,36 +321,37 @@ def _stream(args, model, prompt, tokenizer):
             f"{str(args.draft)!r} was trained on other ids than {str(args.checkpoint)!r}: a draft "
             "needs the tokenizer of the model that it guesses for"
         )
-    weigh = sample.restrict_vocabulary(sample.probabilities(*how), tokenizer.vocab_size)
-    return sample.speculate(model, draft, prompt, weigh, args.ahead, seed=args.seed)
+    to_probabilities = sample.restrict_vocabulary(sample.probabilities(*settings), size)
+    return sample.speculate(model, draft, prompt, to_probabilities, args.ahead, seed=args.seed)
 
 
 # ---------------------------------------------------------------- bench
 
 
-def _add_bench(commands):
-    made = _command(commands, _do_bench)
+def _add_bench(made):
     made.add_argument("--corpus", default="stdlib", help=describe_names())
-    made.add_argument("--seconds", type=float, nargs="+", default=[100.0], help="of one core")
+    made.add_argument(
+        "--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run"
+    )
     made.add_argument("--entries", nargs="+", default=list(race.RACE), metavar="NAME")
     made.add_argument("--lrs", type=float, nargs="+", default=race.LEARNING_RATES, metavar="LR")
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     made.add_argument("--folder", type=Path, default=Path("runs/race"), help="where runs are kept")
     made.add_argument("--report", type=Path, default=Path("runs/race.json"), help="rows as JSON")
-    made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="loss as a picture")
+    made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="curves as a PNG")
     made.add_argument("--json", action="store_true", help="print the rows as JSON")
     _add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
 
 
-def _do_bench(args):
-    """Race models against their controls: equal computing time, text and search."""
+def _bench(args):
+    """Race models against their controls: equal computing time, equal text, equal search."""
     if unknown := sorted(set(args.entries) - set(race.ENTRIES)):
         raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(race.ENTRIES)}")
-    recipe = _recipe_of(args, validate_every=1 << 30)  # the race looks at its own times
-    source = _find(args.corpus).source
+    recipe = _read_recipe(args, validate_every=1 << 30)  # the race validates at its own times
+    text = corpus(args.corpus)
     rows = race.run_race(
-        source,
+        text.source,
         args.seconds,
         entries=args.entries,
         learning_rates=args.lrs,
@@ -408,8 +363,25 @@ def _do_bench(args):
     facts = {"machine": devices.describe_machine(), "precision": recipe.precision, "rows": rows}
     write_atomically(args.report, json.dumps(facts, indent=1).encode())
     longest = [row for row in rows if row["seconds"] == max(args.seconds)]
-    race.plot_race(longest, args.plot, floors=baselines.measure_baselines(_find(args.corpus)))
-    _show(args, facts, race.table(rows))
+    save_picture(race.draw_race(longest, baselines.measure_baselines(text)), args.plot)
+    _print(args, facts, race.format_rows(rows))
+
+
+class _Command(NamedTuple):
+    """A command: its name, what it does, and a function that adds its options to a parser."""
+
+    name: str
+    run: Callable
+    add_options: Callable
+
+
+_COMMANDS = (
+    _Command("doctor", _doctor, _add_json),
+    _Command("presets", _presets, _add_presets),
+    _Command("train", _train, _add_train),
+    _Command("sample", _sample, _add_sample),
+    _Command("bench", _bench, _add_bench),
+)
 
 
 if __name__ == "__main__":

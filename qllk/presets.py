@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from .checks import look_up
 from .spec import Patch, Spec
 
 CONV = ("conv", {"width": 8})
@@ -183,3 +186,16 @@ PEAK_LR = {"bert-nano": 1e-3, "bert-base": 1e-4, "gpt2": 6e-4, "t5-base": 1e-3}
 def peak_lr(preset: str, default: float = 6e-3) -> float:
     """The peak learning rate that suits a preset; 6e-3 was found for qllk-2."""
     return PEAK_LR.get(preset, default)
+
+
+def find_spec(what: str | Path | Spec) -> Spec:
+    """The Spec of a preset's name, of the path of a Spec's JSON, or the Spec itself.
+
+    Raises   ValueError when there is no such preset, or the file holds no Spec
+             FileNotFoundError when there is no such file
+    """
+    if isinstance(what, Spec):
+        return what
+    if str(what).endswith(".json"):
+        return Spec.from_json(Path(what).read_text(encoding="utf-8"))
+    return look_up(PRESETS, what, "preset")

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 
 from qllk import files
-from qllk.text.corpora import corpus
-from qllk.text.tasks import task
+from qllk.text.corpora import corpus, task
 from qllk.text.tokens import Bytes
 from qllk.training import checkpoint
 from qllk.training.checkpoint import _digest, check_run, load, load_model, read, save
 from qllk.training.recipe import Recipe
+from qllk.training.snapshot import take_snapshot
 from qllk.training.trainer import Diverged, Trainer
 
 RECIPE = Recipe(steps=60, batch=2, window=24, warmup=0.1, validate_every=7, validate_bytes=200)
-CORPUS, _ = task("markov", 4000)
+CORPUS = task("markov", 4000)
 
 
 def trainer(spec=SPEC, data=CORPUS, **changes):
@@ -47,20 +47,24 @@ def steps(run, count):
 
 
 def same(a, b):
-    """Bit for bit: weights, moments and all facts, less the time they took."""
-    mine, other = a.tensors(), b.tensors()
-    facts = [run.facts() | {"seconds": 0} for run in (a, b)]
+    """Bit for bit: weights, moments and all metadata, less the time they took."""
+    mine, other = take_snapshot(a).tensors, take_snapshot(b).tensors
+    metadata = [take_snapshot(run).metadata | {"seconds": 0} for run in (a, b)]
     return (
         mine.keys() == other.keys()
-        and facts[0] == facts[1]
+        and metadata[0] == metadata[1]
         and all(torch.equal(mine[name], other[name]) for name in mine)
     )
 
 
-def crafted(path, tensors, facts):
+def crafted(path, tensors, metadata):
     """A file whose checksum is right, whatever it says."""
-    facts = facts if isinstance(facts, str) else json.dumps(facts)
-    header = {"format": str(checkpoint.FORMAT), "facts": facts, "sha256": _digest(tensors, facts)}
+    metadata = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    header = {
+        "format": str(checkpoint.FORMAT),
+        "metadata": metadata,
+        "sha256": _digest(tensors, metadata),
+    }
     path.write_bytes(to_bytes(tensors, header))
     return path
 
@@ -90,14 +94,14 @@ def test_a_loaded_run_is_the_saved_one(good):
 def test_resuming_equals_never_having_stopped(tmp_path):
     whole, first = trainer(), trainer()
     for run in (whole, first):
-        run.post("precision", "bfloat16", at=5)
-        run.post("batch", 4, at=8)
-        run.post("precision", "float32", at=20)
+        run.submit("precision", "bfloat16", at=5)
+        run.submit("batch", 4, at=8)
+        run.submit("precision", "float32", at=20)
     expected = steps(whole, 30)
     assert steps(first, 13) == expected[:13]
     loaded = load(save(first, tmp_path / "run"))
-    assert (loaded.precision, loaded.batch) == ("bfloat16", 4)
-    loaded.post("precision", "float32", at=20)
+    assert (loaded.place.precision, loaded.batch) == ("bfloat16", 4)
+    assert list(loaded.pending) == [(20, "precision", "float32")]  # what waits belongs to the run
     assert steps(loaded, 17) == expected[13:]
     assert same(whole, loaded)
 
@@ -173,13 +177,13 @@ def test_a_corpus_is_found_again_by_its_path(tmp_path):
 
 def test_a_checkpoint_of_a_device_that_is_not_here_goes_on_on_the_cpu(good, tmp_path):
     _, _, run = good
-    facts = run.facts() | {"device": "cuda:77", "precision": "float16"}
-    facts["recipe"] |= {"device": "cuda:77", "precision": "float16"}
-    facts["scaler"] = {"scale": 65536.0, "growth_factor": 2.0}
-    loaded = load(crafted(tmp_path / "run", run.tensors(), facts))
-    assert (loaded.device, loaded.precision) == ("cpu", "float32")
-    assert "no device 'cuda:77'" in loaded.refused
-    assert "on the CPU in float32" in loaded.refused
+    metadata = take_snapshot(run).metadata | {"device": "cuda:77", "precision": "float16"}
+    metadata["recipe"] |= {"device": "cuda:77", "precision": "float16"}
+    metadata["scaler"] = {"scale": 65536.0, "growth_factor": 2.0}
+    loaded = load(crafted(tmp_path / "run", take_snapshot(run).tensors, metadata))
+    assert (loaded.place.device, loaded.place.precision) == ("cpu", "float32")
+    assert "no device 'cuda:77'" in loaded.last_refusal
+    assert "on the CPU in float32" in loaded.last_refusal
     assert loaded.log == [[12, "device", "cpu"], [12, "precision", "float32"]]
     assert steps(loaded, 3)[0].nats == steps(load(good[0]), 1)[0].nats
 
@@ -234,7 +238,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         trainer(spec=SPEC.but(d_model=16)),
         trainer(spec=SPEC.but(patch=None)),
-        trainer(data=task("markov", 4000, seed=1)[0]),
+        trainer(data=task("markov", 4000, seed=1)),
         trainer(seed=1),
         trainer(lr=0.1),
     ],
@@ -242,20 +246,22 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_the_checkpoint_of_another_run_is_refused_and_changes_nothing(good, other):
     reason = "another model|another text|its recipe has (seed|lr)="
-    before = other.tensors()
+    before = take_snapshot(other).tensors
     with pytest.raises(ValueError, match=reason):
-        check_run(other, *read(good[0]))
-    assert all(torch.equal(before[name], value) for name, value in other.tensors().items())
+        check_run(other, read(good[0]))
+    assert all(
+        torch.equal(before[name], value) for name, value in take_snapshot(other).tensors.items()
+    )
     assert other.step == 0
 
 
 def test_the_tensors_of_another_model_are_refused(good, tmp_path):
     _, _, run = good
-    wider = trainer(spec=SPEC.but(d_model=16)).tensors()
-    for tensors in (wider, {}, run.tensors() | {"model.extra": torch.zeros(1)}):
-        with pytest.raises(ValueError, match="not those of the model that it names"):
-            load(crafted(tmp_path / "run", tensors, run.facts()))
-        with pytest.raises(ValueError, match="not those of the model that it names"):
+    wider = take_snapshot(trainer(spec=SPEC.but(d_model=16))).tensors
+    for tensors in (wider, {}, take_snapshot(run).tensors | {"model.extra": torch.zeros(1)}):
+        with pytest.raises(ValueError, match="not those of the model that its metadata describes"):
+            load(crafted(tmp_path / "run", tensors, take_snapshot(run).metadata))
+        with pytest.raises(ValueError, match="not those of the model that its metadata describes"):
             load_model(tmp_path / "run")
 
 
@@ -263,7 +269,7 @@ def test_the_tensors_of_another_model_are_refused(good, tmp_path):
     ("change", "reason"),
     [
         (lambda t: t.pop("optimizer.0.exp_avg"), r"'optimizer.0.exp_avg' is missing"),
-        (lambda t: t.update({"optimizer.99.step": torch.zeros(())}), "belongs to no part"),
+        (lambda t: t.update({"optimizer.99.step": torch.zeros(())}), "is unknown"),
         (lambda t: t.update({"optimizer.0.step": torch.zeros(2)}), r"is \(2,\) .*expected \(\)"),
         (lambda t: t.update({"optimizer.0.step": torch.zeros((), dtype=torch.int64)}), "int64"),
     ],
@@ -271,27 +277,27 @@ def test_the_tensors_of_another_model_are_refused(good, tmp_path):
 )
 def test_damaged_moments_are_named(good, tmp_path, change, reason):
     _, _, run = good
-    tensors = run.tensors()
+    tensors = take_snapshot(run).tensors
     change(tensors)
     with pytest.raises(ValueError, match=reason):
-        load(crafted(tmp_path / "run", tensors, run.facts()))
+        load(crafted(tmp_path / "run", tensors, take_snapshot(run).metadata))
 
 
-@pytest.mark.parametrize("key", sorted(trainer().facts()))
+@pytest.mark.parametrize("key", sorted(take_snapshot(trainer()).metadata))
 def test_a_missing_fact_is_an_error(good, tmp_path, key):
     _, _, run = good
-    facts = run.facts()
-    del facts[key]
+    metadata = take_snapshot(run).metadata
+    del metadata[key]
     with pytest.raises(ValueError, match=key):
-        load(crafted(tmp_path / "run", run.tensors(), facts))
+        load(crafted(tmp_path / "run", take_snapshot(run).tensors, metadata))
 
 
 @pytest.mark.parametrize(
-    "facts", ["", "no JSON", "[]", "3", '{"spec": {}}', "[" * 100_000], ids=range(6)
+    "metadata", ["", "no JSON", "[]", "3", '{"spec": {}}', "[" * 100_000], ids=range(6)
 )
-def test_facts_that_are_none_are_an_error(good, tmp_path, facts):
-    with pytest.raises(ValueError, match="holds no facts of a run"):
-        load(crafted(tmp_path / "run", good[2].tensors(), facts))
+def test_facts_that_are_none_are_an_error(good, tmp_path, metadata):
+    with pytest.raises(ValueError, match="is damaged"):
+        load(crafted(tmp_path / "run", take_snapshot(good[2]).tensors, metadata))
 
 
 class Bomb:
@@ -305,10 +311,10 @@ def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run"
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         load(path)
     torch.save({"model": Bomb()}, path)
-    with pytest.raises(ValueError, match="no readable checkpoint"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         load(path)
     assert not (tmp_path / "exploded").exists()
     pickle.loads(pickle.dumps(Bomb()))
@@ -318,7 +324,7 @@ def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch):
 def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
     path = tmp_path / "weights.safetensors"
     ours = {"format": str(checkpoint.FORMAT)}
-    for header in (None, {"format": "pt"}, ours, {"format": "99", "facts": "{}"}):
+    for header in (None, {"format": "pt"}, ours, {"format": "99", "metadata": "{}"}):
         path.write_bytes(to_bytes({"x": torch.zeros(3)}, header))
         with pytest.raises(ValueError, match="holds tensors but no run of qllk"):
             load(path)
@@ -343,7 +349,7 @@ def test_a_hostile_header_is_refused(tmp_path, header, length):
     path = tmp_path / "run"
     size = len(header) if length is None else length
     path.write_bytes(size.to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(ValueError, match=r"no readable checkpoint|no run of qllk"):
+    with pytest.raises(ValueError, match=r"not a readable checkpoint|no run of qllk"):
         load(path)
 
 
@@ -361,8 +367,10 @@ def test_a_hostile_header_is_refused(tmp_path, header, length):
 )
 def test_a_spec_that_asks_for_too_much_is_refused_before_it_is_built(good, tmp_path, change):
     _, _, run = good
-    spec = json.dumps(json.loads(run.facts()["spec"]) | change)
-    path = crafted(tmp_path / "run", run.tensors(), run.facts() | {"spec": spec})
+    spec = json.dumps(json.loads(take_snapshot(run).metadata["spec"]) | change)
+    path = crafted(
+        tmp_path / "run", take_snapshot(run).tensors, take_snapshot(run).metadata | {"spec": spec}
+    )
     with pytest.raises(ValueError, match="run'"):
         load(path)
 
@@ -446,12 +454,64 @@ JSON = st.recursive(
 def test_fuzz_facts_that_say_anything_under_a_right_checksum(good, tmp_path, data, value):
     """The checksum is no secret: each fact alone may be a lie."""
     _, _, run = good
-    facts = run.facts()
-    spec = json.loads(facts["spec"])
-    where = data.draw(st.sampled_from([facts, facts["recipe"], facts["corpus"], spec]))
+    metadata = take_snapshot(run).metadata
+    spec = json.loads(metadata["spec"])
+    where = data.draw(st.sampled_from([metadata, metadata["recipe"], metadata["corpus"], spec]))
     where[data.draw(st.sampled_from(sorted(where)))] = value
     if where is spec:
-        facts["spec"] = json.dumps(spec)
-    path = crafted(tmp_path / "crafted", run.tensors(), facts)
+        metadata["spec"] = json.dumps(spec)
+    path = crafted(tmp_path / "crafted", take_snapshot(run).tensors, metadata)
     answer = loaded_or_why(path, CORPUS)
     assert isinstance(answer, Trainer) or says_why(answer, path)
+
+
+# ---------------------------------------------------------------- modules, older formats
+
+
+def test_a_module_without_a_spec_is_resumed_into_a_module_like_it(tmp_path):
+    def bigram():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Embedding(256, 8), torch.nn.Linear(8, 256))
+
+    whole, first = (Trainer(bigram(), CORPUS, RECIPE) for _ in range(2))
+    expected = steps(whole, 9)
+    steps(first, 5)
+    path = save(first, tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"module without a Spec, Sequential; build the module and"
+    ):
+        load(path)
+    with pytest.raises(ValueError, match="module without a Spec"):
+        load_model(path)
+    with pytest.raises(ValueError, match="it holds another model than this one"):
+        load(path, model=trainer().model)
+    assert steps(load(path, model=bigram()), 4) == expected[5:]
+    with pytest.raises(ValueError, match=r"tensor 'model\.1\.weights\.bias' is missing"):
+        load(path, model=torch.nn.Sequential(torch.nn.Embedding(256, 8), Squared()))
+
+
+class Squared(torch.nn.Module):
+    """Maps (…,8) to (…,256) with weights of another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Linear(8, 256)
+
+    def forward(self, x):
+        return self.weights(x).square()
+
+
+def test_a_checkpoint_of_an_older_format_says_what_to_do(tmp_path):
+    path = tmp_path / "old"
+    header = {"format": "2", "facts": "{}", "sha256": "0"}
+    path.write_bytes(to_bytes({"model.a": torch.zeros(1)}, header))
+    with pytest.raises(ValueError, match=r"older qllk \(format 2; this version reads format 3\)"):
+        load(path)
+
+
+def test_waiting_commands_of_a_file_are_checked(tmp_path):
+    run = trained(1)
+    for pending in ([[5, "lr", -1.0]], [[5, "colour", 1]], [["soon", "lr", 1.0]], [3]):
+        metadata = take_snapshot(run).metadata | {"pending": pending}
+        with pytest.raises(ValueError, match="cannot be resumed"):
+            load(crafted(tmp_path / "run", take_snapshot(run).tensors, metadata))

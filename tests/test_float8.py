@@ -10,14 +10,15 @@ from helpers import SPEC, same
 
 from qllk.model.families import build
 from qllk.model.layers import LinearHead
-from qllk.text.tasks import task
+from qllk.text.corpora import task
 from qllk.training import checkpoint, float8
 from qllk.training.float8 import LARGEST, FakeQuantise, SimulatedLinear, round_e4m3, scale_of
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
 RECIPE = Recipe(steps=60, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
-CORPUS, FLOOR = task("markov", 4000)
+CORPUS = task("markov", 4000)
+FLOOR = CORPUS.floor
 
 
 def cast(x):
@@ -177,10 +178,10 @@ def test_real_float8_is_refused_where_there_is_none(monkeypatch):
 def test_a_run_that_multiplies_in_float8_stays_where_that_works(monkeypatch):
     run = Trainer(SPEC, CORPUS, RECIPE)
     run.recipe = replace(RECIPE, matmul="float8")
-    run.post("precision", "bfloat16")
-    run.post("device", "cpu")
+    run.submit("precision", "bfloat16")
+    run.submit("device", "cpu")
     next(run)
-    assert "matmul='float8' needs a CUDA device" in run.refused
+    assert "matmul='float8' needs a CUDA device" in run.last_refusal
     assert run.log == []
 
 

@@ -19,13 +19,13 @@ from qllk.lab.live.view import view
 from qllk.lab.pictures import svg
 from qllk.presets import PRESETS
 from qllk.study.axes import Scale, short
-from qllk.text.tasks import task
-from qllk.training import devices
+from qllk.text.corpora import task
+from qllk.training import devices, previews
 from qllk.training.previews import Preview
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Diverged, Trainer
 
-CORPUS = task("copy", 4096)[0]
+CORPUS = task("copy", 4096)
 RECIPE = Recipe(steps=100_000, window=32, batch=2, validate_every=7, validate_bytes=64)
 ORDERS = ("start", "pause", "resume", "stop")
 
@@ -125,7 +125,7 @@ def test_any_order_of_orders_leaves_a_lawful_state_and_no_thread(seed):
     some, expected = Run(make), "idle"
     for order in chance.choices(ORDERS, k=12):
         getattr(some, order)()
-        expected = run.MOVES[order].get(expected, expected)
+        expected = run._TRANSITIONS[order].get(expected, expected)
         assert some.state == expected
         if chance.random() < 0.2:
             time.sleep(0.01)
@@ -296,8 +296,8 @@ def test_a_snapshot_shows_what_really_ran_and_since_when():
     now = some.snapshot()
     assert now.marks == [(1, "cpu float32"), (4, "cpu bfloat16")]
     assert [step for step, _ in now.valid] == [7, 14, 21]
-    assert now.floors["uniform"] == 8.0
-    assert 0 < now.floors["best possible"] < 8.0
+    assert now.baselines["uniform"] == 8.0
+    assert 0 < now.baselines["best possible"] < 8.0
     assert all([p.step for p in points] == [1, 11, 21] for points in now.states.values())
 
 
@@ -438,7 +438,7 @@ def test_a_view_is_drawn_from_plain_data_and_escaped():
         sample=(3, Preview("it writes", "import ", f"{nasty}\x00\x1b\ufffd\tend")),
         notes=[Note(1, nasty, bad=True)],
         marks=[(1, nasty)],
-        floors={nasty: 2.0},
+        baselines={nasty: 2.0},
     )
     frame = view(now, 100)
     assert not any("<img" in part for part in frame[:-1])
@@ -508,7 +508,7 @@ def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
     panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
     panel.start()
-    says(panel, "notes", "and cpu has 8.0")
+    says(panel, "notes", "but cpu has 8.0")
     says(panel, "status", ">failed<")
 
 
@@ -523,7 +523,7 @@ def test_a_sample_that_cannot_be_written_is_noted_and_training_goes_on(panel, mo
     def broken(*_):
         raise ValueError("no words")
 
-    monkeypatch.setattr(run, "make_preview", broken)
+    monkeypatch.setattr(previews, "generate", broken)
     panel.advance(3)
     says(panel, "notes", "no sample: no words")
     says(panel, "facts", "<b>3</b>")

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from qllk.lab.lessons import patches
 from qllk.model.patching import PatchPath
-from qllk.text.tasks import task
+from qllk.text.corpora import task
 
 LENGTH = 16
 
@@ -106,7 +106,7 @@ class Copier(nn.Module):
 
 def test_hiding_the_answers_hides_them_from_a_copier():
     """It is sure of a byte that has nothing to do with the true one: 100 nats, but for chance."""
-    text = task("noise", 4096)[0].train[: 64 * 16]
+    text = task("noise", 4096).train[: 64 * 16]
     loss = patches.loss_when_hidden(Copier(), text)
     assert loss == pytest.approx(100 * 255 / 256, abs=2)
 
@@ -131,7 +131,7 @@ def test_learning_steps_down_to_a_rate_of_almost_nothing():
             return self.logits.expand(*ids.shape, 256)
 
     torch.manual_seed(0)
-    losses = patches.learn(Constant(), task("noise", 1 << 16)[0], 100, rate=0.1)
+    losses = patches.learn(Constant(), task("noise", 1 << 16), 100, rate=0.1)
     assert len(losses) == 100
     assert losses[0] > 5.8
     assert losses[-1] < 5.6

@@ -21,7 +21,6 @@ from qllk.text import corpora, objectives
 from qllk.text.corpora import corpus, documents
 from qllk.text.objectives import (
     IGNORED,
-    ask,
     count_targets,
     masked_token,
     next_token,
@@ -32,7 +31,6 @@ from qllk.text.objectives import (
     span_counts,
     span_vocabulary,
     token_losses,
-    vocabulary_size,
 )
 from qllk.text.windows import iterate_windows, pack, shard
 
@@ -123,29 +121,6 @@ def test_the_parts_of_a_batch_are_its_rows_in_order():
                              strict=True):  # fmt: skip
         assert [len(part) for part in parts] == [3, 2]
         assert torch.equal(torch.cat(parts), whole)
-
-
-# ---------------------------------------------------------------- by family
-
-
-def test_each_family_is_asked_what_it_can_answer():
-    ids = letters(3, 41)
-    assert torch.equal(ask("decoder", ids, generator()).targets, ids[:, 1:])
-    hidden = ask("encoder", ids, generator())
-    assert torch.equal(hidden.targets, masked_token(ids[:, :40], generator()).targets)
-    spans = ask("encoder-decoder", ids, generator())
-    assert torch.equal(spans.targets, span_corruption(ids[:, :40], generator()).targets)
-    with pytest.raises(ValueError, match="unknown family 'oracle'"):
-        ask("oracle", ids, generator())
-
-
-@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder-decoder"])
-@pytest.mark.parametrize("vocab_size", [20, 256])
-def test_a_model_of_that_vocabulary_can_be_asked_and_a_smaller_one_cannot(family, vocab_size):
-    batch = ask(family, letters(50, 41, vocab_size), generator(), vocab_size)
-    assert max(ids.max() for ids in (*batch.inputs, batch.targets)) + 1 == vocabulary_size(
-        family, 40, vocab_size
-    )
 
 
 def test_of_an_answer_the_text_alone_can_be_asked():

@@ -11,15 +11,17 @@ from qllk.model.blocks import Stack
 from qllk.model.families import build
 from qllk.probes import measure
 from qllk.probes.inside import state_bytes
-from qllk.text.tasks import task
+from qllk.text.corpora import task
 from qllk.training import checkpoint, optim
 from qllk.training.checkpoint import check_run
 from qllk.training.optim import OPTIMIZERS, AdamW, Lion
 from qllk.training.recipe import Recipe
+from qllk.training.snapshot import Snapshot, take_snapshot
 from qllk.training.trainer import Trainer
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
-CORPUS, FLOOR = task("markov", 4000)
+CORPUS = task("markov", 4000)
+FLOOR = CORPUS.floor
 
 
 def trainer(**changes):
@@ -162,7 +164,7 @@ def test_what_is_fresh_is_what_is_remembered(name):
 
 
 def bits(run):
-    return {name: value.clone() for name, value in run.tensors().items()}
+    return {name: value.clone() for name, value in take_snapshot(run).tensors.items()}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -182,15 +184,15 @@ def test_a_run_with_any_optimizer_resumes_bit_for_bit(name, tmp_path):
 def test_the_memory_of_another_optimizer_is_refused(tmp_path):
     run = trainer(optimizer="lion")
     next(run)
-    tensors, facts = run.tensors(), run.facts()
-    facts["recipe"]["optimizer"] = "adamw"
+    tensors, metadata = take_snapshot(run)
+    metadata["recipe"]["optimizer"] = "adamw"
     with pytest.raises(ValueError, match=r"'optimizer.0.exp_avg_sq' is missing"):
-        check_run(trainer(), tensors, facts)
-    facts["recipe"]["optimizer"] = "lion-bfloat16"
+        check_run(trainer(), Snapshot(tensors, metadata))
+    metadata["recipe"]["optimizer"] = "lion-bfloat16"
     with pytest.raises(ValueError, match=r"float32, expected .* torch.bfloat16"):
-        check_run(trainer(optimizer="lion-bfloat16"), tensors, facts)
+        check_run(trainer(optimizer="lion-bfloat16"), Snapshot(tensors, metadata))
     with pytest.raises(ValueError, match="its recipe has optimizer='lion-bfloat16', this one"):
-        check_run(trainer(), tensors, facts)
+        check_run(trainer(), Snapshot(tensors, metadata))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -7,14 +7,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qllk.text.tasks import TASKS, task
+from qllk.text.corpora import corpus as find
+from qllk.text.corpora import task
+from qllk.text.tasks import TASKS
 
 LETTERS = set(b"abcdefghijklmnopqrstuvwxyz")
 
 
 def whole(name, size, seed=0):
     """The text as rows can be cut from it, and the floor in nats per byte."""
-    corpus, floor = task(name, size, seed)
+    corpus = task(name, size, seed)
+    floor = corpus.floor
     return np.concatenate((corpus.train, corpus.valid)).tobytes(), floor
 
 
@@ -33,7 +36,8 @@ def test_a_task_is_the_same_text_for_the_same_seed_only(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_holds_out_its_last_tenth(name):
-    corpus, floor = task(name, 3000)
+    corpus = task(name, 3000)
+    floor = corpus.floor
     assert (len(corpus.train), len(corpus.valid)) == (2700, 300)
     assert corpus.train.dtype == np.uint8
     assert 0 <= floor <= math.log(256)
@@ -109,5 +113,46 @@ def test_an_unknown_task_lists_the_known():
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 40])
 def test_a_size_that_makes_no_sense_is_refused(size):
-    with pytest.raises(ValueError, match=f"size must lie in 2 … .*got {size}"):
+    with pytest.raises(ValueError, match=f"size of a task must lie in 2 … .*got {size}"):
         task("noise", size)
+
+
+# ---------------------------------------------------------------- by name
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("task:copy", f"task:copy:{1 << 18}:0"),
+        ("task:copy:4000", "task:copy:4000:0"),
+        ("task:copy:4000:7", "task:copy:4000:7"),
+    ],
+)
+def test_a_task_is_found_by_its_name(name, source):
+    found = find(name)
+    assert found.source == source
+    assert find(found.source).fingerprint == found.fingerprint
+    assert found.floor == task("copy", 4000).floor
+
+
+@pytest.mark.parametrize("name", ["task:", "task:copy:", "task:copy:x", "task:copy:1:2:3"])
+def test_a_malformed_task_names_the_forms(name):
+    with pytest.raises(ValueError, match="is not of the form task:NAME, task:NAME:SIZE or"):
+        find(name)
+
+
+def test_an_unknown_task_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, markov"):
+        find("task:nonsense")
+
+
+def test_a_task_in_other_ids_keeps_its_floor(monkeypatch, tmp_path):
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path))
+    found = find("characters:task:markov:3000:0")
+    assert found.tokenizer.vocab_size <= 8
+    assert found.floor == task("markov", 3000).floor
+    assert find(str(found.source)).fingerprint == found.fingerprint
+
+
+def test_real_text_has_no_floor():
+    assert find("stdlib").floor is None

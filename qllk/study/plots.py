@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import math
 from functools import singledispatch
+from pathlib import Path
 
+from ..files import write_atomically
 from .axes import LAYERS, NEGATIVE, POSITIVE, Scale, short, ticks
 from .figures import Bars, Chart, Heat, Note, Page, digest, rows_of
 
@@ -49,6 +51,11 @@ class Picture:
             for place, figure in zip(places, row, strict=True):
                 plot(figure, place)
         return whole
+
+
+def save_picture(page: Page, path: Path) -> None:
+    """Write a figure or a page of them as a PNG."""
+    write_atomically(path, Picture(page)._repr_png_())
 
 
 def picture(page: Page) -> Picture:
@@ -98,7 +105,7 @@ def _(chart: Chart, axes) -> None:
     if "y" not in chart.log:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.grid(alpha=0.2)
-    if chart.lines:
+    if chart.drawable:
         axes.legend(frameon=False)
 
 

@@ -1,12 +1,12 @@
-"""The race: who learns most from the same text in the same computing time?
+"""The race: which model learns most from the same text in the same computing time?
 
-Every entry gets the same CPU seconds of one core, the same corpus, as much of it in a step, and the
-same search: first each of its sizes with each learning rate, at a quarter of the smallest budget;
-then each size with its best rate at the full budget. The best size goes on with the other seeds.
-All is judged on the whole held-out split. Time is the CPU time of the training steps alone, so that
-a busy machine slows a race but does not decide it.
+Every entry gets the same CPU seconds of one core, the same corpus, the same amount of text per step
+and the same search: first each of its sizes with each learning rate, at a quarter of the smallest
+budget; then each size with its best rate at the full budget. The best size runs with the other
+seeds. Everything is evaluated on the whole held-out split. Time is the CPU time of the training
+steps, so a busy machine slows a race but does not decide it.
 
-A win says nothing about a part until the same model without that part, its **control**, ran too.
+A win proves nothing about a part until the same model without that part, its **control**, has run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,16 +29,18 @@ from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters
 from ..presets import PRESETS
-from ..probes import baselines, evaluate
+from ..probes import evaluate
+from ..probes.baselines import LN2
 from ..spec import Spec
-from ..text.objectives import ASKED_FOR
-from ..training.checkpoint import find_corpus
+from ..text.corpora import corpus
+from ..training.questions import QUESTIONS
 from ..training.recipe import Recipe
 from ..training.trainer import Trainer
+from .figures import Chart
 
 LEARNING_RATES = (4e-3, 8e-3)
-_POINTS = 16  # on a learning curve, evenly spread on a log scale of seconds
-BINS = 16  # of the window, for the loss by position
+_POINTS = 16  # of a learning curve, evenly spaced on a log scale of seconds
+_BINS = 16  # of the window, for the loss by position
 
 
 class Run(NamedTuple):
@@ -50,16 +53,16 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the run in the folder of results."""
+        """The name of the run's result in the folder of results."""
         facts = json.dumps([self.spec.to_json(), asdict(self.recipe), self.corpus])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def but(self, **changes) -> Run:
-        """This run with some of its recipe changed."""
+        """This run with some fields of its recipe changed."""
         return self._replace(recipe=replace(self.recipe, **changes))
 
 
-def _wider(spec: Spec, *widths: int) -> tuple[Spec, ...]:
+def _wider(spec: Spec, widths) -> tuple[Spec, ...]:
     return tuple(spec.but(d_model=width) for width in widths)
 
 
@@ -70,17 +73,17 @@ def _trunk(**changes) -> tuple[Spec, ...]:
 
 
 CONTROL = "qllk-2-local"
-# Who races. Each entry is one size or several; of several, the search picks the best.
+# Each entry is one size or several, of which the search picks the best.
 RACE = {
     "qllk-2": (PRESETS["qllk-2"],),
-    CONTROL: _wider(PRESETS[CONTROL], 96, 128, 192),
+    CONTROL: _wider(PRESETS[CONTROL], (96, 128, 192)),
     "gpt": (PRESETS["gpt"],),
     "gpt (best width)": tuple(
         PRESETS["gpt"].but(d_model=width, mixers=(("softmax", {"heads": width // 32}),))
         for width in (64, 96, 128)
     ),
 }
-# Other designs of qllk-2 to race: one thing changed at a time.
+# Variants of qllk-2, each with one thing changed.
 _VARIANTS = {
     "sum that never forgets": _trunk(mixers=(("cumsum", {"normaliser": "rms"}),)),
     "attention on patches": _trunk(mixers=(("softmax", {"heads": 4}),)),
@@ -93,18 +96,38 @@ _VARIANTS = {
 ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | RACE | _VARIANTS
 
 
-def train_one(run: Run) -> dict:
-    """Train, judge on the whole held-out split, and tell all about it."""
-    torch.set_num_threads(1)
-    trainer = Trainer(run.spec, find_corpus(run.corpus), run.recipe, clock=time.process_time)
-    budget, curve, parent = run.recipe.seconds, [], multiprocessing.parent_process()
-    marks = [budget * 2.0 ** (i / 2 - _POINTS / 2 + 0.5) for i in range(_POINTS)]
+# ---------------------------------------------------------------- running
+
+
+class Point(NamedTuple):
+    """A point of a learning curve."""
+
+    bytes_seen: int
+    seconds: float
+    nats: float  # per byte of the held-out split
+
+
+def follow(trainer: Trainer, along: str, marks: Iterable[float]) -> list[Point]:
+    """Train to the end, and validate whenever `trainer.step` or `trainer.seconds` passes a mark."""
+    curve, parent = [], multiprocessing.parent_process()
+    marks = sorted(marks)
     for _ in trainer:
-        if parent and not parent.is_alive():  # else a killed race would go on unseen
+        if parent and not parent.is_alive():  # or a killed race would continue unseen
             raise SystemExit("the race was ended")
-        if marks and trainer.seconds >= marks[0]:
-            curve.append([round(trainer.seconds, 2), trainer.validate()])
-            marks = [mark for mark in marks if mark > trainer.seconds]
+        now = getattr(trainer, along)
+        if marks and now >= marks[0]:
+            curve.append(Point(trainer.bytes_seen, trainer.seconds, trainer.validate()))
+            marks = [mark for mark in marks if mark > now]
+    return curve
+
+
+def train_one(run: Run) -> dict:
+    """Train, evaluate on the whole held-out split, and return the result as plain data."""
+    torch.set_num_threads(1)
+    trainer = Trainer(run.spec, corpus(run.corpus), run.recipe, clock=time.process_time)
+    budget = run.recipe.seconds
+    marks = [budget * 2.0 ** (i / 2 - _POINTS / 2 + 0.5) for i in range(_POINTS)]
+    curve = follow(trainer, "seconds", marks)
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
     mean = evaluate.mean_loss(nats, count)
     return {
@@ -114,21 +137,23 @@ def train_one(run: Run) -> dict:
         "corpus": trainer.corpus.name,
         "parameters": count_parameters(trainer.model),
         "nats_per_byte": mean,
-        "bits_per_byte": mean / baselines.LN2,
-        "held_out": int(count.sum()),  # how many answers were judged
+        "bits_per_byte": mean / LN2,
+        "held_out": int(count.sum()),  # how many targets were evaluated
         "bytes_per_second": trainer.bytes_seen / trainer.seconds,
         "bytes_seen": trainer.bytes_seen,
-        "curve": curve,
+        "curve": [[round(point.seconds, 2), point.nats] for point in curve],
         "by_position": [
-            chunk.mean().item() for chunk in nats[count > 0].tensor_split(BINS) if len(chunk)
+            chunk.mean().item() for chunk in nats[count > 0].tensor_split(_BINS) if len(chunk)
         ],
     }
 
 
-def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, dict]:
-    """Every run's result by its key; those already in `folder` are read, the rest are trained.
+def run_all(
+    runs: list[Run], folder: Path, jobs: int, report: Callable[[str], None] = print
+) -> dict[str, dict]:
+    """The result of every run by its key: read from `folder` if it is there, or trained now.
 
-    `jobs` at a time, each in a process of its own with one thread.
+    `jobs` runs train at a time, each in its own process with one thread.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results, waiting = {}, []
@@ -139,7 +164,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, d
         else:
             waiting.append(run)
     if results:
-        told(f"{len(results)} of {len(runs)} runs are read from {folder}")
+        report(f"{len(results)} of {len(runs)} runs are read from {folder}")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         futures = {pool.submit(train_one, run): run for run in waiting}
@@ -147,7 +172,7 @@ def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, d
             run, result = futures[future], future.result()
             write_atomically(folder / f"{run.key}.json", json.dumps(result).encode())
             results[run.key] = result
-            told(
+            report(
                 f"[{done}/{len(waiting)}] {run.entry}, {result['parameters']:,} parameters, "
                 f"lr {run.recipe.lr:g}, seed {run.recipe.seed}, {run.recipe.seconds:g} s: "
                 f"{result['nats_per_byte']:.4f} nats"
@@ -156,30 +181,29 @@ def run_all(runs: list[Run], folder: Path, jobs: int, told=print) -> dict[str, d
 
 
 def run_race(
-    corpus,
-    budgets,
+    source: str,
+    budgets: list[float],
     *,
-    entries=tuple(RACE),
-    learning_rates=LEARNING_RATES,
-    seeds=3,
-    recipe=Recipe(),
-    folder,
-    jobs,
-):
-    """Search, then race: one row per entry and budget.
+    entries: Iterable[str] = tuple(RACE),
+    learning_rates: Iterable[float] = LEARNING_RATES,
+    seeds: int = 3,
+    recipe: Recipe = Recipe(),
+    folder: Path | str,
+    jobs: int,
+) -> list[dict]:
+    """Search, then race on the corpus `source`: one row per entry and budget in seconds.
 
-    Runs are kept in `folder`, under the text and the versions that they belong to.
+    Results are kept in `folder`, under the text and the versions that they belong to.
 
     Returns  rows with entry, seconds, parameters, lr, d_model, the nats of every seed, their mean
-             and spread (largest less smallest), bytes per second, curve and loss by position
+             and spread (largest minus smallest), bytes per second, curve and loss by position
     """
-
     check_positive("race", seeds=seeds, jobs=jobs)
-    text = find_corpus(corpus).fingerprint[:8]
+    text = corpus(source).fingerprint[:8]
     folder = Path(folder) / f"{text}-qllk-{__version__}-torch-{torch.__version__}"
 
     def best(groups: dict) -> dict:
-        """Train every group's runs, all groups together, and keep the best run of each."""
+        """Train the runs of all groups together, and keep the best run of each group."""
         found = run_all([run for runs in groups.values() for run in runs], folder, jobs)
         return {
             key: min(runs, key=lambda run: found[run.key]["nats_per_byte"])
@@ -189,7 +213,7 @@ def run_race(
     rates = best(
         {
             (entry, spec.d_model): [
-                Run(entry, spec, replace(recipe, lr=lr, seed=0, seconds=min(budgets) / 4), corpus)
+                Run(entry, spec, replace(recipe, lr=lr, seed=0, seconds=min(budgets) / 4), source)
                 for lr in learning_rates
             ]
             for entry in entries
@@ -227,7 +251,7 @@ def _row(entry, seconds, results) -> dict:
         "nats": nats,
         "mean_nats": statistics.fmean(nats),
         "spread": max(nats) - min(nats),
-        "bits_per_byte": statistics.fmean(nats) / baselines.LN2,
+        "bits_per_byte": statistics.fmean(nats) / LN2,
         "bytes_per_second": statistics.fmean(r["bytes_per_second"] for r in results),
         "held_out": first["held_out"],
         "curve": first["curve"],
@@ -238,15 +262,19 @@ def _row(entry, seconds, results) -> dict:
     }
 
 
-def table(rows) -> str:
-    """The race as a Markdown table, best first within each budget."""
+# ---------------------------------------------------------------- showing
+
+
+def format_rows(rows: list[dict]) -> str:
+    """The race as a Markdown table, the best first within each budget."""
     lines = [
         "| seconds | model | parameters | width | lr | nats per byte | seeds' spread "
         "| bits per byte | bytes/s |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in sorted(rows, key=lambda r: (r["seconds"], r["mean_nats"])):
-        asked = ASKED_FOR[r["family"]] and f", {ASKED_FOR[r['family']]}ids"
+        label = QUESTIONS[r["family"]].label
+        asked = label and f", {label}ids"
         lines.append(
             f"| {r['seconds']:g} | {r['entry']}{asked} "
             f"| {r['parameters']:,} | {r['d_model']} "
@@ -256,76 +284,39 @@ def table(rows) -> str:
     return "\n".join(lines)
 
 
-def plot_run(label, curve, path: Path, *, floors: dict[str, float]) -> None:
-    """One learning curve and the corpus's floors, as a PNG."""
-    figure = _new_figure(8)
-    _draw_curves(figure.subplots(), {label: curve}, floors)
-    _save_figure(figure, path)
+def draw_curves(curves: dict[str, list], baselines: dict[str, float]) -> Chart:
+    """Learning curves, lists of (seconds, nats) by name, with the baselines that they pass."""
+    lines = {
+        name: [(seconds, nats / LN2) for seconds, nats in curve] for name, curve in curves.items()
+    }
+    highest = max((bits for line in lines.values() for _, bits in line), default=0.0)
+    levels = {name: bits for name, bits in merge_levels(baselines).items() if bits < highest}
+    return Chart(lines, "seconds of training", "bits per byte, held out", log="x", levels=levels)
 
 
-def plot_race(rows, path: Path, *, floors: dict[str, float]) -> None:
-    """The rows of one budget, as a PNG: loss against seconds, and against the place in the window.
+def draw_race(rows: list[dict], baselines: dict[str, float]) -> list[tuple[Chart, Chart]]:
+    """The rows of one budget: loss against seconds, and the gap to the control by position.
 
-    The second panel shows how much better each entry is than the `qllk-2-local` of the same race.
-    A line that falls to the right tells of a model that uses what lies far back.
+    A gap that falls to the right shows a model that uses distant context.
     """
-    figure = _new_figure(12)
-    left, right = figure.subplots(1, 2)
-    _draw_curves(left, {row["entry"]: row["curve"] for row in rows}, floors)
     control = next((row for row in rows if row["entry"] == CONTROL), rows[0])
+    gaps = {}
     for row in rows:
-        gaps = [
-            (mine - theirs) / baselines.LN2
-            for mine, theirs in zip(row["by_position"], control["by_position"], strict=True)
-        ]
-        place = [(i + 0.5) / len(gaps) for i in range(len(gaps))]
-        right.plot(place, gaps, marker=".", label=row["entry"])
-    right.set(xlabel="place in the window", ylabel=f"bits per byte above {control['entry']}")
-    _save_figure(figure, path)
+        pairs = zip(row["by_position"], control["by_position"], strict=True)
+        bits = [(mine - theirs) / LN2 for mine, theirs in pairs]
+        gaps[row["entry"]] = [((i + 0.5) / len(bits), gap) for i, gap in enumerate(bits)]
+    curves = draw_curves({row["entry"]: row["curve"] for row in rows}, baselines)
+    label = f"bits per byte above {control['entry']}"
+    return [(curves, Chart(gaps, "position in the window", label, log=""))]
 
 
-def _new_figure(width):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, 4.5), layout="constrained")
-
-
-def _draw_curves(axes, curves: dict, floors: dict[str, float]) -> None:
-    """Bits per byte against seconds; `curves` maps a label to [seconds, nats] pairs."""
-    top = 0.0
-    for label, points in curves.items():
-        bits = [nats / baselines.LN2 for _, nats in points]
-        axes.plot([seconds for seconds, _ in points], bits, marker=".", label=label)
-        top = max([top, *bits])
-    for name, bits in merged(floors).items():
-        if bits < top:
-            axes.axhline(bits, color="0.75", linewidth=0.8, zorder=0)
-            axes.annotate(
-                name,
-                (1, bits),
-                xycoords=("axes fraction", "data"),
-                xytext=(-3, 2),
-                textcoords="offset points",
-                color="0.4",
-                fontsize=8,
-                ha="right",
-            )
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="bits per byte, held out")
-    axes.legend(frameon=False)
-
-
-def merged(floors: dict[str, float], closer_than=0.1) -> dict[str, float]:
-    """Floors whose labels would overlap share one line and one label, at the lower of them."""
+def merge_levels(levels: dict[str, float], closer_than: float = 0.1) -> dict[str, float]:
+    """Levels whose labels would overlap share one label, at the lowest of them."""
     found: dict[str, float] = {}
-    for name, bits in sorted(floors.items(), key=lambda floor: floor[1]):
+    for name, bits in sorted(levels.items(), key=lambda level: level[1]):
         last = next(reversed(found), None)
         if last is not None and bits - found[last] < closer_than:
             found[f"{last}, {name}"] = found.pop(last)
         else:
             found[name] = bits
     return found
-
-
-def _save_figure(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)

@@ -1,8 +1,7 @@
-"""Text as bytes: corpora, their splits and floors, windows drawn from them; streams of documents.
+"""Corpora: text to train on and text held out, by name, by path, or streamed.
 
-A corpus is two memory-mapped arrays, one to train on and one held out: bytes, or the ids that a
-tokenizer made of them. Splits are by file or by contiguous tail, never interleaved, so that no
-held-out byte has a neighbour in training.
+A corpus is two memory-mapped arrays of bytes, or of a tokenizer's ids. Texts are split by file or
+by their tail, never interleaved, so that no held-out byte has a neighbour in the training split.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import ROOT, cache_folder, write_atomically
+from .tasks import make_task
 from .tokens import (
     BPE,
     Bytes,
@@ -35,18 +35,19 @@ from .tokens import (
 )
 
 MANIFEST = ROOT / "data" / "corpora.json"
-HELD_OUT = 0.1  # of a text that has no files to split by: its tail
+_HELD_OUT = 0.1  # the tail of a text that is not split by file
 STREAM_BYTES = 100_000_000  # of a stream, as a corpus
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
 )
-# Where the text of a stream lies: a data set of the Hugging Face hub, and which part of it.
-# FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl of it is more than any run reads.
+# Streams by name: a data set of the Hugging Face hub and one of its parts.
+# FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl is more than any run reads.
 _STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
-# "bpe-1024:stdlib": a text in the ids of a tokenizer that is trained on it, or that is given.
-_IDS_OF = re.compile(r"(characters|bpe-[0-9]+|.+\.json):(.+)", re.DOTALL)
-# Of the standard library: its tests, and what was installed beside it.
+# "bpe-1024:stdlib": a corpus in the ids of a tokenizer, trained on it or read from a file.
+_TOKENIZED = re.compile(r"(characters|bpe-[0-9]+|.+\.json):(.+)", re.DOTALL)
+_TASK = re.compile(r"task:([a-z]+)(?::([0-9]+))?(?::([0-9]+))?")
+# Excluded from the standard library: its tests, and installed packages.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 
 
@@ -55,21 +56,21 @@ _BYTES = Bytes()
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Text to learn from and text to be judged on, as bytes or as the ids of another tokenizer.
+    """Text to train on and text held out, as bytes or as a tokenizer's ids.
 
-    Shapes   train, valid (n,) of the tokenizer's type: uint8 for bytes
-    `source` is what `corpus` was asked for, so that a checkpoint can ask again.
+    Shapes   train, valid (n,) of the tokenizer's dtype: uint8 for bytes
     """
 
     name: str
     train: np.ndarray
     valid: np.ndarray
-    source: str = ""
+    source: str = ""  # the name that `corpus` finds it by, which checkpoints store
     tokenizer: Tokenizer = _BYTES
+    floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every id of both splits: equal only for equal text, equally split and cut."""
+        """A hash of all ids of both splits and of the tokenizer."""
         digest = hashlib.sha256(len(self.train).to_bytes(8))
         digest.update(self.train)
         digest.update(self.valid)
@@ -79,7 +80,7 @@ class Corpus:
 
     @cached_property
     def text(self) -> Corpus:
-        """The same text as bytes."""
+        """This corpus as bytes."""
         if self.tokenizer == _BYTES:
             return self
         splits = (self.tokenizer.decode(ids) for ids in (self.train, self.valid))
@@ -88,11 +89,11 @@ class Corpus:
 
     @cached_property
     def bytes_per_id(self) -> float:
-        """How much text an id stands for, over the held-out split; 1 for bytes."""
+        """The mean number of bytes per id in the held-out split; 1 for bytes."""
         return len(self.text.valid) / len(self.valid)
 
     def require(self, window: int) -> Corpus:
-        """This corpus, if both splits hold at least one window and its target.
+        """Return this corpus if both splits have at least one window and its target.
 
         Raises   ValueError naming the split that is too short
         """
@@ -108,24 +109,30 @@ class Corpus:
 def corpus(name: str | Path = "stdlib") -> Corpus:
     """A corpus by name, or any file or folder of text by path.
 
-    "stdlib" is the source of the running Python's standard library: real text, on every machine,
-    no download. The others that have names are listed in data/corpora.json and are downloaded once,
-    their checksum verified. Of a stream ("fineweb-edu") the first documents are fetched once.
+        corpus("stdlib")   corpus("my/folder")   corpus("task:copy")   corpus("bpe-1024:stdlib")
 
-    With "characters:" or "bpe-1024:" before it, the text comes as the ids of a tokenizer that is
-    trained on it once: all its characters, or so many pieces of bytes. With the path of a
-    tokenizer.json of Hugging Face before it ("tokenizer.json:stdlib"), as the ids of that one.
+    "stdlib" is the source of the running Python's standard library: real text, available
+    everywhere without a download. The names in data/corpora.json are downloaded once and their
+    checksums verified. Of a stream ("fineweb-edu") the first documents are fetched once. A
+    synthetic task is "task:NAME", "task:NAME:SIZE" or "task:NAME:SIZE:SEED".
+
+    Any of these may be prefixed by a tokenizer: "characters:" for its alphabet, "bpe-1024:" for a
+    byte-level BPE with that many ids, both trained on the corpus once, or the path of a Hugging
+    Face tokenizer.json and a colon.
 
     Raises   FileNotFoundError when it is neither a known name nor a path
-             ValueError when it holds no text, or none that the tokenizer can be trained on
-             ConnectionError when it must be downloaded and cannot be
+             ValueError when it has no text, the tokenizer cannot be trained on it, or there is no
+             such task
+             ConnectionError when a download fails
              ModuleNotFoundError when it is a stream and the package `datasets` is missing
     """
     manifest = json.loads(MANIFEST.read_text())
     path = Path(name).expanduser()
-    if made := _IDS_OF.fullmatch(str(name)):
+    if made := _TOKENIZED.fullmatch(str(name)):
         text = corpus(made[2])
-        found, name = _in_ids(made[1], text), f"{made[1]}:{text.source}"
+        found, name = _tokenized(made[1], text), f"{made[1]}:{text.source}"
+    elif str(name).startswith("task:"):
+        return _read_task(str(name))
     elif name == "stdlib":
         found = _stdlib()
     elif name in manifest:
@@ -134,7 +141,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         found = _streamed(str(name))
     elif path.is_file():
         found, name = _from_file(path), path.resolve()
-    elif path.is_dir() and str(name):  # Path("") would be the folder one happens to stand in
+    elif path.is_dir() and str(name):  # Path("") would be the current folder
         found, name = _from_folder(path), path.resolve()
     else:
         raise FileNotFoundError(f"no corpus {str(name)!r}: give {describe_names()}")
@@ -142,19 +149,37 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
 
 
 def describe_names() -> str:
-    """What `corpus` understands, for people."""
+    """What `corpus` understands, in words, for help texts and errors."""
     return (
-        f"a file, a folder or one of {', '.join(corpus_names())}; before it, if it shall not come "
-        "as bytes, 'characters:', 'bpe-1024:' or the path of a tokenizer.json and a colon"
+        f"a file, a folder, task:NAME, or one of {', '.join(corpus_names())}; optionally prefixed "
+        "by a tokenizer: 'characters:', 'bpe-1024:' or 'path/to/tokenizer.json:'"
     )
 
 
 def corpus_names() -> list[str]:
-    """The names that `corpus` knows."""
+    """The names that `corpus` knows, tasks aside."""
     return ["stdlib", *json.loads(MANIFEST.read_text()), *_STREAMS]
 
 
+def task(name: str, size: int = 1 << 18, seed: int = 0) -> Corpus:
+    """A synthetic text with a known `floor`, see `tasks`; its last tenth is held out.
+
+    Raises   ValueError when there is no such task, or the size does not fit in memory
+    """
+    text, floor = make_task(name, size, seed)
+    return Corpus(name, *_split_tail(text), source=f"task:{name}:{size}:{seed}", floor=floor)
+
+
 # ---------------------------------------------------------------- where text comes from
+
+
+def _read_task(source: str) -> Corpus:
+    if not (made := _TASK.fullmatch(source)):
+        raise ValueError(
+            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED"
+        )
+    name, *numbers = made.groups()
+    return task(name, *(int(number) for number in numbers if number))
 
 
 def _stdlib() -> Corpus:
@@ -177,7 +202,7 @@ def _from_folder(folder: Path) -> Corpus:
 
 
 def _files(folder: Path, suffixes, leave_out=()) -> list[Path]:
-    """All files below with such a suffix, sorted; nothing hidden, and no folder of `leave_out`."""
+    """All files below `folder` with one of the suffixes, sorted; no hidden ones."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if f not in leave_out and not f.startswith(".")]
@@ -187,7 +212,7 @@ def _files(folder: Path, suffixes, leave_out=()) -> list[Path]:
 
 
 def _from_file(path: Path, name: str | None = None) -> Corpus:
-    """A file is mapped where it lies; its last tenth is held out."""
+    """A file is memory-mapped in place; its last tenth is held out."""
     size = path.stat().st_size
     if size < 2:
         raise ValueError(f"{str(path)!r} has {size} bytes; there is nothing to learn from")
@@ -195,31 +220,34 @@ def _from_file(path: Path, name: str | None = None) -> Corpus:
     return Corpus(name or path.stem, *_split_tail(data))
 
 
-def _in_ids(kind: str, text: Corpus) -> Corpus:
-    """The text in the ids of a tokenizer; that and they are kept in the cache."""
+def _tokenized(kind: str, text: Corpus) -> Corpus:
+    """The corpus in a tokenizer's ids; the tokenizer and the ids are cached."""
     if text.tokenizer != _BYTES:
-        raise ValueError(f"{kind!r} takes a text in bytes, and {text.name!r} is in other ids")
+        raise ValueError(f"{kind!r} tokenizes bytes, but {text.name!r} is tokenized already")
     train, valid = _whole_characters(text)
     tokenizer = _tokenizer(kind, text.fingerprint[:16], train, valid)
     key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
     splits = _mapped(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
-    return Corpus(f"{Path(kind).stem}:{text.name}", *splits, tokenizer=tokenizer)
+    name = f"{Path(kind).stem}:{text.name}"
+    return Corpus(name, *splits, tokenizer=tokenizer, floor=text.floor)
 
 
 def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
-    """Read, or trained once. Merges are learned from what is trained on. The alphabet is that of
-    both splits, so that there is an id for every character.
+    """Read a tokenizer, or train it once.
+
+    Merges are learned from the training split. The alphabet is that of both splits, so that every
+    character has an id.
     """
     if kind.endswith(".json"):
         if not Path(kind).is_file():
-            raise FileNotFoundError(f"no tokenizer at {kind!r}; give a tokenizer.json's path")
+            raise FileNotFoundError(f"no tokenizer at {kind!r}; give the path of a tokenizer.json")
         return HuggingFace.of(kind)
     path = cache_folder() / f"{kind}-{key}.json"
     if not path.exists():
         name, _, size = kind.partition("-")
         if name == "characters":
             made = Characters.train(train + valid)
-        else:  # both ways to learn give the same merges
+        else:  # both give the same merges
             learn = learn_merges_fast if find_spec("tokenizers") else learn_merges
             made = BPE.train(train, int(size), learn=learn)
         write_atomically(path, made.to_json().encode())
@@ -227,7 +255,7 @@ def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
 
 
 def _whole_characters(text: Corpus) -> tuple[bytes, bytes]:
-    """Both splits, the cut moved on where it falls into a character of UTF-8."""
+    """Both splits, with the cut moved to the end of a UTF-8 character if it falls inside one."""
     train, valid = bytes(text.train), bytes(text.valid)
     inside = next((i for i, byte in enumerate(valid[:3]) if byte & 0xC0 != 0x80), 0)
     return train + valid[:inside], valid[inside:]
@@ -237,7 +265,7 @@ def _whole_characters(text: Corpus) -> tuple[bytes, bytes]:
 
 
 def _downloaded(name: str, row: dict) -> Corpus:
-    """Fetch once, into the cache, where only what passed its checksum gets its final name."""
+    """Download once into the cache; a file gets its final name only after its checksum."""
     import pooch
     import requests
 
@@ -254,28 +282,28 @@ def _downloaded(name: str, row: dict) -> Corpus:
     except requests.RequestException as error:
         raise ConnectionError(
             f"corpus {name!r} could not be downloaded from {url} ({type(error).__name__}); try "
-            "again when online, where it goes on from what it has; or use 'stdlib', which needs "
-            "no network, or give a file by its path"
+            "again when online, which resumes the download; or use 'stdlib', which needs no "
+            "network, or give the path of a file"
         ) from error
     except ValueError as error:
         raise ValueError(
-            f"corpus {name!r}: what {url} sent is not the expected text, its SHA-256 differs from "
-            f"the one in {MANIFEST.name}; it was thrown away. Try again, or give a file by its path"
+            f"corpus {name!r}: {url} sent another text than expected: its SHA-256 differs from the "
+            f"one in {MANIFEST.name}, and it was discarded. Try again, or give the path of a file"
         ) from error
     path = Path(path)
     return _from_file(_unzipped(path, row["unzip"]) if "unzip" in row else path, name)
 
 
 def _fetch(url: str, part: Path, target: str) -> None:
-    """Download to the file `part`, going on where an earlier try was cut off; then move it."""
+    """Download to the file `part`, resuming an interrupted download, then rename it."""
     import requests
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    # Plain bytes, not a compressed stream of them, or "from byte n" would mean something else.
+    # Uncompressed, or a range would count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:  # the part is longer than the text: no part of it
+        if answer.status_code == 416:  # the part is longer than the text, so it is not a part of it
             part.unlink()
         answer.raise_for_status()
         have = have if answer.status_code == 206 else 0
@@ -299,7 +327,7 @@ def _unzipped(archive: Path, member: str) -> Path:
 
 
 def _streamed(name: str) -> Corpus:
-    """The first documents of a stream, a line end after each, kept in the cache as one file."""
+    """The first documents of a stream, each followed by a newline, cached as one file."""
     path = cache_folder() / f"{name}-{STREAM_BYTES}.txt"
     if not path.exists():
         text = bytearray()
@@ -315,32 +343,32 @@ def _streamed(name: str) -> Corpus:
 
 
 def _split_tail(data):
-    cut = int(len(data) * (1 - HELD_OUT))
+    cut = int(len(data) * (1 - _HELD_OUT))
     return data[:cut], data[cut:]
 
 
 def _split_by_file(folder: Path, files: list[Path]) -> tuple[bytes, bytes]:
-    """One file in twenty is held out, picked by a hash of its name so that the pick is stable."""
+    """Hold out one file in twenty, chosen by a hash of its name, which makes the choice stable."""
     texts = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     texts = {name: text for name, text in texts.items() if text}
     if len(texts) < 2:
         return _split_tail(b"".join(texts.values()))
     held_out = {n for n in texts if hashlib.sha256(n.encode()).digest()[0] % 20 == 0}
-    if not held_out or len(held_out) == len(texts):  # too few files for chance: the last one is
+    if not held_out or len(held_out) == len(texts):  # too few files: hold out the last one
         held_out = {max(texts)}
     train = b"".join(text for name, text in texts.items() if name not in held_out)
     return train, b"".join(texts[name] for name in texts if name in held_out)
 
 
 def _from_files(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
-    """The text of files, split by file."""
+    """A corpus of files, split by file."""
 
     def read():
         texts = _split_by_file(folder, files)
         if not all(texts):
             raise ValueError(
-                f"corpus {name!r}: the {len(files)} files under {str(folder)!r} hold "
-                f"{sum(map(len, texts))} bytes, and two at least are needed"
+                f"corpus {name!r}: the {len(files)} files under {str(folder)!r} have "
+                f"{sum(map(len, texts))} bytes in all, but at least two are needed"
             )
         return texts
 
@@ -348,7 +376,7 @@ def _from_files(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
 
 
 def _mapped(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
-    """Both splits, mapped from files that are made once; a file appears whole or not at all."""
+    """Both splits, memory-mapped from cache files that are made once."""
     paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
     if not all(path.exists() for path in paths):
         for path, split in zip(paths, make(), strict=True):
@@ -357,7 +385,7 @@ def _mapped(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.n
 
 
 def _stamp(facts) -> str:
-    """A short name for these facts about files: it changes when one of them does."""
+    """A short hash of facts about files, which changes when one of them does."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -365,10 +393,10 @@ def _stamp(facts) -> str:
 
 
 def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Iterator[np.ndarray]:
-    """One document after the other, as UTF-8 bytes, fetched as they are asked for.
+    """Iterate over documents as UTF-8 bytes, fetched on demand.
 
-    `source` is a name of STREAMS, or anything that `datasets.load_dataset` reads: a data set of the
-    hub, or a folder of parquet or JSON lines, for which no network is needed.
+    `source` is the name of a stream, or anything that `datasets.load_dataset` reads: a data set of
+    the hub, or a folder of parquet or JSON lines, which needs no network.
 
     Shapes   yields (n,) uint8
     Raises   ModuleNotFoundError when the package `datasets` is missing
@@ -379,8 +407,8 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
         import datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"to stream {str(source)!r} takes the package `datasets`: pip install -e '.[text]'; "
-            "or use corpus('stdlib'), which needs neither it nor a network"
+            f"streaming {str(source)!r} needs the package `datasets`: pip install -e '.[text]'; "
+            "or use corpus('stdlib'), which needs neither the package nor a network"
         ) from error
     place, part = _STREAMS.get(str(source), (str(source), None))
     try:

@@ -2,7 +2,7 @@
 
 Every objective returns a `Batch`, so that one loss serves all of them:
 
-    batch = ask(model.spec.family, ids, generator)
+    batch = next_token(ids)
     loss = byte_losses(model(*batch.inputs), batch.targets).sum() / counted(batch.targets)
 
 The mean is over the targets that count: not over rows, and not over places. To split a batch, add
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_ids, check_same_shape, look_up
+from ..checks import check_ids, check_same_shape
 
 
 class Batch(NamedTuple):
@@ -246,44 +246,3 @@ def _random_split(B, total, parts, generator) -> Tensor:
     cuts = order[:, : parts - 1].sort(dim=1).values + 1
     ends = F.pad(F.pad(cuts, (1, 0)), (0, 1), value=total)  # 0, the cuts, total
     return ends.diff(dim=1)
-
-
-# ---------------------------------------------------------------- what each family is asked
-
-
-def ask(family: str, ids, generator, vocab_size=256) -> Batch:
-    """The question that trains a model of this family, about rows of text.
-
-    A decoder says the next id, an encoder those that were hidden, an encoder-decoder the spans that
-    were taken out. The last id of a row has no next one: only decoders are asked for it.
-
-    Shapes   ids (B,T+1) below vocab_size
-    """
-    return look_up(_ASKED, family, "family")(ids, generator, vocab_size)
-
-
-# What it says of the ids that it is asked for, for people.
-ASKED_FOR = {"decoder": "", "encoder": "hidden ", "encoder-decoder": "lost "}
-_ASKED = {
-    "decoder": lambda ids, generator, vocab_size: next_token(ids),
-    "encoder": lambda ids, generator, vocab_size: masked_token(
-        ids[:, :-1], generator, vocab_size=vocab_size
-    ),
-    "encoder-decoder": lambda ids, generator, vocab_size: span_corruption(
-        ids[:, :-1], generator, vocab_size=vocab_size
-    ),
-}
-
-
-def fit_vocabulary(spec, window: int, tokenizer):
-    """The spec with a vocabulary large enough to be asked about windows of a text in these ids."""
-    _, T = spec.cut(window)
-    needed = vocabulary_size(spec.family, T, tokenizer.vocab_size)
-    return spec.but(vocab_size=max(spec.vocab_size, needed))
-
-
-def vocabulary_size(family: str, T: int, vocab_size=256) -> int:
-    """How many ids a model must know to be asked: the ordinary ones, and what its family adds."""
-    if family == "encoder-decoder":
-        return span_vocabulary(T, vocab_size=vocab_size)
-    return vocab_size + (family == "encoder")

@@ -1,6 +1,6 @@
-"""Synthetic texts whose best possible loss is known: what an honest model can and cannot reach.
+"""Synthetic texts whose best possible loss, the floor, is known.
 
-Each maker returns the bytes and the floor in nats per byte, an average over all positions.
+Each generator returns the bytes and the floor in nats per byte, averaged over all positions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from bisect import bisect
 import numpy as np
 
 from ..checks import look_up
-from .corpora import HELD_OUT, Corpus
 
 
 def _noise(size, rng):
@@ -20,13 +19,13 @@ def _noise(size, rng):
 
 
 def _periodic(size, rng, period=16):
-    """One random string over and over: free after the first round."""
+    """One random string, repeated: it costs nothing after the first period."""
     text = np.resize(rng.integers(0, 256, period), size)
     return text, math.log(256) * min(1.0, period / size)
 
 
 def _copy(size, rng, length=16):
-    """Random letters, a bar, the same letters, a line end: half of it can be foreseen."""
+    """Random letters, a bar, the same letters, a newline: half of it can be predicted."""
     rows = -(-size // (2 * length + 2))
     letters = rng.integers(ord("a"), ord("z") + 1, (rows, length))
     bar, end = np.full((rows, 1), ord("|")), np.full((rows, 1), ord("\n"))
@@ -35,9 +34,9 @@ def _copy(size, rng, length=16):
 
 
 def _recall(size, rng, pairs=4):
-    """Multi-query recall: pairs of letter and digit, then each letter again with its digit.
+    """Multi-query recall: pairs of a letter and a digit, then each letter again with its digit.
 
-    Arora 2023, 2312.04927, with letters drawn without repetition inside a row.
+    Arora 2023, 2312.04927, with letters drawn without replacement in each row.
     """
     rows = -(-size // (4 * pairs + 2))
     keys = rng.permuted(np.tile(np.arange(26), (rows, 1)), axis=1)[:, :pairs] + ord("a")
@@ -53,7 +52,7 @@ def _recall(size, rng, pairs=4):
 
 
 def _markov(size, rng, symbols=8):
-    """A first-order Markov source over a few letters: the floor is its entropy rate."""
+    """A first-order Markov chain over a few letters; the floor is its entropy rate."""
     moves = rng.dirichlet(np.full(symbols, 0.5), symbols)
     steps = moves.cumsum(axis=1)
     steps[:, -1] = 1.0
@@ -66,7 +65,7 @@ def _markov(size, rng, symbols=8):
     return np.array(text) + ord("a"), float(entropy)
 
 
-_MOST = 1 << 28
+_MAX_BYTES = 1 << 28
 TASKS = {
     "noise": _noise,
     "periodic": _periodic,
@@ -76,16 +75,14 @@ TASKS = {
 }
 
 
-def task(name: str, size: int = 1 << 18, seed: int = 0) -> tuple[Corpus, float]:
-    """A task's text as a corpus, its last tenth held out, and its floor in nats per byte.
+def make_task(name: str, size: int, seed: int) -> tuple[np.ndarray, float]:
+    """The text of a task and its floor. `corpora.task` makes a corpus of it.
 
-    Raises   ValueError when there is no such task, with a list of those that there are; or when
-             the size does not fit in memory
+    Shapes   -> text (size,) uint8, floor in nats per byte
+    Raises   ValueError when there is no such task, or the size does not fit in memory
     """
     make = look_up(TASKS, name, "task")
-    if not 2 <= size <= _MOST:
-        raise ValueError(f"a task's size must lie in 2 … {_MOST} bytes, got {size}")
+    if not 2 <= size <= _MAX_BYTES:
+        raise ValueError(f"the size of a task must lie in 2 … {_MAX_BYTES} bytes, got {size}")
     text, floor = make(size, np.random.default_rng(seed))
-    text = text.astype(np.uint8)
-    cut = int(size * (1 - HELD_OUT))
-    return Corpus(name, text[:cut], text[cut:], source=f"task:{name}:{size}:{seed}"), floor
+    return text.astype(np.uint8), floor

@@ -1,13 +1,15 @@
-"""A run as one file: safetensors, with everything that is not a tensor as JSON in its header.
+"""A run as one file: safetensors, with all that is not a tensor as JSON in the header.
 
-One file is written beside its place and renamed onto it, so a checkpoint is the old run or the new
-one, never half of each. Nothing in it is code. A hash over all of it is checked on reading.
+The file is written under another name and then renamed, so a checkpoint is the old run or the new
+one, never a mixture. Nothing in it is code. A file is not trusted: its checksum, its metadata and
+its tensors are checked before a run continues from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,43 +19,47 @@ from time import perf_counter
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import nn
 
 from ..checks import check_range
 from ..files import write_atomically
 from ..model.families import build
 from ..spec import Spec
 from ..text.corpora import Corpus, corpus
-from ..text.tasks import task
 from ..text.tokens import Tokenizer, tokenizer_from_json
 from . import devices, float8, optim
-from .recipe import COMMANDS, Recipe
-from .trainer import Diverged, Trainer
+from .recipe import Recipe
+from .snapshot import Snapshot, restore_snapshot, take_snapshot
+from .trainer import COMMANDS, Diverged, Trainer
 
-FORMAT = 2
+FORMAT = 3
+# A resumed run may differ in these fields of its recipe.
+_FREE = ("device", "precision", "matmul", "compile", "recompute")
 
 
 def save(trainer: Trainer, path: str | Path) -> Path:
-    """Write the run to `path`, all of it or none.
+    """Write the run to `path`, completely or not at all.
 
-    Raises   OSError when the place cannot be written, Diverged when the weights give no loss any
-             more; in both cases what lay there stays
+    Raises   OSError when the file cannot be written, Diverged when the weights no longer give a
+             finite loss; an existing file is then left as it was
     """
-    if not trainer.sound():
+    if not math.isfinite(trainer.validate(min(trainer.window, 256) + 1)):
         raise Diverged(
-            f"after step {trainer.step} the weights give no finite loss, so nothing was written to "
-            f"{str(path)!r}; the next step goes back to the newest good copy"
+            f"after step {trainer.step} the loss is not finite, so nothing was written to "
+            f"{str(path)!r}; the next step returns to the last good snapshot"
         )
-    tensors, facts = trainer.tensors(), json.dumps(trainer.facts(), sort_keys=True)
-    header = {"format": str(FORMAT), "facts": facts, "sha256": _digest(tensors, facts)}
+    tensors, metadata = take_snapshot(trainer)
+    text = json.dumps(metadata, sort_keys=True)
+    header = {"format": str(FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
     write_atomically(Path(path), to_bytes(tensors, header))
     return Path(path)
 
 
-def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The tensors and facts of a checkpoint, whole and unchanged since it was written.
+def read(path: str | Path) -> Snapshot:
+    """The tensors and metadata of a checkpoint, unchanged since it was written.
 
-    Raises   FileNotFoundError when there is none
-             ValueError when the file is cut off, altered, or something else altogether
+    Raises   FileNotFoundError when there is no such file
+             ValueError when it is truncated, altered, of another format, or no checkpoint
     """
     path = Path(path)
     if not path.is_file():
@@ -63,161 +69,134 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise ValueError(f"{str(path)!r} is no readable checkpoint: {error}") from None
-    if header.get("format") != str(FORMAT) or not {"facts", "sha256"} <= set(header):
+        raise ValueError(f"{str(path)!r} is not a readable checkpoint: {error}") from None
+    if header.get("format") in ("1", "2") and "facts" in header:
         raise ValueError(
-            f"{str(path)!r} holds tensors but no run of qllk (format {FORMAT} was expected, "
-            f"{header.get('format')!r} found); checkpoints are written by `checkpoint.save`"
+            f"{str(path)!r} was written by an older qllk (format {header['format']}; this version "
+            f"reads format {FORMAT}), whose runs stored other facts; train it again, or use the "
+            "version that wrote it"
         )
-    if _digest(tensors, header["facts"]) != header["sha256"]:
-        raise ValueError(f"{str(path)!r} has changed since it was written; its checksum differs")
+    if header.get("format") != str(FORMAT) or not {"metadata", "sha256"} <= set(header):
+        raise ValueError(
+            f"{str(path)!r} holds tensors but no run of qllk (expected format {FORMAT}, found "
+            f"{header.get('format')!r}); checkpoints are written by `checkpoint.save`"
+        )
+    if _digest(tensors, header["metadata"]) != header["sha256"]:
+        raise ValueError(f"{str(path)!r} has changed since it was written: its checksum differs")
     try:
-        facts = json.loads(header["facts"])
-        Spec.from_json(facts["spec"]), Recipe.from_dict(facts["recipe"])
-        facts["corpus"]["source"].lower(), tokenizer_from_json(facts["corpus"]["tokenizer"])
+        metadata = json.loads(header["metadata"])
+        if metadata["spec"] is not None:
+            Spec.from_json(metadata["spec"])
+        Recipe.from_dict(metadata["recipe"])
+        metadata["corpus"]["source"].lower(), metadata["name"].lower()
+        tokenizer_from_json(metadata["corpus"]["tokenizer"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} holds no facts of a run: {error!r}") from None
-    return tensors, facts
+        raise ValueError(f"the metadata in {str(path)!r} is damaged: {error!r}") from None
+    return Snapshot(tensors, metadata)
 
 
 def load(
-    path: str | Path, data: Corpus | None = None, *, clock: Callable[[], float] = perf_counter
+    path: str | Path,
+    data: Corpus | None = None,
+    model: nn.Module | None = None,
+    *,
+    clock: Callable[[], float] = perf_counter,
 ) -> Trainer:
-    """The trainer as it was when saved; the next step is the one that would have come.
+    """The trainer as it was when saved; its next step is the one that would have come.
 
-    The corpus is found again by its source, unless `data` is given; it must be the same text.
-    A device, precision or matmul that this machine lacks is replaced by the CPU in float32, and
-    the trainer's `refused` says so.
+    The corpus is found again by its source unless `data` is given; it must be the same text. A run
+    of a module without a Spec needs such a `model`, whose weights are overwritten. A device,
+    precision or matmul that this machine lacks is replaced by the CPU in float32, and the trainer's
+    `last_refusal` says so.
 
-    Raises   FileNotFoundError, ValueError as `read`; FileNotFoundError when the text is gone,
-             ValueError when it has changed
+    Raises   FileNotFoundError, ValueError as `read`; FileNotFoundError when the corpus is gone,
+             ValueError when it has changed, or the model is missing or another one
     """
-    tensors, facts = read(path)
+    snapshot = read(path)
+    metadata = snapshot.metadata
     try:
-        spec, recipe = Spec.from_json(facts["spec"]), Recipe.from_dict(facts["recipe"])
-        check_size(spec, tensors)
+        recipe = Recipe.from_dict(metadata["recipe"])
+        what = _find_model(snapshot) if model is None else model
         if data is None:
-            data = find_corpus(facts["corpus"]["source"])
+            data = corpus(metadata["corpus"]["source"])
         try:
             devices.require(recipe.device, recipe.precision)
             float8.check(recipe.matmul, recipe.device, recipe.precision)
         except ValueError:
             recipe = replace(recipe, device="cpu", precision="float32", matmul="native")
-        trainer = Trainer(spec, data, recipe, clock=clock)
-        check_run(trainer, tensors, facts)
-        trainer.restore(tensors, facts)
+        trainer = Trainer(what, data, recipe, clock=clock)
+        check_run(trainer, snapshot)
+        restore_snapshot(trainer, snapshot)
+        for at, name, value in metadata["pending"]:
+            trainer.submit(name, value, at)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{str(path)!r} cannot be resumed: {error}") from error
     return trainer
 
 
-def load_model(path: str | Path) -> tuple[torch.nn.Module, Tokenizer]:
-    """Only the model of a checkpoint, on the CPU and in eval mode, and what its ids stand for. The
-    text that it was trained on need not be at hand.
+def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
+    """The model of a checkpoint, on the CPU and in eval mode, and the tokenizer of its ids.
+
+    The corpus that it was trained on is not needed.
 
     Raises   FileNotFoundError, ValueError as `read`
     """
-    tensors, facts = read(path)
+    snapshot = read(path)
     try:
-        spec = Spec.from_json(facts["spec"])
-        check_size(spec, tensors)
-        model = build(spec)
-        parts = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
-        model.load_state_dict(parts)
+        model = build(_find_model(snapshot))
+        model.load_state_dict(_weights(snapshot.tensors))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the model in {str(path)!r} cannot be built: {error}") from None
-    return model.eval(), tokenizer_from_json(facts["corpus"]["tokenizer"])
+    return model.eval(), tokenizer_from_json(snapshot.metadata["corpus"]["tokenizer"])
 
 
-def check_size(spec: Spec, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse a spec that is not the one of these tensors, before memory is spent on its model."""
-    layers = spec.layers + (spec.patch.layers if spec.patch else 0)
-    shapes = None
-    if layers <= len(tensors):
-        try:
-            with torch.device("meta"):
-                model = build(spec, seed=0)
-        except Exception as error:  # a spec made to harm may break anywhere
-            raise ValueError(f"its model cannot be built: {error}") from error
-        shapes = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
-    if shapes != {name: v.shape for name, v in tensors.items() if name.startswith("model.")}:
-        raise ValueError("its weights are not those of the model that it names")
-
-
-def find_corpus(source: str) -> Corpus:
-    """The corpus of this `Corpus.source`: a name, a path, or "task:name:size:seed"."""
-    if source.startswith("task:"):
-        try:
-            _, name, size, seed = source.split(":")
-            return task(name, int(size), int(seed))[0]
-        except ValueError as error:
-            raise ValueError(f"{source!r} is not task:NAME:SIZE:SEED: {error}") from None
-    return corpus(source)
-
-
-def _digest(tensors: dict[str, torch.Tensor], facts: str) -> str:
-    """A hash over names, dtypes, shapes, numbers and facts."""
-    total = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-# A resumed run may differ in these.
-_FREE = ("device", "precision", "matmul", "compile", "recompute")
-
-
-def check_run(trainer, tensors, facts) -> None:
-    """Refuse what is not a run of this trainer's model, text and recipe.
+def check_run(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Refuse a snapshot that is not a run of this trainer's model, corpus and recipe.
 
     Raises   ValueError saying what differs or is damaged
     """
-    _check_facts(trainer, facts)
-    _check_tensors(trainer, tensors)
-
-
-def _check_facts(trainer, facts):
     try:
-        if Spec.from_json(facts["spec"]) != trainer.spec:
-            raise ValueError("it holds another model than this one")
-        if facts["corpus"]["fingerprint"] != trainer.corpus.fingerprint:
-            raise ValueError(
-                f"it was trained on another text than {trainer.corpus.name!r} holds now; give the "
-                "old text, or start a new run"
-            )
-        for name, value in asdict(Recipe.from_dict(facts["recipe"])).items():
-            mine = getattr(trainer.recipe, name)
-            if value != mine and name not in _FREE:
-                raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
-        for name in ("step", "bytes_seen"):
-            check_range(name, facts[name], int, 2**63 - 1)
-        check_range("seconds", facts["seconds"], int | float, sys.float_info.max)
-        COMMANDS["lr"](facts["lr"])
-        COMMANDS["batch"](facts["batch"])
-        for step, name, value in [
-            *facts["log"],
-            [0, "device", facts["device"]],
-            [0, "precision", facts["precision"]],
-        ]:
-            check_range("a step of the log", step, int, 2**63 - 1)
-            COMMANDS[name](value)
-        dict(facts["scaler"]), dict(facts["state_rms"])
+        _check_metadata(trainer, snapshot.metadata)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its facts are damaged: {type(error).__name__} {error}") from None
+        raise ValueError(f"its metadata is damaged: {type(error).__name__} {error}") from None
+    _check_tensors(trainer, snapshot.tensors)
+
+
+def _check_metadata(trainer, metadata):
+    if metadata["spec"] != (trainer.spec and trainer.spec.to_json()):
+        raise ValueError(f"it holds another model than this one ({metadata['name']})")
+    if metadata["corpus"]["fingerprint"] != trainer.corpus.fingerprint:
+        raise ValueError(
+            f"it was trained on another text than {trainer.corpus.name!r} holds now; give the old "
+            "text, or start a new run"
+        )
+    for name, value in asdict(Recipe.from_dict(metadata["recipe"])).items():
+        mine = getattr(trainer.recipe, name)
+        if value != mine and name not in _FREE:
+            raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
+    for name in ("step", "bytes_seen"):
+        check_range(name, metadata[name], int, 2**63 - 1)
+    check_range("seconds", metadata["seconds"], int | float, sys.float_info.max)
+    for name in ("lr", "batch", "device", "precision"):
+        COMMANDS[name].check(metadata[name])
+    for step, name, value in metadata["log"]:
+        check_range("a step of the log", step, int, 2**63 - 1)
+        COMMANDS[name].check(value)
+    for at, _, _ in metadata["pending"]:
+        check_range("the step of a waiting command", at or 0, int, 2**63 - 1)
+    dict(metadata["scaler"]), dict(metadata["state_rms"])
 
 
 def _check_tensors(trainer, tensors):
     expected = {f"model.{name}": p for name, p in trainer.model.state_dict().items()}
-    for index, fresh in enumerate(optim.init_state(trainer.optimizer)):
-        moments = {f"optimizer.{index}.{key}": like for key, like in fresh.items()}
-        if not moments.keys().isdisjoint(tensors):  # none before the first gradient
+    for index, initial in enumerate(optim.init_state(trainer.optimizer)):
+        moments = {f"optimizer.{index}.{key}": like for key, like in initial.items()}
+        if not moments.keys().isdisjoint(tensors):  # before its first gradient a weight has none
             expected |= moments
     if missing := sorted(set(expected) - set(tensors)):
-        raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
     if unknown := sorted(set(tensors) - set(expected)):
-        raise ValueError(f"tensor {unknown[0]!r} belongs to no part ({len(unknown)} in all)")
+        raise ValueError(f"tensor {unknown[0]!r} is unknown ({len(unknown)} unknown in all)")
     for name, like in expected.items():
         got = tensors[name]
         if got.shape != like.shape or got.dtype != like.dtype:
@@ -225,3 +204,44 @@ def _check_tensors(trainer, tensors):
                 f"tensor {name!r} is {tuple(got.shape)} {got.dtype}, expected "
                 f"{tuple(like.shape)} {like.dtype}"
             )
+
+
+def _find_model(snapshot) -> Spec:
+    """The Spec of a snapshot, once its tensors have the shapes of that model.
+
+    The model is built on the meta device: a false spec costs no memory.
+    """
+    tensors, metadata = snapshot
+    if metadata["spec"] is None:
+        raise ValueError(
+            f"it is the run of a module without a Spec, {metadata['name']}; build the module and "
+            "pass it as `checkpoint.load(path, model=…)`"
+        )
+    spec = Spec.from_json(metadata["spec"])
+    layers = spec.layers + (spec.patch.layers if spec.patch else 0)
+    shapes = None
+    if layers <= len(tensors):
+        try:
+            with torch.device("meta"):
+                model = build(spec, seed=0)
+        except Exception as error:  # a malicious spec may fail anywhere
+            raise ValueError(f"its model cannot be built: {error}") from error
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if shapes != {name: value.shape for name, value in _weights(tensors).items()}:
+        raise ValueError("its weights are not those of the model that its metadata describes")
+    return spec
+
+
+def _weights(tensors) -> dict[str, torch.Tensor]:
+    prefix = "model."
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: str) -> str:
+    """A hash over the names, dtypes, shapes and values of tensors, and the metadata."""
+    total = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -16,31 +16,31 @@ from ..spec import Spec
 from ..text import objectives
 from . import optim
 
-# ---------------------------------------------------------------- what a model costs
-
-FAR = 2048  # tokens: after so many, all that starts up has settled
+_SETTLED = 2048  # tokens after which everything that starts up has settled
 
 
 class Costs(NamedTuple):
-    """What a model takes to run, for one row, and to train. A text of T tokens leaves a state of
-    `state_bytes + T * state_bytes_per_token`, once its windows are full; encoders have none.
+    """What a model costs to run, for one row, and to train.
+
+    After T tokens the state has `state_bytes + T * state_bytes_per_token` bytes, once all windows
+    are full. Encoders have no state.
     """
 
     parameters: int
-    flops_per_token: float  # of a forward pass; training takes three times as many
+    flops_per_token: float  # of a forward pass; training needs three times as many
     state_bytes: int | None
     state_bytes_per_token: float | None
     training_bytes: int
 
 
 def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
-    """What a preset or a Spec costs for rows of `window` tokens, and for training on `batch` rows.
+    """The costs of a preset or a Spec: of rows of `window` tokens, and of training on `batch` rows.
 
-    Everything is measured on the model itself, on the meta device, where tensors have shapes and
-    no memory. An encoder-decoder reads a source of as many tokens; counted are those it writes.
+    Measured on the model itself, on the meta device, where tensors have shapes but no memory. An
+    encoder-decoder reads a source of the same length; the FLOPs are per token written.
 
     Cost     no memory; up to three seconds for dozens of layers
-    Raises   ValueError when window or batch is below one, or the window goes past the context
+    Raises   ValueError when window or batch is below one, or the window exceeds the context
     """
     check_positive("costs", window=window, batch=batch)
     with torch.device("meta"), torch.no_grad():
@@ -53,13 +53,12 @@ def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
 
 
 def training_bytes(what: str | Spec, window: int, batch: int) -> int:
-    """The memory that a step of training takes, in float32 with AdamW.
+    """The memory of a training step, in float32 with AdamW.
 
-        weights + gradients + moments + what the forward pass keeps for the backward pass
+        weights + gradients + moments + activations saved for the backward pass
 
-    It is measured on fake tensors: they claim to lie on the CPU, so that attention runs as there.
-    The meta device would unfold it and keep its table. What the backward pass makes and drops at
-    once is left out.
+    Measured on fake tensors, which pretend to be on the CPU, so that attention is fused; the
+    meta device would build and save its table. Temporaries of the backward pass are left out.
 
     Cost     no memory, and the time of one forward pass without its arithmetic
     """
@@ -79,7 +78,7 @@ def _state_growth(model, *source) -> tuple[int, float]:
     allows: what fills up in the first half is constant. Both end where patches end, if they can.
     """
     clock = _clock(model)
-    half = max(FAR, _reach(model)) + clock
+    half = max(_SETTLED, _reach(model)) + clock
     half = min(half, (model.spec.context or 2 * half) // 2)
     half = half // clock * clock or half
     ids = torch.zeros(1, half, dtype=torch.long)
@@ -98,3 +97,40 @@ def _reach(module) -> int:
 def _clock(module) -> int:
     """How many tokens there are from one end of all patches inside to the next."""
     return getattr(module, "size", 1) * math.lcm(*map(_clock, module.children()))
+
+
+# ---------------------------------------------------------------- as text
+
+
+def format_costs(rows: dict[str, dict], batch: int) -> str:
+    """A table with a line per model, from the fields of `Costs` and the window by name."""
+    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
+    lines = [head, *(_format_row(name, row) for name, row in rows.items())]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = [
+        "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
+    ]
+    return "\n".join(text) + (
+        "\n\nFLOPs of a forward pass over `window` ids, with the masked half of attention but without\n"
+        "elementwise work; training needs three times as many. Training memory is for float32\n"
+        f"and AdamW, with steps that read as much text as {batch} of the longest windows."
+    )
+
+
+def _format_row(name, row):
+    sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
+    return (
+        name,
+        f"{row['parameters']:,}",
+        format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
+        *(format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        f"{row['window']:,}",
+    )
+
+
+def format_size(number: float | None, step: int, units: tuple[str, ...]) -> str:
+    """The number in the largest unit of which it has at least one; a dash for None."""
+    if number is None:
+        return "-"
+    power = sum(number >= step**p for p in range(1, len(units)))
+    return f"{number / step**power:.{1 if power else 0}f} {units[power]}"

@@ -1,6 +1,7 @@
-"""What a model makes of a text, in words, while it trains: for people who watch.
+"""Previews shown during training: a continued prompt, filled masks, or restored spans.
 
-Special ids are spelled: a hidden id as ▁, the mark of the third span that was taken out as ⟨2⟩.
+Each takes a Trainer and reads its model and corpus. Special ids are spelled out: a mask as ▁, the
+sentinel of the third span as ⟨2⟩.
 """
 
 from __future__ import annotations
@@ -12,59 +13,48 @@ import torch
 
 from ..model.families import eval_mode
 from ..model.sample import encode_prompt, generate, greedy, positions_left, sampler, stream
-from ..text.objectives import IGNORED
+from ..text.objectives import IGNORED, Batch
+from ..text.tokens import Tokenizer
 from ..text.windows import sample_windows
 
 
 class Preview(NamedTuple):
-    """What a model was given, and what it made of it."""
+    """What the model was given, and what it made of it."""
 
     title: str
     given: str
     made: str
 
 
-def make_preview(trainer, prompt: str, length: int, seed=0) -> Preview:
-    """About `length` ids of what the model of this trainer makes of a text, by its family.
+def continue_prompt(trainer, prompt: str, length: int, seed: int) -> Preview:
+    """Sample `length` ids after the prompt at temperature 0.8, fewer if the context ends earlier.
 
-    decoder           goes on from the prompt, drawing at temperature 0.8, as far as it can count
-    encoder           fills what was hidden in held-out text, always the same, with what it holds
-                      likeliest
-    encoder-decoder   says what was taken out of the same text
-
-    Raises   ValueError for an empty prompt, or one that the corpus's tokenizer does not know
+    Raises   ValueError when the prompt is empty or the tokenizer cannot encode it
     """
-    if trainer.spec.family == "decoder":
-        return _continue_prompt(trainer, prompt, length, seed)
-    generator = torch.Generator().manual_seed(0)
-    length = max(1, min(length // 2, trainer.window))
-    rows = sample_windows(trainer.corpus.valid, 1, length, generator)
-    batch = trainer.ask(rows, generator).to(trainer.device)
-    with eval_mode(trainer.model):
-        return _REPLIES[trainer.spec.family](trainer, batch)
-
-
-def _continue_prompt(trainer, prompt, length, seed):
     model, tokenizer = trainer.model, trainer.corpus.tokenizer
     length = positions_left(model, encode_prompt(model, prompt, tokenizer), length)
-    pick = sampler(temperature=0.8, seed=seed)
-    made = generate(model, prompt, length, pick, tokenizer)
+    made = generate(model, prompt, length, sampler(temperature=0.8, seed=seed), tokenizer)
     return Preview("what the model writes", prompt, made.decode(errors="replace"))
 
 
-def _fill_masks(trainer, batch):
+def fill_masks(trainer, prompt: str, length: int, seed: int) -> Preview:
+    """Fill the masks of a held-out window, always the same one, with the likeliest ids."""
+    batch, tokenizer = _held_out_batch(trainer, length), trainer.corpus.tokenizer
     (ids,), hidden = batch.inputs, batch.targets != IGNORED
-    tokenizer = trainer.corpus.tokenizer
-    guesses = trainer.model(ids)[..., : tokenizer.vocab_size].argmax(dim=-1)
+    with eval_mode(trainer.model):
+        guesses = trainer.model(ids)[..., : tokenizer.vocab_size].argmax(dim=-1)
     rows = torch.where(hidden, tokenizer.vocab_size, ids), torch.where(hidden, guesses, ids)
     given, made = (spell(row[0].tolist(), tokenizer) for row in rows)
     return Preview("held-out text with gaps (▁), then as the model fills it", f"{given}\n\n", made)
 
 
-def _restore_spans(trainer, batch):
-    (source, start), tokenizer = batch.inputs, trainer.corpus.tokenizer
-    ids = stream(trainer.model, start[:, :1], greedy, trainer.model.read(source))
-    made = [id.item() for id in islice(ids, start.shape[1])]
+def restore_spans(trainer, prompt: str, length: int, seed: int) -> Preview:
+    """Restore the spans removed from a held-out window, always the same one, greedily."""
+    batch, tokenizer = _held_out_batch(trainer, length), trainer.corpus.tokenizer
+    source, start = batch.inputs
+    with eval_mode(trainer.model):
+        ids = stream(trainer.model, start[:, :1], greedy, trainer.model.read(source))
+        made = [id.item() for id in islice(ids, start.shape[1])]
     return Preview(
         "held-out text with spans taken out (⟨0⟩), then what the model puts there",
         f"{spell(source[0].tolist(), tokenizer)}\n\n",
@@ -72,11 +62,15 @@ def _restore_spans(trainer, batch):
     )
 
 
-_REPLIES = {"encoder": _fill_masks, "encoder-decoder": _restore_spans}
+def _held_out_batch(trainer, length: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    length = max(1, min(length // 2, trainer.window))
+    ids = sample_windows(trainer.corpus.valid, 1, length, generator)
+    return trainer.ask(ids, generator).to(trainer.place.device)
 
 
-def spell(ids, tokenizer) -> str:
-    """Ids as text, those after the tokenizer's as marks."""
+def spell(ids: list[int], tokenizer: Tokenizer) -> str:
+    """Decode ids to text, with marks for those that the tokenizer does not have."""
     size, words = tokenizer.vocab_size, []
     for ordinary, some in groupby(ids, key=lambda id: id < size):
         if ordinary:

@@ -1,4 +1,4 @@
-"""What goes into a run and what comes out, as plain data: its recipe, its commands, its records.
+"""What goes into a run and what comes out of it, as plain data: recipes and records.
 
 Imports no torch.
 """
@@ -13,38 +13,44 @@ from ..checks import check_fields, check_positive, check_range, check_rate
 
 
 def _option(default, meaning: str):
-    """A field with its meaning, which the command line shows."""
+    """A field with its meaning, which the command line shows as help."""
     return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, as plain data. A run ends after `steps`; given `seconds`, after these instead.
+    """How to train, as plain data. A run ends after `steps`, or after `seconds` if they are given.
 
-    Raises   ValueError naming the field that makes no sense
+    Raises   ValueError naming the invalid field
     """
 
-    steps: int = _option(2000, "updates")
+    steps: int = _option(2000, "number of updates")
     seconds: float | None = None
     batch: int = _option(4, "windows per step")
-    window: int = _option(1024, "ids; a model that reads fewer at once gets each in several rows")
-    accumulate: int = _option(1, "a step's rows are worked through in this many parts")
-    recompute: int = _option(0, "blocks of which autograd keeps only the first input; 0 keeps all")
+    window: int = _option(
+        1024, "ids per window; a model with a shorter context reads each window in several rows"
+    )
+    accumulate: int = _option(1, "number of micro-batches per step (gradient accumulation)")
+    recompute: int = _option(
+        0, "activation checkpointing: keep only the input of every so many blocks; 0 keeps all"
+    )
     optimizer: str = _option("adamw", "or adamw-bfloat16, lion, lion-bfloat16")
-    lr: float = _option(6e-3, "the peak")
-    final_lr: float = _option(0.02, "share of the peak at the end")
-    warmup: float = _option(0.15, "share of the run: a slow model is not warmed up for longer")
-    weight_decay: float = _option(0.1, "of matrices")
-    clip: float = _option(1.0, "largest norm of the gradient")
+    lr: float = _option(6e-3, "peak learning rate")
+    final_lr: float = _option(0.02, "learning rate at the end, as a fraction of the peak")
+    warmup: float = _option(0.15, "warmup as a fraction of the run")
+    weight_decay: float = _option(0.1, "weight decay of matrices")
+    clip: float = _option(1.0, "maximum norm of the gradient")
     precision: str = _option("float32", "or bfloat16, float16")
     matmul: str = _option(
-        "native", "or float8 where the hardware has it, float8-simulated anywhere"
+        "native", "or float8 where the hardware supports it, float8-simulated anywhere"
     )
     device: str = _option("cpu", "or cuda, cuda:1, mps")
-    compile: bool = _option(False, "through torch.compile")
+    compile: bool = _option(False, "use torch.compile")
     seed: int = _option(0, "of weights, windows and masks")
-    validate_every: int = _option(200, "steps")
-    validate_bytes: int = _option(1 << 16, "of the held-out split, for the curve; reports use all")
+    validate_every: int = _option(200, "steps between two validations")
+    validate_bytes: int = _option(
+        1 << 16, "bytes of the held-out split per validation; final reports use the whole split"
+    )
 
     def __post_init__(self):
         whole = ("steps", "batch", "window", "accumulate", "validate_every", "validate_bytes")
@@ -61,45 +67,33 @@ class Recipe:
         for name, kind in (names | {"compile": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")
-        check_parts("Recipe: ", self.batch, self.accumulate)
+        check_micro_batches("Recipe", self.batch, self.accumulate)
 
     @classmethod
     def from_dict(cls, values) -> Recipe:
         return cls(**check_fields(cls, values))
 
 
-def check_parts(what, batch, accumulate):
+def check_micro_batches(owner: str, batch: int, accumulate: int) -> None:
+    """Refuse more micro-batches than rows."""
     if accumulate > batch:
         raise ValueError(
-            f"{what}accumulate={accumulate} parts need a row each, and batch={batch} has fewer"
+            f"{owner}: accumulate={accumulate} micro-batches need a row each, but batch={batch}"
         )
 
 
-def _check_name(value):
-    if not isinstance(value, str):
-        raise ValueError(f"a device or precision is named by a string, got {value!r}")
-
-
 class Record(NamedTuple):
-    """What one step did. `device` and `precision` are what really ran, read off the logits."""
+    """What one step did. `device` and `precision` are read off the logits, not off the recipe."""
 
-    step: int  # how many steps are done, this one included
+    step: int  # steps done, this one included
     bytes_seen: int
-    nats: float  # mean loss of the step's bytes, before the update
+    nats: float  # mean training loss per byte, before the update
     bits_per_byte: float
-    valid_nats: float | None  # on the head of the held-out split, at the steps that measure it
+    valid_nats: float | None  # on the head of the held-out split, at steps that validate
     lr: float
     grad_norm: float  # before clipping
     step_seconds: float
     bytes_per_second: float
-    state_rms: dict[str, float]  # of each layer's state at the end of a window, newest look
+    state_rms: dict[str, float]  # of each layer's state after a window, at the last probe
     device: str
     precision: str
-
-
-COMMANDS = {
-    "lr": lambda value: check_rate("learning rate", value),
-    "batch": lambda value: check_positive("command", batch=value),
-    "precision": _check_name,  # whether the machine has it is asked when its turn comes
-    "device": _check_name,
-}

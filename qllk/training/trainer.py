@@ -1,43 +1,48 @@
 """Training is an iterator: one `next(trainer)` is one step and returns one record.
 
-There is no thread, no widget and no printing in here. Commands (learning rate, batch, precision,
-device) may be posted from any thread; they wait, act between two steps only, and are logged with
-their step. The batch of step n and its dropout masks are drawn from (seed, n) alone, so position
-in the data is nothing but the step number, and a run replayed from its log is the same run, on CPU
-bit for bit.
+No thread, no widget and no printing in here. Commands (learning rate, batch, precision, device) may
+be submitted from any thread; they wait, act between two steps, and are logged with their step. The
+batch of step n and its dropout masks depend on (seed, n) only, so the step number is the position
+in the data, and a run replayed from its log is the same run: on CPU, bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 import threading
 import time
 from collections import deque
-from dataclasses import asdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from .. import probes
-from ..model.blocks import Stack
+from ..checks import check_positive, check_rate
 from ..model.families import build, eval_mode
-from ..model.layers import Dropout
-from ..probes import baselines, evaluate
+from ..presets import PRESETS, find_spec, name_of
+from ..probes import evaluate
+from ..probes.baselines import LN2
 from ..spec import Spec
-from ..text import objectives
 from ..text.corpora import Corpus
+from ..text.objectives import Batch, count_targets, token_losses
 from ..text.windows import sample_windows
 from . import devices, float8, optim
-from .recipe import COMMANDS, Recipe, Record, check_parts
+from .place import Place, check_memory, check_parity, move_to
+from .questions import fit_vocabulary, question_of
+from .recipe import Recipe, Record, check_micro_batches
+from .snapshot import restore_snapshot, take_snapshot
 
-_PROBE_EVERY = 10  # steps between two looks at the states
-KEEP_EVERY = 100  # steps between two copies that a diverged run can go back to
+_PROBE_EVERY = 10  # steps between two measurements of the states
+_SNAPSHOT_EVERY = 100  # steps between two snapshots that a diverged run can return to
 
 
 class Diverged(FloatingPointError):
-    """The loss or the gradient stopped being a number."""
+    """The loss or the gradient is no longer finite."""
 
 
 class Trainer:
@@ -45,115 +50,108 @@ class Trainer:
 
         for record in Trainer("qllk-2-nano", corpus("stdlib"), Recipe(steps=500)): ...
 
-    Attributes  model, spec, recipe, corpus; window (ids that the model reads at once); step (done
-                so far); seconds (spent in steps); log: [step, name, value] of every command that
-                acted
-    Raises      ValueError for a window longer than the corpus, a text of more ids than the model
-                knows, a model larger than the memory, an optimizer or matmul that there is not, or
-                a device this machine lacks
+    Args        what     a preset's name, a Spec, the path of a Spec's JSON, or any module that maps
+                         ids (B,T) to logits (B,T,vocab_size); a module is trained in place. A
+                         preset's vocabulary grows to fit the corpus
+                clock    measures the seconds of a step
+    Attributes  model, spec (None for a module without one), name, question, corpus, recipe
+                window         ids that the model reads at once
+                place          device and precision
+                step, bytes_seen, seconds, lr, batch, log ([step, name, value] of each command)
+                last_refusal   why the last command was refused, or None
+    Raises      ValueError when the window is longer than the corpus, the vocabulary too small, the
+                model larger than the memory, or the machine lacks the device or the precision
     """
 
     def __init__(
         self,
-        what: str | Spec,
+        what: str | Path | Spec | nn.Module,
         corpus: Corpus,
         recipe: Recipe = Recipe(),
         *,
-        clock=time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         devices.retain_freed_memory()
+        device = devices.require(recipe.device, recipe.precision)
         self.recipe = recipe
-        self.device = devices.require(recipe.device, recipe.precision)
-        self.precision = recipe.precision
-        with torch.device("meta"):
-            plan = build(what)  # takes no memory: what must be refused is, before it is built
-        _check_memory(plan, self.device)
-        self.spec = plan.spec
-        self.rows_per_window, self.window = self.spec.cut(recipe.window)
+        if isinstance(what, nn.Module):
+            plan, self.spec = what, getattr(what, "spec", None)
+        else:
+            self.spec = find_spec(what)
+            if isinstance(what, str) and what in PRESETS:
+                self.spec = fit_vocabulary(self.spec, recipe.window, corpus.tokenizer)
+            with torch.device("meta"):  # takes no memory, so a model too large is refused unbuilt
+                plan = build(self.spec)
+        self.name = name_of(self.spec) if self.spec else type(what).__name__
+        self.question = question_of(plan)
+        check_memory(plan, device)
+        spec, window = self.spec, recipe.window
+        self._rows_per_window, self.window = spec.cut(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
-        model = build(self.spec, seed=recipe.seed)
+        model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
         self.model = float8.convert(
-            model.to(self.device), recipe.matmul, device=self.device, precision=self.precision
+            model.to(device), recipe.matmul, device=device, precision=recipe.precision
         )
-        self.optimizer = self._optimizer()
-        self.lr, self.batch = recipe.lr, recipe.batch
-        self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
-        self.log: list[list] = []
-        self.refused: str | None = None  # why the newest command did not act
-        self._clock = clock
-        self._pending: deque = deque()
-        self._state_rms: dict[str, float] = {}
-        self._settle()
-        self._keep()
-
-    def _check_vocabulary(self):
-        spec, ids = self.spec, self.corpus.tokenizer.vocab_size
-        needed = objectives.vocabulary_size(spec.family, self.window, ids)
-        if spec.vocab_size < needed:
-            raise ValueError(
-                f"on {self.corpus.name!r}, of {ids} different ids, with a window of {self.window} "
-                f"this {spec.family} must know {needed} ids, and it knows {spec.vocab_size}; take "
-                "`objectives.fitted(spec, window, corpus.tokenizer)`, or a text in fewer ids"
-            )
-
-    def _optimizer(self):
-        recipe = self.recipe
-        return optim.build_optimizer(
+        self.optimizer = optim.build_optimizer(
             recipe.optimizer, self.model, lr=recipe.lr, weight_decay=recipe.weight_decay
         )
+        self.place = Place(self.model, device, recipe.precision, recipe)
+        self.lr, self.batch = recipe.lr, recipe.batch
+        self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
+        self.state_rms: dict[str, float] = {}
+        self.log: list[list] = []
+        self.pending: deque[tuple[int | None, str, object]] = deque()
+        self.last_refusal: str | None = None
+        self._clock = clock
+        self.last_good = take_snapshot(self)
+
+    def _check_vocabulary(self):
+        ids = self.corpus.tokenizer.vocab_size
+        needed = self.question.vocabulary(self.window, ids)
+        if self.spec and self.spec.vocab_size < needed:
+            raise ValueError(
+                f"corpus {self.corpus.name!r} has {ids} different ids; with a window of "
+                f"{self.window} this {self.spec.family} needs a vocabulary of {needed}, but has "
+                f"{self.spec.vocab_size}. Use `questions.fit_vocabulary(spec, window, tokenizer)`, "
+                "or a corpus with fewer ids"
+            )
 
     # ------------------------------------------------------------ commands
 
-    def post(self, name: str, value, at: int | None = None) -> None:
-        """Ask for a change: "lr", "batch", "precision" or "device". Any thread may.
+    def submit(self, name: str, value, at: int | None = None) -> None:
+        """Submit a command, a row of COMMANDS, from any thread.
 
-        It acts before the next step, or before the step that follows `at` steps: that is how a log
-        is replayed.
+        It acts before the next step, or, to replay a log, before the step after `at` steps.
 
-        Raises   ValueError when there is no such command or the value makes no sense
+        Raises   ValueError when there is no such command or the value is invalid
         """
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-        COMMANDS[name](value)
-        self._pending.append((at, name, value))
+        COMMANDS[name].check(value)
+        self.pending.append((at, name, value))
 
-    def replay(self, log) -> None:
-        """Post every command of another run's log at its own step."""
+    def replay(self, log: list[list]) -> None:
+        """Submit every command of another run's log, each at its own step."""
         for step, name, value in log:
-            self.post(name, value, at=step)
+            self.submit(name, value, at=step)
 
-    def _act(self):
-        refused = []
-        for _ in range(len(self._pending)):
-            at, name, value = self._pending.popleft()
+    def _run_commands(self):
+        refusals = []
+        for _ in range(len(self.pending)):
+            at, name, value = self.pending.popleft()
             if at is not None and at > self.step:
-                self._pending.append((at, name, value))
+                self.pending.append((at, name, value))
                 continue
             try:
-                getattr(self, f"_set_{name}")(value)
+                COMMANDS[name].act(self, value)
             except (ValueError, RuntimeError) as error:
-                refused.append(f"{name} {value!r} was refused: {error}")
+                refusals.append(f"{name} {value!r} was refused: {error}")
             else:
-                self.refused = None
+                self.last_refusal = None
                 self.log.append([self.step, name, value])
-        if refused:
-            self.refused = "; ".join(refused)
-
-    def _set_lr(self, value):
-        self.lr = float(value)
-
-    def _set_batch(self, value):
-        check_parts("", value, self.recipe.accumulate)
-        self.batch = value
-
-    def _set_precision(self, value):
-        self.move(self.device, value)
-
-    def _set_device(self, value):
-        offers = {device.name: device.precisions for device in devices.available()}
-        keeps = self.precision in offers.get(devices.full_name(value), ())
-        self.move(value, self.precision if keeps else "float32")
+        if refusals:
+            self.last_refusal = "; ".join(refusals)
 
     # ------------------------------------------------------------ one step
 
@@ -161,63 +159,60 @@ class Trainer:
         return self
 
     def __next__(self) -> Record:
-        """Commands first, then one update.
+        """Run the commands that are due, then make one update.
 
         Raises   StopIteration when the budget is spent
-                 Diverged when the loss is no number; weights, optimizer and step are then those of
-                 the newest kept copy, and the run can go on, best with a lower learning rate
+                 Diverged when the loss is not finite. The weights, the optimizer and the step are
+                 then those of the last good snapshot, from which the run can continue, best with a
+                 lower learning rate
         """
-        self._act()
+        self._run_commands()
         if self.progress >= 1.0:
             raise StopIteration
-        start = self._clock()
-        lr = self.current_lr
+        start, lr = self._clock(), self.current_lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = self._draw()
+        batch = self._draw_batch()
         nats, precision = self._backward(batch)
-        grad_norm = self._clip(nats, lr)
-        with defer_interrupts():
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-            devices.synchronize(self.device)
+        grad_norm = self._clip_gradients(nats, lr)
+        with defer_interrupts():  # half an update is neither the old model nor the new one
+            self.place.scaler.step(self.optimizer)
+            self.place.scaler.update()
+            devices.synchronize(self.place.device)
             spent = self._clock() - start
             self.step += 1
-            self.bytes_seen += self.batch_bytes
+            self.bytes_seen += self.bytes_per_step
             self.seconds += spent
         if self.step % _PROBE_EVERY == 1:
-            self._state_rms = probes.state_rms(self._state_after(batch))
+            with self.place.autocast():
+                self.state_rms = probes.state_rms(_final_state(self.model, batch))
         return Record(
             step=self.step,
             bytes_seen=self.bytes_seen,
             nats=nats,
-            bits_per_byte=nats / baselines.LN2,
+            bits_per_byte=nats / LN2,
             valid_nats=self.validate() if self.step % self.recipe.validate_every == 0 else None,
             lr=lr,
             grad_norm=grad_norm,
             step_seconds=spent,
-            bytes_per_second=self.batch_bytes / max(spent, 1e-9),
-            state_rms=self._state_rms,
+            bytes_per_second=self.bytes_per_step / max(spent, 1e-9),
+            state_rms=self.state_rms,
             device=str(batch.targets.device),
             precision=precision,
         )
 
     @property
     def progress(self) -> float:
-        """How much of the budget is spent, 0 to 1: by steps, or by seconds if they are limited."""
+        """The fraction of the budget that is spent: of `seconds`, or without them of `steps`."""
         if self.recipe.seconds is not None:
             return min(1.0, self.seconds / self.recipe.seconds)
         return min(1.0, self.step / self.recipe.steps)
 
     @property
-    def rows(self) -> int:
-        """Rows in a step: a model that reads no whole window gets each in several rows."""
-        return self.batch * self.rows_per_window
-
-    @property
-    def batch_bytes(self) -> int:
-        """How much text a step reads."""
-        return round(self.rows * self.window * self.corpus.bytes_per_id)
+    def bytes_per_step(self) -> int:
+        """How many bytes of text a step reads."""
+        rows = self.batch * self._rows_per_window
+        return round(rows * self.window * self.corpus.bytes_per_id)
 
     @property
     def current_lr(self) -> float:
@@ -227,259 +222,179 @@ class Trainer:
             self.progress, warmup=recipe.warmup, final=recipe.final_lr
         )
 
-    def _draw(self):
-        """What is asked in this step, a function of seed and step alone."""
-        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step))
-        ids = sample_windows(self.corpus.train, self.rows, self.window, generator)
-        self._masks.manual_seed(mix_seeds(self.recipe.seed, ~self.step))
-        return self.ask(ids, generator).to(self.device)
+    def ask(self, ids: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Inputs and targets for windows of the corpus.  Shapes   ids (B,T+1)"""
+        return self.question.ask(ids.long(), generator, self.corpus.tokenizer.vocab_size)
 
-    def ask(self, ids, generator) -> objectives.Batch:
-        """What this model is trained to say about rows (B,T+1) of the corpus."""
-        vocab_size = self.corpus.tokenizer.vocab_size
-        return objectives.ask(self.spec.family, ids, generator, vocab_size)
+    def _draw_batch(self):
+        """The batch of the next step, a function of the seed and the step only."""
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step))
+        rows = self.batch * self._rows_per_window
+        ids = sample_windows(self.corpus.train, rows, self.window, generator)
+        self.place.masks.manual_seed(mix_seeds(self.recipe.seed, ~self.step))
+        return self.ask(ids, generator).to(self.place.device)
 
     def _backward(self, batch):
-        """Gradients of the mean loss; what of it is text, in nats per byte; the logits' precision.
+        """Backpropagate the mean loss; return the text's loss in nats per byte, the logits' dtype.
 
-        The mean is over all targets of the step, whichever part they fall into, and not over the
-        parts, which may have unequal numbers of them.
+        The mean is taken over all targets of the step, since micro-batches may differ in how many
+        they have.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         size, nats = self.corpus.tokenizer.vocab_size, 0.0
-        count, text = (objectives.count_targets(b.targets) for b in (batch, batch.of_text(size)))
+        count, text = (count_targets(b.targets) for b in (batch, batch.of_text(size)))
         for part in batch.parts(self.recipe.accumulate):
-            with devices.autocast(self.device, self.precision):
-                logits = self._forward(*part.inputs)
-            losses = objectives.token_losses(logits, part.targets)
-            self._scaler.scale(losses.sum() / count).backward()
+            with self.place.autocast():
+                logits = self.place.forward(*part.inputs)
+            losses = token_losses(logits, part.targets)
+            self.place.scaler.scale(losses.sum() / count).backward()
             nats += (losses.detach() * (part.targets < size)).sum().item() / text
         return nats / self.corpus.bytes_per_id, str(logits.dtype).removeprefix("torch.")
 
-    def _clip(self, nats, lr):
-        """Bound the gradient, of which the norm is returned; go back if there is none."""
-        self._scaler.unscale_(self.optimizer)
+    def _clip_gradients(self, nats, lr):
+        """Clip the gradient and return its norm; if it is not finite, go back to the snapshot."""
+        self.place.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
-        # With a loss scaler an overflow is normal: it skips the update and lowers its scale.
-        if not math.isfinite(nats) or not (math.isfinite(norm) or self._scaler.is_enabled()):
-            self._go_back(nats, lr)
-        if self.step % KEEP_EVERY == 0:
-            self._keep()  # before the update: these weights have just proved that they give a loss
+        # With a loss scaler an overflow is normal: the update is skipped and the scale lowered.
+        if not math.isfinite(nats) or not (math.isfinite(norm) or self.place.scaler.is_enabled()):
+            self._return_to_snapshot(nats, lr)
+        if self.step % _SNAPSHOT_EVERY == 0:
+            self.last_good = take_snapshot(self)  # these weights have just given a finite loss
         return norm
 
-    def _keep(self):
-        self._kept = self.tensors(), self.facts()
-
-    def _go_back(self, nats, lr):
+    def _return_to_snapshot(self, nats, lr):
         failed, peak = self.step, self.lr
-        tensors, facts = self._kept
-        self.restore(tensors, facts)
+        restore_snapshot(self, self.last_good)
         raise Diverged(
-            f"at step {failed} the loss is {nats:.4g} and its gradient is not finite, with "
-            f"learning rate {lr:.2g}. The run stands again at step {self.step}, the newest good "
-            f"copy, with a peak of {self.lr:.2g}; go on with a lower learning rate than before, "
-            f"say {min(self.lr, peak / 3):.1g}"
+            f"at step {failed} the loss is {nats:.4g} and its gradient is not finite, with a "
+            f"learning rate of {lr:.2g}. The run is back at step {self.step}, its last good "
+            f"snapshot, with a peak of {self.lr:.2g}; continue with a lower learning rate, "
+            f"for example {min(self.lr, peak / 3):.1g}"
         )
 
-    # ------------------------------------------------------------ looking
+    # ------------------------------------------------------------ evaluation
 
     def validate(self, limit: int | None = None) -> float:
-        """Nats per byte on the head of the held-out split, `recipe.validate_bytes` unless given.
+        """Nats per byte on the head of the held-out split.
 
-        What is hidden from a model that does not say the next byte is the same every time; the
-        sentinels in its answers do not count.
+        `limit` in ids defaults to `recipe.validate_bytes`. Masks and removed spans are the same in
+        every call; sentinels in the answers do not count.
         """
         return evaluate.mean_loss(*self.loss_by_position(limit))
 
-    def loss_by_position(self, limit: int | None = None):
-        """The same at each place of the window, as `evaluate.loss_by_position` gives it."""
+    def loss_by_position(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for each position of the window, see `evaluate.loss_by_position`."""
         limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
         generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
 
         def ask(ids):
             return self.ask(ids, generator).of_text(self.corpus.tokenizer.vocab_size)
 
-        with devices.autocast(self.device, self.precision):
+        with self.place.autocast():
             nats, count = evaluate.loss_by_position(
                 self.model, self.corpus.valid[:limit], self.window, ask=ask
             )
         return nats / self.corpus.bytes_per_id, count
 
-    def sound(self) -> bool:
-        """Whether the weights still give a loss; an update may have thrown them far away."""
-        return math.isfinite(self.validate(min(self.window, 256) + 1))
-
-    def _state_after(self, batch):
-        """What the first row leaves behind; an encoder remembers nothing."""
-        if self.spec.family == "encoder":
-            return None
-        *source, ids = (ids[:1] for ids in batch.inputs)
-        with eval_mode(self.model), devices.autocast(self.device, self.precision):
-            return self.model.run(ids, self.model.read(*source) if source else None)[1]
-
     # ------------------------------------------------------------ devices
 
     def move(self, device: str, precision: str) -> None:
-        """Go on training elsewhere, or in another precision, if that can be trusted.
+        """Continue on another device or in another precision, after a parity check.
 
-        A copy of the model takes one step there first, on bytes of the corpus, and its loss must
-        agree with float32 on the CPU. Nothing has changed when this raises.
+        A copy of the model first takes one trial step there. If this raises, nothing has changed.
 
-        Raises   ValueError when this machine does not offer it, or the copy's loss differs
-                 RuntimeError when the device fails, out of memory for example
+        Raises   ValueError when this machine does not offer it, or the loss differs from float32 on
+                 the CPU
+                 RuntimeError when the device fails, for example out of memory
         """
         device = devices.require(device, precision)
         float8.check(self.recipe.matmul, device, precision)
-        self._parity(device, precision)
-        home = self.device, self.precision
+        ids = torch.from_numpy(self.corpus.train[None, : min(self.window, 256) + 1].copy())
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
+        check_parity(self.model, self.ask(ids, generator), device, precision)
+        parts, home = (self.model, self.optimizer, self.recipe), self.place
         try:
-            self._place(device, precision)
+            self.place = move_to(device, precision, *parts)
         except RuntimeError:
-            self._place(*home)
+            self.place = move_to(home.device, home.precision, *parts)
             raise
 
-    def _parity(self, device, precision):
-        size = min(self.window, 256)
-        ids = torch.from_numpy(self.corpus.train[None, : size + 1].copy())
-        batch = self.ask(ids, torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0)))
-        expected, _ = trial_step(self.model, batch, "cpu", "float32")
-        got, finite = trial_step(self.model, batch, device, precision)
-        allowed = devices.PARITY_NATS[precision] * max(1.0, abs(expected))
-        if not finite or not abs(got - expected) <= allowed:
-            raise ValueError(
-                f"a trial step on {device} in {precision} gave a loss of {got:.4f} nats where "
-                f"float32 on the CPU gives {expected:.4f} (allowed: {allowed:.4f} apart)"
-            )
 
-    def _place(self, device, precision):
-        self.model.to(device)
-        for state in self.optimizer.state.values():
-            for name, value in state.items():
-                # Adam's step counter stays with the parameters too: the fused update wants it so.
-                state[name] = value.to(device)
-        self.device, self.precision = device, precision
-        self._settle()
-
-    def _settle(self):
-        """What depends on the device and what the model must be told: dropout's generator, how
-        much to compute again, the loss scaler, the compiled form.
-        """
-        kind = torch.device(self.device).type
-        self._masks = torch.Generator(self.device)
-        for module in self.model.modules():
-            if isinstance(module, Dropout):
-                module.generator = self._masks
-            elif isinstance(module, Stack):
-                module.recompute = self.recipe.recompute
-        self._scaler = torch.amp.GradScaler(kind, enabled=self.precision == "float16")
-        self._forward = torch.compile(self.model) if self.recipe.compile else self.model
-
-    # ------------------------------------------------------------ checkpoints
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all weights ("model.…") and optimizer moments ("optimizer.…")."""
-        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
-
-    def facts(self) -> dict:
-        """Everything else that a run is, as plain data."""
-        return {
-            "spec": self.spec.to_json(),
-            "recipe": asdict(self.recipe),
-            "corpus": {
-                "source": self.corpus.source,
-                "fingerprint": self.corpus.fingerprint,
-                "tokenizer": self.corpus.tokenizer.to_json(),
-            },
-            "step": self.step,
-            "bytes_seen": self.bytes_seen,
-            "seconds": self.seconds,
-            "lr": self.lr,
-            "batch": self.batch,
-            "device": self.device,
-            "precision": self.precision,
-            "log": copy.deepcopy(self.log),
-            "state_rms": dict(self._state_rms),
-            "scaler": self._scaler.state_dict(),
-        }
-
-    def restore(self, tensors, facts) -> None:
-        """Become the run that gave these `tensors` and `facts`, all of it or nothing.
-
-        A device or precision that this machine lacks is replaced by the CPU in float32; `refused`
-        says so, and the log has it as a command.
-
-        Raises   ValueError when they come from another model, text or recipe, or are damaged
-        """
-        names = [f"model.{name}" for name in self.model.state_dict()]
-        self.model.load_state_dict({n.removeprefix("model."): tensors[n] for n in names})
-        state: dict[int, dict] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value.clone()
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for name in ("step", "bytes_seen", "seconds", "lr", "batch"):
-            setattr(self, name, facts[name])
-        self.log, self._state_rms = copy.deepcopy(facts["log"]), dict(facts["state_rms"])
-        try:
-            place = devices.require(facts["device"], facts["precision"]), facts["precision"]
-        except ValueError as error:
-            place = "cpu", "float32"
-            self.refused = f"{error}; the run goes on on the CPU in float32"
-            self.log += [[self.step, "device", "cpu"], [self.step, "precision", "float32"]]
-        self._place(*place)
-        if self._scaler.is_enabled() and facts["scaler"]:
-            self._scaler.load_state_dict(facts["scaler"])
-        self._keep()
+# ---------------------------------------------------------------- commands
 
 
-def _check_memory(plan, device):
-    """Refuse a model whose weights and gradients alone are more than the device holds: a machine
-    that is asked for them may end the whole process. See `probes.training_bytes` for the rest.
-    """
-    needed = 2 * probes.state_bytes(list(plan.parameters()))
-    if needed > (memory := devices.memory_bytes(device)):
-        raise ValueError(
-            f"weights and gradients of this model take {needed / 2**30:.1f} GiB, and {device} has "
-            f"{memory / 2**30:.1f}; `python -m qllk presets` tells which models need less"
-        )
+class Command(NamedTuple):
+    """A change to a run: what makes a value valid, and what it does."""
+
+    check: Callable[[object], None]  # raises ValueError
+    act: Callable[[Trainer, object], None]
 
 
-def trial_step(model, batch, device, precision):
-    """One step's loss on a copy of the model, and whether its gradients are finite."""
-    twin, batch = copy.deepcopy(model).to(device).eval(), batch.to(device)
-    with devices.autocast(device, precision):
-        logits = twin(*batch.inputs)
-    loss = objectives.token_losses(logits, batch.targets).sum() / objectives.count_targets(
-        batch.targets
-    )
-    loss.backward()
-    finite = all(p.grad.isfinite().all() for p in twin.parameters() if p.grad is not None)
-    return loss.item(), finite
+def _check_name(value):
+    if not isinstance(value, str):
+        raise ValueError(f"a device or a precision is named by a string, got {value!r}")
+
+
+def _set_lr(trainer, value):
+    trainer.lr = float(value)
+
+
+def _set_batch(trainer, value):
+    check_micro_batches("command", value, trainer.recipe.accumulate)
+    trainer.batch = value
+
+
+def _set_precision(trainer, value):
+    trainer.move(trainer.place.device, value)
+
+
+def _set_device(trainer, value):
+    offers = {device.name: device.precisions for device in devices.available()}
+    precision = trainer.place.precision
+    offered = precision in offers.get(devices.full_name(value), ())
+    trainer.move(value, precision if offered else "float32")
+
+
+COMMANDS = {
+    "lr": Command(lambda value: check_rate("learning rate", value), _set_lr),
+    "batch": Command(lambda value: check_positive("command", batch=value), _set_batch),
+    "precision": Command(_check_name, _set_precision),  # the machine is asked when it acts
+    "device": Command(_check_name, _set_device),
+}
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _final_state(model, batch):
+    """The state after the first row of a batch, or None for a model that carries no state."""
+    spec = getattr(model, "spec", None)
+    if not hasattr(model, "run") or (spec and spec.family == "encoder"):
+        return None
+    *source, ids = (ids[:1] for ids in batch.inputs)
+    with eval_mode(model):
+        return model.run(ids, model.read(*source) if source else None)[1]
 
 
 @contextlib.contextmanager
 def defer_interrupts():
-    """Let Ctrl-C wait until the end of the block: half an update is neither the old nor the new."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread
+    """Hold back Ctrl-C until the end of the block. Only the main thread receives signals."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = []
-    usual = signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
+    received = []
+    usual = signal.signal(signal.SIGINT, lambda *args: received.append(args))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual or signal.SIG_DFL)
-        if pressed:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 def mix_seeds(seed: int, step: int) -> int:
-    """One 63-bit seed from two numbers, far apart for neighbours (splitmix64)."""
+    """One 63-bit seed from two numbers; neighbours give unrelated seeds (splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 64)
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % (1 << 64)

@@ -19,12 +19,13 @@ from ...model import kernels
 from ...model.families import build, count_parameters
 from ...presets import PRESETS
 from ...probes import baselines, measure
+from ...probes.baselines import LN2
 from ...spec import Spec
 from ...study import published
 from ...study.figures import Chart
+from ...study.race import Point, follow
 from ...text import objectives
-from ...text.corpora import Corpus, corpus
-from ...text.tasks import task
+from ...text.corpora import Corpus, corpus, task
 from ...text.windows import iterate_windows
 from ...training.recipe import Recipe
 from ...training.trainer import Trainer
@@ -248,31 +249,19 @@ class Published(NamedTuple):
     hashing: bool = True
 
 
-STAND_IN = Spec(d_model=8, layers=1, mixers=(("conv", {"width": 2}),))
-
-
-class StudyTrainer(Trainer):
-    """The course's trainer around a published model, which has no spec and carries no state."""
-
-    def __init__(self, entry: Published, text: Corpus, recipe: Recipe, *, clock):
-        super().__init__(STAND_IN, text, recipe, clock=clock)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            self.model = published.QLLK11(dim=entry.dim).to(self.device)
-        if not entry.hashing:
-            torch.nn.init.zeros_(self.model.hash_proj).requires_grad_(False)
-        self.optimizer = self._optimizer()
-        self._settle()
-        self._keep()
-
-    def _state_after(self, batch):
-        return None
-
-
 def trainer_of(entry: Spec | Published, text: Corpus, recipe: Recipe, clock=time.process_time):
     """A trainer of either kind of entry; by default it counts this process's own time."""
-    kind = StudyTrainer if isinstance(entry, Published) else Trainer
-    return kind(entry, text, recipe, clock=clock)
+    what = published_model(entry, recipe.seed) if isinstance(entry, Published) else entry
+    return Trainer(what, text, recipe, clock=clock)
+
+
+def published_model(entry: Published, seed: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = published.QLLK11(dim=entry.dim)
+    if not entry.hashing:
+        torch.nn.init.zeros_(model.hash_proj).requires_grad_(False)
+    return model
 
 
 def narrow(spec: Spec, width: int) -> Spec:
@@ -284,30 +273,24 @@ def narrow(spec: Spec, width: int) -> Spec:
 # ---------------------------------------------------------------- the race
 
 
-class Point(NamedTuple):
-    """A moment of a run."""
-
-    bytes_seen: int
-    seconds: float
-    bits: float  # per byte of the held-out text
-
-
 class Run(NamedTuple):
     """One entry with one seed."""
 
     parameters: int
-    curve: list[Point]
+    curve: list[Point]  # nats per byte of the held-out text
     model: torch.nn.Module
 
     @property
     def bits(self) -> float:
         """Bits per byte at the end."""
-        return self.curve[-1].bits
+        return self.curve[-1].nats / LN2
 
     def bits_at(self, seconds: float) -> float:
         """Bits per byte after so many seconds: a straight line between points, seconds by log."""
         times = np.log([point.seconds for point in self.curve])
-        return float(np.interp(math.log(seconds), times, [point.bits for point in self.curve]))
+        return float(
+            np.interp(math.log(seconds), times, [point.nats / LN2 for point in self.curve])
+        )
 
 
 Runs = dict[str, list[Run]]
@@ -315,13 +298,8 @@ Runs = dict[str, list[Run]]
 
 def run(entry: Spec | Published, text: Corpus, recipe: Recipe, points=4) -> Run:
     """Train, and look at the held-out text at the end, at half of the way, at a quarter …"""
-    marks = {max(1, round(recipe.steps / 2**i)) for i in range(points)}
-    trainer, curve = trainer_of(entry, text, recipe), []
-    for record in trainer:
-        if record.step in marks:
-            curve.append(
-                Point(trainer.bytes_seen, trainer.seconds, trainer.validate() / baselines.LN2)
-            )
+    trainer = trainer_of(entry, text, recipe)
+    curve = follow(trainer, "step", {max(1, round(recipe.steps / 2**i)) for i in range(points)})
     return Run(count_parameters(trainer.model), curve, trainer.model)
 
 
@@ -377,7 +355,7 @@ def mean_curve(several: list[Run], along: str) -> list[tuple[float, float]]:
     return [
         (
             statistics.fmean(getattr(point, along) for point in points),
-            statistics.fmean(point.bits for point in points),
+            statistics.fmean(point.nats / LN2 for point in points),
         )
         for points in zip(*(one.curve for one in several), strict=True)
     ]
@@ -545,9 +523,10 @@ def live_text(name: str) -> tuple[Corpus, dict[str, float]]:
         text = excerpt(corpus(name), 1 << 20, LIVE.validate_bytes)
         tables = baselines.table_losses(text.train[: 1 << 16], text.valid)
         names = ("unigram", "trigram")
-        return text, {name: tables[name] / baselines.LN2 for name in names}
-    text, floor = task(name, 1 << 16)
-    return excerpt(text, len(text.train), LIVE.validate_bytes), {"floor": floor / baselines.LN2}
+        return text, {name: tables[name] / LN2 for name in names}
+    text = task(name, 1 << 16)
+    floor = text.floor
+    return excerpt(text, len(text.train), LIVE.validate_bytes), {"floor": floor / LN2}
 
 
 def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
@@ -563,7 +542,7 @@ def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
         begun = time.perf_counter()
         while True:
             for name, trainer in trainers.items():
-                lines[name].append((trainer.seconds, trainer.validate() / baselines.LN2))
+                lines[name].append((trainer.seconds, trainer.validate() / LN2))
             yield Chart(lines, "seconds each", "bits per byte", "", data[1])
             told = time.perf_counter()
             if told - begun >= seconds:

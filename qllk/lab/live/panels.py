@@ -12,10 +12,9 @@ import time
 import ipywidgets as widgets
 
 from ...presets import PRESETS, peak_lr
-from ...text.corpora import corpus_names
-from ...text.objectives import fit_vocabulary
+from ...text.corpora import corpus, corpus_names
 from ...text.tasks import TASKS
-from ...training import checkpoint, devices
+from ...training import devices
 from ...training.recipe import Recipe
 from ...training.trainer import Trainer
 from ..show import fast
@@ -92,7 +91,7 @@ def corpora() -> list[tuple[str, str]]:
     """(label, source) of everything to learn from, the free path last."""
     named = [(name, name) for name in corpus_names()]
     pieces = ("stdlib, in 1,024 pieces", "bpe-1024:stdlib")
-    made = [(f"{name} (task)", f"task:{name}:{1 << 18}:0") for name in TASKS]
+    made = [(f"{name} (task)", f"task:{name}") for name in TASKS]
     return [*named, pieces, *made, (FILE, FILE)]
 
 
@@ -327,6 +326,5 @@ def build_trainer(chosen: dict, recipe: Recipe) -> Trainer:
     Raises   ValueError, FileNotFoundError, ConnectionError for choices that cannot work
     """
     chosen = dict(chosen)
-    spec, source = PRESETS[chosen.pop("model")], chosen.pop("corpus")
-    recipe, corpus = Recipe(**{**vars(recipe), **chosen}), checkpoint.find_corpus(source)
-    return Trainer(fit_vocabulary(spec, recipe.window, corpus.tokenizer), corpus, recipe)
+    name, source = chosen.pop("model"), chosen.pop("corpus")
+    return Trainer(name, corpus(source), Recipe(**{**vars(recipe), **chosen}))

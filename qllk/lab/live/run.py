@@ -1,18 +1,17 @@
-"""A run: one daemon thread around a trainer, for people who watch and change their minds.
+"""A run: one daemon thread around a trainer, which people can watch and steer.
 
         start            pause
     idle ----> running <-------> paused         stop: -> stopped
                   |      resume                 an error: -> failed
                   +--> done, when the trainer's budget is spent
 
-Orders may come from any thread and never wait: they set the state or put a job in the queue. The
-thread takes jobs (save, load) and steps one at a time, and lives only while there is work. Views
-read `snapshot()` and nothing else.
+Orders may come from any thread and never block: they set the state or queue a job. The thread takes
+jobs (save, load) and training steps one at a time, and lives only while there is work. Views read
+`snapshot()` and nothing else.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import deque
@@ -21,35 +20,33 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from ...presets import name_of
 from ...probes import baselines
-from ...text import tasks
 from ...text.corpora import Corpus
 from ...training import checkpoint
-from ...training.previews import make_preview
+from ...training.previews import Preview
 from ...training.recipe import Record
-from ...training.trainer import Diverged, Trainer
+from ...training.trainer import Diverged, Trainer, defer_interrupts
 from .history import History, Point
 
-MOVES = {
+_TRANSITIONS = {
     "start": {"idle": "running"},
     "pause": {"running": "paused"},
     "resume": {"paused": "running"},
     "stop": {"idle": "stopped", "running": "stopped", "paused": "stopped"},
 }
-LOSS_DENSITY, STATE_DENSITY = 32, 8  # points of a curve for each doubling of the step
-NOTES = 30
-SAMPLE_BYTES = 200
-SAMPLE_SHARE = 0.1  # of the time may go into writing samples
-SAMPLE_SECONDS_MOST = 20.0  # between two samples, however slow
-PROMPTS = {"stdlib": "import "}  # by corpus; a line end for every other
-REPLACED_SECONDS = 30.0  # how long a run waits for the one that it replaces
+_LOSS_DENSITY, _STATE_DENSITY = 32, 8  # points of a curve per doubling of the step
+_NOTES = 30  # kept; older ones are dropped
+_PREVIEW_IDS = 200
+_PREVIEW_SHARE = 0.1  # of the time that previews may take
+_PREVIEW_SECONDS_MAX = 20.0  # between two previews, however slow they are
+_PROMPTS = {"stdlib": "import "}  # by corpus; a line end for any other
+_REPLACE_SECONDS = 30.0  # how long a run waits for the one it replaces
 
 _runs: WeakValueDictionary[str, Run] = WeakValueDictionary()
 
 
 class Note(NamedTuple):
-    """Something that happened, for people."""
+    """An event, in words."""
 
     step: int
     text: str
@@ -57,26 +54,26 @@ class Note(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All that a view may know, copied at one moment."""
+    """Everything a view may show, copied at one moment."""
 
     version: int  # grows with every change
     state: str
-    doing: str  # what takes long just now, "" while stepping or waiting
+    doing: str  # the slow operation under way; "" while stepping or waiting
     model: str
     corpus: str
-    step: int  # where the trainer stands
-    steps: int  # its budget
-    record: Record | None  # of the newest step
+    step: int
+    steps: int  # the budget
+    record: Record | None  # of the last step
     step_seconds: float  # smoothed
     bytes_per_second: float
-    lr: float  # the peak that was asked for
+    lr: float  # peak
     batch: int
     train: list[Point]  # bits per byte
     valid: list[tuple[int, float]]
-    floors: dict[str, float]
+    baselines: dict[str, float]  # bits per byte
     states: dict[str, list[Point]]  # rms, by layer
-    marks: list[tuple[int, str]]  # since which step on which device, in which precision
-    sample: tuple[int, str, str] | None  # step, prompt, what follows
+    marks: list[tuple[int, str]]  # (step, device and precision since then)
+    sample: tuple[int, Preview] | None  # with its step
     notes: list[Note]  # oldest first
 
 
@@ -86,8 +83,8 @@ class Run:
         run = Run(lambda: Trainer("qllk-2", corpus("stdlib")), name="lesson")
         run.start(); ...; run.pause(); run.resume(); run.send("lr", 1e-3); run.stop(wait=5)
 
-    `make` is called on the run's thread, so nothing heavy happens here. A new run stops the older
-    run of the same name and does not begin before that has ended.
+    `make` is called on the run's thread, so constructing a Run is cheap. A new run stops the older
+    run of the same name and starts only after that one has ended.
     """
 
     def __init__(self, make: Callable[[], Trainer], name: str = "run", *, sample_seconds=4.0):
@@ -96,12 +93,12 @@ class Run:
         self.error: Exception | None = None
         self.version = 0
         self._make, self._sample_seconds = make, sample_seconds
-        self._changed = threading.Condition(threading.RLock())  # guards every field
-        self._stepping = threading.RLock()  # held by whoever works on the trainer
+        self._changed = threading.Condition(threading.RLock())  # guards all fields
+        self._stepping = threading.RLock()  # held while working on the trainer
         self._thread: threading.Thread | None = None
         self._jobs: deque[Callable[[], None]] = deque()
         self._early: list[tuple[str, object]] = []  # commands sent before there was a trainer
-        self._notes: deque[Note] = deque(maxlen=NOTES)
+        self._notes: deque[Note] = deque(maxlen=_NOTES)
         self._doing = ""
         self._forget()
         self._before: threading.Thread | None = None
@@ -113,61 +110,61 @@ class Run:
     def _forget(self):
         self._record: Record | None = None
         self._pace = 0.0
-        self._train, self._valid = History(LOSS_DENSITY), History(LOSS_DENSITY)
+        self._train, self._valid = History(_LOSS_DENSITY), History(_LOSS_DENSITY)
         self._states: dict[str, History] = {}
-        self._floors: dict[str, float] = {}
-        self._marks: deque[tuple[int, str]] = deque(maxlen=NOTES)
-        self._sample: tuple[int, str, str] | None = None
+        self._baselines: dict[str, float] = {}
+        self._marks: deque[tuple[int, str]] = deque(maxlen=_NOTES)
+        self._sample: tuple[int, Preview] | None = None
         self._sample_due = time.monotonic()
-        self._logged = 0  # how many of the trainer's commands have been noted
+        self._logged = 0  # commands of the trainer that have been noted
 
     # ------------------------------------------------------------ orders, from any thread
 
-    def start(self):
+    def start(self) -> None:
         self._order("start")
 
-    def pause(self):
+    def pause(self) -> None:
         self._order("pause")
 
-    def resume(self):
+    def resume(self) -> None:
         self._order("resume")
 
-    def stop(self, wait: float | None = None):
-        """End before the next step; `wait` up to so many seconds for that."""
+    def stop(self, wait: float | None = None) -> None:
+        """End before the next step; wait up to `wait` seconds for the thread to finish."""
         thread = self._thread
         self._order("stop")
         if wait is not None and thread:
             thread.join(wait)
 
     def send(self, name: str, value) -> None:
-        """A command for the trainer, see `Trainer.post`.
+        """Submit a command to the trainer, see `Trainer.submit`.
 
-        Raises   ValueError when there is no such command or the value makes no sense
+        Raises   ValueError when there is no such command or the value is invalid
         """
         with self._changed:
             if self.trainer is None:
                 self._early.append((name, value))
             else:
-                self.trainer.post(name, value)
+                self.trainer.submit(name, value)
 
     def save(self, path) -> None:
-        """Write a checkpoint between two steps. A failure is noted; training goes on."""
+        """Write a checkpoint between two steps. A failure is noted, and training continues."""
         self._submit(lambda: self._save(path))
 
     def load(self, path) -> None:
-        """Become the run saved at `path`. A failure is noted; training goes on as it was."""
+        """Replace this run by the one saved at `path`. A failure is only noted."""
         self._submit(lambda: self._load(path))
 
     def advance(self, steps: int) -> None:
-        """Take some steps in the calling thread; an interrupt acts between two of them.
+        """Take `steps` steps in the calling thread; an interrupt acts between two of them.
 
         Raises   RuntimeError while the run is running or after it has ended
-                 whatever a step raises
+                 any error of a step
         """
         if self.state not in ("idle", "paused"):
             raise RuntimeError(f"the run is {self.state}; to advance it must be idle or paused")
         for _ in range(steps):
-            with interrupts_wait(), self._stepping:
+            with defer_interrupts(), self._stepping:
                 if self.trainer is None:
                     self._prepare()
                 self._step()
@@ -180,9 +177,9 @@ class Run:
         return self._thread is not None
 
     def wait(self, timeout: float | None = None) -> str:
-        """Wait until the thread has nothing left to do; the state then.
+        """Wait until the thread has nothing left to do, and return the state.
 
-        Raises   what made the run fail
+        Raises   the error that made the run fail
         """
         if thread := self._thread:
             thread.join(timeout)
@@ -191,25 +188,26 @@ class Run:
         return self.state
 
     def snapshot(self) -> Snapshot:
+        """What a view may show now."""
         with self._changed:
             trainer = self.trainer
-            batch_bytes = trainer.batch_bytes if trainer else 0
+            bytes_per_step = trainer.bytes_per_step if trainer else 0
             return Snapshot(
                 version=self.version,
                 state=self.state,
                 doing=self._doing,
-                model=name_of(trainer.spec) if trainer else "",
+                model=trainer.name if trainer else "",
                 corpus=trainer.corpus.name if trainer else "",
                 step=trainer.step if trainer else 0,
                 steps=trainer.recipe.steps if trainer else 0,
                 record=self._record,
                 step_seconds=self._pace,
-                bytes_per_second=batch_bytes / self._pace if self._pace else 0.0,
+                bytes_per_second=bytes_per_step / self._pace if self._pace else 0.0,
                 lr=trainer.lr if trainer else 0.0,
                 batch=trainer.batch if trainer else 0,
                 train=self._train.points(),
                 valid=[(point.step, point.mean) for point in self._valid.points()],
-                floors=dict(self._floors),
+                baselines=dict(self._baselines),
                 states={name: history.points() for name, history in self._states.items()},
                 marks=list(self._marks),
                 sample=self._sample,
@@ -220,7 +218,7 @@ class Run:
 
     def _order(self, name):
         with self._changed:
-            self.state = MOVES[name].get(self.state, self.state)
+            self.state = _TRANSITIONS[name].get(self.state, self.state)
             self._wake()
 
     def _submit(self, job):
@@ -237,7 +235,7 @@ class Run:
 
     def _work(self):
         while job := self._next_job():
-            with suppress(Exception), self._stepping:  # `_watched` has kept it
+            with suppress(Exception), self._stepping:  # `_watched` has recorded it
                 job()
 
     def _next_job(self):
@@ -252,7 +250,7 @@ class Run:
             return None
 
     def note(self, text: str, bad=False) -> None:
-        """Tell whoever looks."""
+        """Add a note, which views show."""
         with self._changed:
             step = self.trainer.step if self.trainer else 0
             self._notes.append(Note(step, text, bad))
@@ -273,7 +271,7 @@ class Run:
 
     @contextmanager
     def _watched(self):
-        """What goes wrong in here pauses the run or ends it, and is noted."""
+        """An error in this block pauses the run or ends it, and is noted."""
         try:
             yield
         except Diverged as error:
@@ -288,7 +286,7 @@ class Run:
 
     @contextmanager
     def _excused(self, what):
-        """What goes wrong in here is noted, and training goes on."""
+        """An error in this block is noted, and training continues."""
         try:
             yield
         except Exception as error:
@@ -301,7 +299,7 @@ class Run:
             if record := next(self.trainer, None):
                 self._keep(record)
                 self._note_commands()
-                self._write_sample()
+                self._show_preview()
             else:
                 self._end("done")
 
@@ -315,35 +313,35 @@ class Run:
         with self._watched():
             with self._busy("waiting for the run before this one"):
                 if self._before:
-                    self._before.join(REPLACED_SECONDS)
+                    self._before.join(_REPLACE_SECONDS)
             with self._busy("reading the corpus, building the model"):
                 trainer = self._make()
             self._adopt(trainer)
 
     def _adopt(self, trainer):
-        with self._busy("measuring the floors"):
-            floors = known_floors(trainer.corpus)
+        with self._busy("measuring the baselines"):
+            found = _baselines(trainer.corpus)
         with self._changed:
             self._forget()
-            self.trainer, self._floors = trainer, floors
+            self.trainer, self._baselines = trainer, found
             self._logged = len(trainer.log)
             early, self._early = self._early, []
         for name, value in early:
             with self._excused("refused"):
-                trainer.post(name, value)
+                trainer.submit(name, value)
 
     def _keep(self, record: Record):
         with self._changed:
             self.version += 1
-            looked = self._record is None or record.state_rms != self._record.state_rms
+            probed = self._record is None or record.state_rms != self._record.state_rms
             self._record = record
             faster = self._pace and 0.9 * self._pace + 0.1 * record.step_seconds
             self._pace = faster or record.step_seconds
             self._train.add(record.step, record.bits_per_byte)
             if record.valid_nats is not None:
                 self._valid.add(record.step, record.valid_nats / baselines.LN2)
-            for name, rms in record.state_rms.items() if looked else ():
-                self._states.setdefault(name, History(STATE_DENSITY)).add(record.step, rms)
+            for name, rms in record.state_rms.items() if probed else ():
+                self._states.setdefault(name, History(_STATE_DENSITY)).add(record.step, rms)
             where = f"{record.device} {record.precision}"
             if not self._marks or self._marks[-1][1] != where:
                 self._marks.append((record.step, where))
@@ -353,23 +351,23 @@ class Run:
         for _, name, value in trainer.log[self._logged :]:
             self.note(f"{name} is now {value}")
         self._logged = len(trainer.log)
-        if trainer.refused:
-            self.note(trainer.refused, bad=True)
-            trainer.refused = None  # so that the same refusal is noted again
+        if trainer.last_refusal:
+            self.note(trainer.last_refusal, bad=True)
+            trainer.last_refusal = None  # so that an equal refusal is noted again
 
-    def _write_sample(self):
-        """What the model writes now, every few seconds. It draws with a generator of its own."""
+    def _show_preview(self):
+        """Make a preview every few seconds. It samples with a generator of its own."""
         if time.monotonic() < self._sample_due:
             return
         trainer, start = self.trainer, time.monotonic()
         with self._excused("no sample"):
-            prompt = PROMPTS.get(trainer.corpus.source, "\n")
-            shown = make_preview(trainer, prompt, SAMPLE_BYTES, trainer.step)
+            prompt = _PROMPTS.get(trainer.corpus.source, "\n")
+            shown = trainer.question.preview(trainer, prompt, _PREVIEW_IDS, trainer.step)
             with self._changed:
                 self._sample = trainer.step, shown
                 self.version += 1
         spent = time.monotonic() - start
-        pause = min(spent / SAMPLE_SHARE, SAMPLE_SECONDS_MOST)
+        pause = min(spent / _PREVIEW_SHARE, _PREVIEW_SECONDS_MAX)
         self._sample_due = start + max(self._sample_seconds, pause)
 
     def _save(self, path):
@@ -387,26 +385,8 @@ class Run:
             self.note(f"loaded {str(path)!r}")
 
 
-def known_floors(corpus: Corpus) -> dict[str, float]:
-    """The losses, in bits per byte, that a run on this corpus is measured against."""
-    if corpus.source.startswith("task:"):
-        _, name, size, seed = corpus.source.split(":")
-        best = tasks.task(name, int(size), int(seed))[1]
-        return {"uniform": 8.0, "best possible": best / baselines.LN2}
-    return baselines.measure_baselines(corpus)
-
-
-@contextmanager
-def interrupts_wait():
-    """An interrupt that comes in here is raised at the end, so that no step is cut in half."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+def _baselines(corpus: Corpus) -> dict[str, float]:
+    """Bits per byte to compare a loss with: the floor where it is known, or simple models."""
+    if corpus.floor is None:
+        return baselines.measure_baselines(corpus)
+    return {"uniform": 8.0, "best possible": corpus.floor / baselines.LN2}

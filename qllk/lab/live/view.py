@@ -33,7 +33,7 @@ def view(now: Snapshot, steps: int) -> View:
     return View(
         status=status(now),
         facts=facts(now, steps),
-        loss=svg.loss_curve(now.train, now.valid, now.floors, now.marks, steps),
+        loss=svg.loss_curve(now.train, now.valid, now.baselines, now.marks, steps),
         states=svg.state_curves(now.states, steps, no_states(now)),
         sample=sample(now),
         notes=notes(now.notes),

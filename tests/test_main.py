@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 
-from qllk.__main__ import main, scaled
+from qllk.__main__ import main
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS
 from qllk.spec import Spec
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
+from qllk.training.costs import format_size
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -57,7 +58,7 @@ def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     assert first == "qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024"
     assert second == "bert-nano 237,569 696.4 K - - 77.1 MiB 256"
     assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
-    assert "as much as 4 of the longest windows" in note
+    assert "as much text as 4 of the longest windows" in note
     assert max(map(len, note.splitlines())) <= 100
     assert "three times as many" in note
 
@@ -82,11 +83,11 @@ def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbina
     [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
 )
 def test_sizes_are_told_in_the_largest_unit_they_fill(number, said):
-    assert scaled(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+    assert format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
 
 
 def test_a_size_beyond_the_units_keeps_the_last():
-    assert scaled(5e9, 1000, ("", "K", "M")) == "5000.0 M"
+    assert format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"
 
 
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
@@ -203,7 +204,7 @@ def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
     assert out.startswith(f"{model}, ")
     code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'}")
     assert code == 1
-    assert "which does not write on from a prompt; `python -m qllk train" in err
+    assert "which cannot continue a prompt; `python -m qllk train" in err
 
 
 def test_other_ids_than_bytes_are_trained_on_and_written(capsysbinary, tmp_path, monkeypatch):
@@ -259,7 +260,7 @@ def test_every_option_of_a_recipe_says_what_it_means(capsys):
             main([command, "--help"])
         words = " ".join(capsys.readouterr().out.split())
         assert "--optimizer OPTIMIZER or adamw-bfloat16, lion" in words
-        assert "largest norm of the gradient (default: 1.0)" in words
+        assert "maximum norm of the gradient (default: 1.0)" in words
     assert "--seed SEED" not in words  # a race sets its own
 
 

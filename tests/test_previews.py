@@ -6,19 +6,23 @@ from helpers import SPEC, TINY
 
 from qllk.model.sample import generate, sampler
 from qllk.text import corpora
+from qllk.text.corpora import task
 from qllk.text.objectives import IGNORED
-from qllk.text.tasks import task
 from qllk.text.tokens import Bytes
 from qllk.training import previews
-from qllk.training.previews import make_preview, spell
+from qllk.training.previews import spell
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
 VERSES = b"so it goes, and so it went; once it comes, and once it went\n" * 40
-CORPUS = task("copy", 4000)[0]
+CORPUS = task("copy", 4000)
 RECIPE = Recipe(steps=2, batch=1, window=40)
 ENCODER = TINY["bert-nano"].but(vocab_size=257, dropout=0.3)
 SEQ2SEQ = TINY["t5-nano"].but(vocab_size=300, dropout=0.3)
+
+
+def preview(run, prompt, length, seed=0):
+    return run.question.preview(run, prompt, length, seed)
 
 
 def trainer(spec, corpus=CORPUS):
@@ -30,13 +34,13 @@ def trainer(spec, corpus=CORPUS):
 def test_a_decoder_goes_on_from_the_prompt():
     run = trainer(SPEC)
     expected = generate(run.model, "ab", 20, sampler(0.8, seed=7))
-    assert make_preview(run, "ab", 20, seed=7)[1:] == ("ab", expected.decode(errors="replace"))
+    assert preview(run, "ab", 20, seed=7)[1:] == ("ab", expected.decode(errors="replace"))
 
 
 def test_a_decoder_writes_no_further_than_it_can_count():
     run = trainer(TINY["gpt2-nano"].but(context=16))
     run.model.head.weight.data.fill_(0.0)
-    assert 0 < len(make_preview(run, "ab", 200).made.encode(errors="replace")) < 16 * 3
+    assert 0 < len(preview(run, "ab", 200).made.encode(errors="replace")) < 16 * 3
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_an_encoder_fills_what_was_hidden_with_its_likeliest_guesses(asked):
     likes = torch.zeros(257)
     likes[[ord("Z"), 256]] = torch.tensor([1.0, 2.0])  # the mark itself is no guess
     run.model.forward = lambda ids: likes.expand(*ids.shape, 257)
-    _, given, made = make_preview(run, "", 80)
+    _, given, made = preview(run, "", 80)
     hidden = (asked[-1].targets[0] != IGNORED).tolist()
     text = zip(hidden, asked[-1].inputs[0][0].tolist(), strict=True)
     assert made == "".join("Z" if gone else chr(byte) for gone, byte in text)
@@ -64,7 +68,7 @@ def test_an_encoder_decoder_says_what_was_taken_out(asked, monkeypatch):
     run = trainer(SEQ2SEQ)
     said = iter([257, *b"ab", 258, *b"cd", 259, *b"ef"])
     monkeypatch.setattr(previews, "greedy", lambda logits: torch.tensor([next(said)]))
-    _, given, made = make_preview(run, "", 80)
+    _, given, made = preview(run, "", 80)
     assert made == "⟨0⟩ab⟨1⟩cd⟨2⟩ef"[: len(made)]
     assert len(made.replace("⟨", "").replace("⟩", "")) == asked[-1].targets.shape[1] == 9
     assert given == f"{spell(asked[-1].inputs[0][0].tolist(), Bytes())}\n\n"
@@ -74,8 +78,8 @@ def test_an_encoder_decoder_says_what_was_taken_out(asked, monkeypatch):
 @pytest.mark.parametrize("spec", [ENCODER, SEQ2SEQ], ids=["encoder", "encoder-decoder"])
 def test_a_reply_is_about_the_same_text_each_time_and_disturbs_nothing(spec):
     run = trainer(spec)
-    first = make_preview(run, "", 80)
-    assert make_preview(run, "", 80, seed=5) == first
+    first = preview(run, "", 80)
+    assert preview(run, "", 80, seed=5) == first
     assert run.model.training
     twin = trainer(spec)
     assert next(run).nats == next(twin).nats
@@ -91,8 +95,8 @@ def test_other_ids_are_spelled_by_their_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_bytes(VERSES)
     corpus = corpora.corpus(f"bpe-270:{tmp_path / 'text.txt'}")
     run = trainer(ENCODER.but(vocab_size=271), corpus)
-    _, given, _ = make_preview(run, "", 20)
+    _, given, _ = preview(run, "", 20)
     shown = given.removesuffix("\n\n").split("▁")
     assert all(piece in bytes(corpus.text.valid).decode() for piece in shown)
     run = trainer(SPEC.but(vocab_size=270), corpus)
-    assert make_preview(run, "so", 5).given == "so"
+    assert preview(run, "so", 5).given == "so"

@@ -23,7 +23,7 @@ def result(run, nats):
         "bytes_per_second": 1.0,
         "held_out": 10,
         "curve": [[1.0, nats]],
-        "by_position": [nats] * race.BINS,
+        "by_position": [nats] * race._BINS,
     }
 
 
@@ -43,7 +43,7 @@ def asked(monkeypatch):
         return 1.0 + off + run.recipe.seed / 1000
 
     monkeypatch.setattr(race, "run_all", pretend)
-    monkeypatch.setattr(race, "find_corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
+    monkeypatch.setattr(race, "corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
     return runs
 
 
@@ -78,15 +78,15 @@ def test_rates_and_entries_can_be_chosen_and_every_preset_is_an_entry(asked):
     )
     assert {run.recipe.lr for run in runs_of(asked)} == {1e-3, 8e-3}
     assert [row["family"] for row in rows] == ["encoder", "encoder-decoder"]
-    assert "| bert-nano, hidden ids |" in race.table(rows)
-    assert "| t5-nano, lost ids |" in race.table(rows)
+    assert "| bert-nano, hidden ids |" in race.format_rows(rows)
+    assert "| t5-nano, lost ids |" in race.format_rows(rows)
     assert set(presets.PRESETS) <= set(race.ENTRIES)
 
 
 def test_results_of_another_text_or_version_are_not_taken_for_these(asked, monkeypatch):
     raced([100])
     first = asked["folder"]
-    monkeypatch.setattr(race, "find_corpus", lambda name: SimpleNamespace(fingerprint="another"))
+    monkeypatch.setattr(race, "corpus", lambda name: SimpleNamespace(fingerprint="another"))
     raced([100])
     second = asked["folder"]
     monkeypatch.setattr(race.torch, "__version__", "9.9")
@@ -124,14 +124,14 @@ def test_a_run_is_known_by_all_that_decides_it():
 
 
 def test_the_table_has_the_best_first_within_a_budget(asked):
-    lines = race.table(raced([100])).splitlines()
+    lines = race.format_rows(raced([100])).splitlines()
     assert lines[0].startswith("| seconds | model |")
     assert [line.split(" | ")[1] for line in lines[2:]] == [race.CONTROL, "qllk-2"]
 
 
-def test_floors_whose_labels_would_overlap_share_one():
-    floors = {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73}
-    assert race.merged(floors) == {"lzma, bz2": 1.73, "uniform": 8.0}
+def test_levels_whose_labels_would_overlap_share_one():
+    levels = {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73}
+    assert race.merge_levels(levels) == {"lzma, bz2": 1.73, "uniform": 8.0}
 
 
 @pytest.mark.parametrize("entry", race.ENTRIES)

@@ -11,18 +11,22 @@ import torch
 import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
-from qllk.model.families import build
+from qllk.model.families import ModelState, build
 from qllk.model.layers import Dropout
+from qllk.presets import PRESETS
 from qllk.probes import baselines, evaluate
 from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
-from qllk.text.tasks import task
+from qllk.text.corpora import task
 from qllk.training import checkpoint, devices, optim
+from qllk.training.place import move_to, trial_step
 from qllk.training.recipe import Recipe
-from qllk.training.trainer import Diverged, Trainer, mix_seeds, trial_step
+from qllk.training.snapshot import Snapshot, restore_snapshot, take_snapshot
+from qllk.training.trainer import Diverged, Trainer, mix_seeds
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
-CORPUS, FLOOR = task("markov", 4000)
+CORPUS = task("markov", 4000)
+FLOOR = CORPUS.floor
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -39,9 +43,14 @@ def losses(records):
     return [record.nats for record in records]
 
 
+def finite(run):
+    """Whether the weights still give a finite loss."""
+    return math.isfinite(run.validate(min(run.window, 256) + 1))
+
+
 def same_weights(a, b):
     """Bit for bit, moments included."""
-    a, b = a.tensors(), b.tensors()
+    a, b = take_snapshot(a).tensors, take_snapshot(b).tensors
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -141,7 +150,8 @@ def by_hand(run, inputs, targets):
 def test_parts_with_unequal_numbers_of_targets_equal_the_whole(accumulate):
     run = trainer(spec=SPEC.but(dropout=0.0), accumulate=accumulate)
     run.model.double()
-    (inputs,), targets = run._draw()
+    (inputs,), targets = run._draw_batch()
+    targets = targets.clone()
     targets[0, 3:] = targets[2, ::2] = objectives.IGNORED
     targets[3] = objectives.IGNORED  # with four parts, one that asks for nothing
     expected = by_hand(run, inputs, targets)
@@ -233,7 +243,7 @@ def test_looking_and_validating_disturb_nothing():
     for _ in range(12):
         records.append(next(watched))
         watched.validate(50)
-        watched.sound()
+        assert finite(watched)
     assert losses(records) == expected
     assert same_weights(plain, watched)
     assert all(record.valid_nats > 0 for record in records)
@@ -279,12 +289,12 @@ def test_a_run_replayed_from_its_log_is_the_same_bit_for_bit():
     live, records = trainer(), []
     for n in range(25):
         if n == 4:
-            live.post("precision", "bfloat16")
+            live.submit("precision", "bfloat16")
         if n == 9:
-            live.post("lr", 1e-3)
-            live.post("batch", 2)
+            live.submit("lr", 1e-3)
+            live.submit("batch", 2)
         if n == 15:
-            live.post("precision", "float32")
+            live.submit("precision", "float32")
         records.append(next(live))
     assert [entry[:2] for entry in live.log] == [
         [4, "precision"],
@@ -305,7 +315,7 @@ def test_a_run_replayed_from_its_log_is_the_same_bit_for_bit():
 def test_a_learning_rate_is_the_new_peak_from_the_next_step_on():
     run = trainer()
     before = steps(run, 10)[-1]
-    run.post("lr", 0.1)
+    run.submit("lr", 0.1)
     after = next(run)
     assert after.lr / before.lr == pytest.approx(0.1 / RECIPE.lr, rel=0.05)
     assert run.log == [[10, "lr", 0.1]]
@@ -314,29 +324,29 @@ def test_a_learning_rate_is_the_new_peak_from_the_next_step_on():
 def test_commands_that_make_no_sense_are_refused_at_once():
     run = trainer()
     with pytest.raises(ValueError, match="unknown command 'speed'; choose from lr, batch"):
-        run.post("speed", 3)
+        run.submit("speed", 3)
     for value in (0, -1.0, math.nan, math.inf, "fast", True, None, 10**400):
         with pytest.raises(ValueError, match="learning rate must be a number above 0, got"):
-            run.post("lr", value)
+            run.submit("lr", value)
     for value in (0, 2.5, True):
         with pytest.raises(ValueError, match="batch must be a whole number above 0"):
-            run.post("batch", value)
+            run.submit("batch", value)
     with pytest.raises(ValueError, match="named by a string, got 16"):
-        run.post("precision", 16)
+        run.submit("precision", 16)
 
 
 def test_all_refusals_before_a_step_are_told_whatever_else_acts():
     run = trainer()
-    run.post("precision", "float16")
-    run.post("lr", 1e-3)
-    run.post("device", "cuda:99")
+    run.submit("precision", "float16")
+    run.submit("lr", 1e-3)
+    run.submit("device", "cuda:99")
     next(run)
-    assert "float16" in run.refused
-    assert "cuda:99" in run.refused
+    assert "float16" in run.last_refusal
+    assert "cuda:99" in run.last_refusal
     assert run.log == [[0, "lr", 1e-3]]
-    run.post("lr", 2e-3)
+    run.submit("lr", 2e-3)
     next(run)
-    assert run.refused is None
+    assert run.last_refusal is None
 
 
 @pytest.mark.parametrize(
@@ -345,21 +355,21 @@ def test_all_refusals_before_a_step_are_told_whatever_else_acts():
         (("device", "tpu"), "no device 'tpu' here"),
         (("precision", "float8"), "unknown precision 'float8'"),
         (("precision", "float16"), "cpu cannot train in float16"),
-        (("batch", 1), "accumulate=2 parts need a row each, and batch=1 has fewer"),
+        (("batch", 1), "accumulate=2 micro-batches need a row each, but batch=1"),
     ],
 )
 def test_a_refused_command_is_told_and_changes_nothing(command, reason):
     plain, run = trainer(accumulate=2), trainer(accumulate=2)
     expected = losses(steps(plain, 4))
     got = losses(steps(run, 2))
-    run.post(*command)
+    run.submit(*command)
     got += losses(steps(run, 2))
     assert got == expected
-    assert reason in run.refused
+    assert reason in run.last_refusal
     assert run.log == []
-    run.post("lr", 1e-3)
+    run.submit("lr", 1e-3)
     next(run)
-    assert run.refused is None
+    assert run.last_refusal is None
 
 
 @BFLOAT16
@@ -369,15 +379,16 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
     expected = losses(steps(plain, 6))
     got = losses(steps(run, 3))
     if failure == "out of memory":
-        place, calls = run._place, []
+        calls = []
 
-        def once(device, precision):
-            place(device, precision)
+        def once(device, precision, *parts):
+            place = move_to(device, precision, *parts)
             calls.append(precision)
             if len(calls) == 1:
                 raise RuntimeError("out of memory")
+            return place
 
-        monkeypatch.setattr(run, "_place", once)
+        monkeypatch.setattr("qllk.training.trainer.move_to", once)
     else:
         trial = trial_step
 
@@ -388,20 +399,24 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
                 broken and failure == "gradient"
             )
 
-        monkeypatch.setattr("qllk.training.trainer.trial_step", wrong)
-    run.post("precision", "bfloat16")
+        monkeypatch.setattr("qllk.training.place.trial_step", wrong)
+    run.submit("precision", "bfloat16")
     records = steps(run, 3)
     assert got + losses(records) == expected
     assert {r.precision for r in records} == {"float32"}
-    told = {"out of memory": "out of memory", "parity": "apart", "gradient": "trial step on cpu"}
-    assert told[failure] in run.refused
+    told = {
+        "out of memory": "out of memory",
+        "parity": "allowed difference",
+        "gradient": "trial step on cpu",
+    }
+    assert told[failure] in run.last_refusal
     assert run.log == []
 
 
 def test_a_trial_step_changes_neither_model_nor_gradients():
     run = trainer()
     next(run)
-    before = run.tensors()
+    before = take_snapshot(run).tensors
     run.optimizer.zero_grad()
     ids = torch.from_numpy(CORPUS.train[None, :25].copy())
     nats, finite = trial_step(run.model, objectives.next_token(ids), "cpu", "float32")
@@ -409,7 +424,9 @@ def test_a_trial_step_changes_neither_model_nor_gradients():
     assert nats > 0
     assert run.model.training
     assert all(p.grad is None for p in run.model.parameters())
-    assert all(torch.equal(before[name], value) for name, value in run.tensors().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in take_snapshot(run).tensors.items()
+    )
 
 
 @BFLOAT16
@@ -417,9 +434,9 @@ def test_a_switch_of_precision_keeps_the_loss_continuous():
     plain, run = trainer(), trainer()
     expected = losses(steps(plain, 30))
     got = losses(steps(run, 10))
-    run.post("precision", "bfloat16")
+    run.submit("precision", "bfloat16")
     got += losses(steps(run, 10))
-    run.post("precision", "float32")
+    run.submit("precision", "float32")
     got += losses(steps(run, 10))
     assert got[:10] == expected[:10]
     assert got[10:] != expected[10:]
@@ -431,53 +448,53 @@ def test_a_switch_of_precision_keeps_the_loss_continuous():
 
 
 def test_a_loss_that_is_no_number_is_named_and_the_last_good_state_kept(monkeypatch):
-    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 10)
+    monkeypatch.setattr("qllk.training.trainer._SNAPSHOT_EVERY", 10)
     plain, run = trainer(), trainer()
     expected = losses(steps(plain, 40))
     steps(run, 13)
-    run.post("lr", 1e38)
+    run.submit("lr", 1e38)
     with pytest.raises(Diverged, match=r"at step 1\d the loss is .*learning rate.*step 10.*lower"):
         steps(run, 27)
     assert run.step == 10
     assert run.log == []
-    assert run.sound()
+    assert finite(run)
     assert losses(steps(run, 30)) == expected[10:]
     assert same_weights(plain, run)
 
 
 def test_a_diverged_run_can_go_on_with_a_lower_rate(monkeypatch):
-    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 10)
+    monkeypatch.setattr("qllk.training.trainer._SNAPSHOT_EVERY", 10)
     run = trainer(lr=1e38)
     with pytest.raises(Diverged):
         steps(run, 40)
     with pytest.raises(Diverged):  # the same again, for nothing was changed
         steps(run, 40)
-    run.post("lr", RECIPE.lr)
+    run.submit("lr", RECIPE.lr)
     assert losses(steps(run, 40)) == losses(steps(trainer(), 40))
     assert run.log == [[0, "lr", RECIPE.lr]]
 
 
 def test_weights_that_an_update_has_ruined_are_never_kept(monkeypatch):
-    monkeypatch.setattr("qllk.training.trainer.KEEP_EVERY", 1)
+    monkeypatch.setattr("qllk.training.trainer._SNAPSHOT_EVERY", 1)
     run = trainer()
     steps(run, 5)
     for p in run.model.parameters():
         p.data.fill_(math.nan)
-    assert not run.sound()
+    assert not finite(run)
     with pytest.raises(Diverged):
         next(run)
-    assert run.sound()
+    assert finite(run)
     assert run.step == 4
 
 
 @BFLOAT16
 def test_a_diverged_run_goes_back_to_the_precision_that_its_log_tells():
     run = trainer()
-    run.post("precision", "bfloat16", at=3)
-    run.post("lr", 1e38, at=6)
+    run.submit("precision", "bfloat16", at=3)
+    run.submit("lr", 1e38, at=6)
     with pytest.raises(Diverged):
         steps(run, 40)
-    assert (run.step, run.log, run.precision) == (0, [], "float32")
+    assert (run.step, run.log, run.place.precision) == (0, [], "float32")
     assert losses(steps(run, 5)) == losses(steps(trainer(), 5))
 
 
@@ -578,9 +595,9 @@ def test_a_run_that_cannot_start_says_why():
 def test_a_window_shorter_than_a_patch_simply_works():
     run = trainer(window=3)
     steps(run, 3)
-    tensors, facts = run.tensors(), run.facts()
+    tensors, metadata = take_snapshot(run)
     again = trainer(window=3)
-    again.restore(tensors, facts)
+    restore_snapshot(again, Snapshot(tensors, metadata))
     assert losses(steps(run, 3)) == losses(steps(again, 3))
 
 
@@ -589,7 +606,8 @@ def test_a_window_shorter_than_a_patch_simply_works():
 
 def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheats():
     """Fresh random bytes each step: below ln 256 = 5.545 nats there is nothing but a leak."""
-    corpus, floor = task("noise", 1 << 21)
+    corpus = task("noise", 1 << 21)
+    floor = corpus.floor
     recipe = Recipe(steps=300, batch=8, window=64, warmup=0.1)
     honest = Trainer(TINY["qllk-2"], corpus, recipe)
     assert len(losses(honest)) == 300
@@ -616,7 +634,7 @@ def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheat
 
 # ---------------------------------------------------------------- other families, other ids
 
-PERIODIC = task("periodic", 4000)[0]  # whoever has seen sixteen bytes knows all others
+PERIODIC = task("periodic", 4000)  # whoever has seen sixteen bytes knows all others
 OTHERS = {  # each family beside the decoders, tiny, its vocabulary as large as it must be
     "bert-nano": TINY["bert-nano"].but(vocab_size=257, dropout=0.1),
     "t5-nano": TINY["t5-nano"].but(vocab_size=300, dropout=0.1),
@@ -643,7 +661,7 @@ def test_every_family_learns_more_than_how_often_each_byte_comes(name, text, rec
 @other_families
 def test_a_run_of_any_family_is_resumed_and_replayed_bit_for_bit(spec, tmp_path):
     run = Trainer(spec, PERIODIC, RECIPE)
-    run.post("lr", 1e-3, at=3)
+    run.submit("lr", 1e-3, at=3)
     steps(run, 6)
     saved = checkpoint.save(run, tmp_path / "saved")
     expected = losses(steps(run, 6))
@@ -660,7 +678,7 @@ def test_a_run_of_any_family_is_resumed_and_replayed_bit_for_bit(spec, tmp_path)
 def test_the_parts_of_a_batch_of_any_family_are_worth_what_they_ask(spec):
     run = Trainer(spec.but(dropout=0.0), PERIODIC, replace(RECIPE, accumulate=3))
     run.model.double()
-    batch = run._draw()
+    batch = run._draw_batch()
     logits = run.model(*batch.inputs).flatten(0, 1)
     F.cross_entropy(logits, batch.targets.flatten()).backward()
     expected = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
@@ -679,7 +697,7 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
     assert sum(ids[:, :-1].numel() for ids in asked) == len(PERIODIC.valid) - 1
     next(run)
     fresh = Trainer(spec, PERIODIC, RECIPE)
-    run.restore(fresh.tensors(), fresh.facts())
+    restore_snapshot(run, take_snapshot(fresh))
     assert run.validate(len(PERIODIC.valid)) == first
     with torch.no_grad():  # whatever it thinks of sentinels: text is what counts
         run.model.head.weight[257:] += 5.0
@@ -697,7 +715,7 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
 
 def test_the_loss_that_is_told_is_that_of_text_and_learned_from_is_all():
     run = Trainer(OTHERS["t5-nano"].but(dropout=0.0), PERIODIC, RECIPE)
-    inputs, targets = run._draw()
+    inputs, targets = run._draw_batch()
     nats = F.cross_entropy(run.model(*inputs).flatten(0, 1), targets.flatten(), reduction="none")
     text = targets.flatten() < 256
     nats.mean().backward()
@@ -713,9 +731,9 @@ def test_the_loss_that_is_told_is_that_of_text_and_learned_from_is_all():
 def test_a_run_of_any_family_moves_between_precisions(spec):
     devices.require("cpu", "bfloat16")
     run = Trainer(spec, PERIODIC, RECIPE)
-    run.post("precision", "bfloat16", at=3)
+    run.submit("precision", "bfloat16", at=3)
     records = steps(run, 6)
-    assert run.refused is None
+    assert run.last_refusal is None
     assert [record.precision for record in records] == ["float32"] * 3 + ["bfloat16"] * 3
     assert bool(records[-1].state_rms) == (spec.family != "encoder")  # that remembers nothing
 
@@ -723,24 +741,25 @@ def test_a_run_of_any_family_moves_between_precisions(spec):
 @other_families
 def test_windows_of_two_bytes_are_trained_on_judged_and_moved(spec):
     run = Trainer(spec, PERIODIC, replace(RECIPE, batch=1, window=2, steps=20))
-    run.post("precision", "bfloat16")
+    run.submit("precision", "bfloat16")
     assert all(map(math.isfinite, losses(run)))
-    assert run.refused is None
-    assert run.sound()
+    assert run.last_refusal is None
+    assert finite(run)
 
 
 def test_a_model_that_reads_no_whole_window_gets_it_in_several_rows():
     run = trainer(spec=TINY["gpt2-nano"].but(context=16), window=48)
-    assert (run.window, run.rows) == (16, 12)
-    assert run._draw().targets.shape == (12, 16)
-    assert next(run).bytes_seen == trainer(window=48).batch_bytes == 4 * 48
+    assert run.window == 16
+    assert run._draw_batch().targets.shape == (12, 16)
+    assert next(run).bytes_seen == trainer(window=48).bytes_per_step == 4 * 48
     longer = trainer(spec=TINY["gpt2-nano"].but(context=64), window=48)
-    assert (longer.window, longer.rows) == (48, 4)
+    assert longer.window == 48
+    assert longer._draw_batch().targets.shape == (4, 48)
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatch):
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 30)
-    with pytest.raises(ValueError, match=r"take 63\.9 GiB, and cpu has 1\.0; `python -m qllk"):
+    with pytest.raises(ValueError, match=r"take 63\.9 GiB, but cpu has 1\.0 GiB; `python -m qllk"):
         Trainer("swa-mla-xl", CORPUS, RECIPE)
     size = sum(p.numel() * p.element_size() for p in build(SPEC).parameters())
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 2 * size)
@@ -748,12 +767,72 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatc
 
 
 def test_a_vocabulary_too_small_for_the_text_is_refused():
-    with pytest.raises(ValueError, match="this encoder must know 257 ids, and it knows 256"):
+    with pytest.raises(ValueError, match="this encoder needs a vocabulary of 257, but has 256"):
         Trainer(TINY["bert-nano"].but(vocab_size=256), CORPUS, RECIPE)
-    with pytest.raises(ValueError, match=r"window of 1000 .* must know 308 ids, and it knows 300"):
-        Trainer(OTHERS["t5-nano"], task("markov", 40_000)[0], replace(RECIPE, window=1000))
-    with pytest.raises(ValueError, match=r"of 256 different ids.*or a text in fewer ids"):
-        Trainer("randygpt-0.3", CORPUS, RECIPE)
+    with pytest.raises(
+        ValueError, match=r"window of 1000 .* needs a vocabulary of 308, but has 300"
+    ):
+        Trainer(OTHERS["t5-nano"], task("markov", 40_000), replace(RECIPE, window=1000))
+    with pytest.raises(ValueError, match=r"has 256 different ids.*or a corpus with fewer ids"):
+        Trainer(PRESETS["randygpt-0.3"], CORPUS, RECIPE)
+
+
+def test_the_vocabulary_of_a_preset_grows_to_fit_the_corpus():
+    run = Trainer("randygpt-0.3", CORPUS, RECIPE)
+    assert (run.name, run.spec.vocab_size) == ("randygpt-0.3", 256)
+    assert Trainer("bert-nano", CORPUS, RECIPE).spec.vocab_size == 257
+
+
+# ---------------------------------------------------------------- what can be trained
+
+
+class Bigram(torch.nn.Module):
+    """The least that a trainer accepts: ids to logits, no Spec and no state."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(256, 256)
+
+    def forward(self, ids):
+        return self.table(ids.long())
+
+
+class Counted(Bigram):
+    """A module of one's own that carries a state."""
+
+    def run(self, ids, state=None):
+        return self(ids), ModelState((state.t if state else 0) + ids.shape[1], ())
+
+
+def test_any_module_that_maps_ids_to_logits_is_trained_in_place():
+    torch.manual_seed(0)
+    module = Bigram()
+    run = Trainer(module, CORPUS, replace(RECIPE, lr=0.1))
+    assert run.model is module
+    assert (run.name, run.spec, run.window) == ("Bigram", None, 24)
+    first, *_, last = steps(run, 30)
+    assert last.nats < first.nats - 1
+    assert first.state_rms == {}
+    run.move("cpu", "float32")
+    assert next(Trainer(Counted(), CORPUS, RECIPE)).state_rms == {}
+
+
+def test_a_module_of_ones_own_may_have_a_spec():
+    model = build(SPEC, seed=RECIPE.seed)
+    assert losses(steps(Trainer(model, CORPUS, RECIPE), 3)) == losses(steps(trainer(), 3))
+
+
+def test_a_spec_may_be_given_as_the_path_of_its_json(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(SPEC.to_json())
+    for what in (path, str(path)):
+        run = Trainer(what, CORPUS, RECIPE)
+        assert (run.spec, run.name) == (SPEC, "a spec of your own")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        Trainer(tmp_path / "nowhere.json", CORPUS, RECIPE)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not a Spec"):
+        Trainer(path, CORPUS, RECIPE)
 
 
 def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
@@ -762,7 +841,7 @@ def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
     run = Trainer(SPEC.but(dropout=0.0, vocab_size=300), corpus, RECIPE)
     length = corpus.bytes_per_id
     assert length > 1.5
-    batch = run._draw()
+    batch = run._draw_batch()
     per_id = F.cross_entropy(run.model(*batch.inputs).flatten(0, 1), batch.targets.flatten())
     record = next(run)
     assert record.nats == pytest.approx(per_id.item() / length, rel=1e-6)
@@ -778,13 +857,13 @@ def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
 def test_a_run_moves_to_a_cuda_device_and_back_without_a_break_in_its_loss():
     plain, run = trainer(spec=SPEC.but(dropout=0.0)), trainer(spec=SPEC.but(dropout=0.0))
     expected, records = losses(steps(plain, 30)), steps(run, 10)
-    run.post("device", "cuda")
+    run.submit("device", "cuda")
     records += steps(run, 10)
-    assert run.refused is None
+    assert run.last_refusal is None
     assert run.log == [[10, "device", "cuda"]]
     moments = [v for state in run.optimizer.state.values() for v in state.values()]
     assert {str(v.device) for v in moments} == {"cuda:0"}
-    run.post("device", "cpu")
+    run.submit("device", "cpu")
     records += steps(run, 10)
     assert [r.device for r in records] == ["cpu"] * 10 + ["cuda:0"] * 10 + ["cpu"] * 10
     assert np.abs(np.array(losses(records)) - expected).max() < 0.02
@@ -796,8 +875,8 @@ def test_a_cuda_device_trains_in_half_precision(precision):
     devices.require("cuda", precision)
     plain, run = trainer(spec=SPEC.but(dropout=0.0)), trainer(spec=SPEC.but(dropout=0.0))
     expected = losses(steps(plain, 30))
-    run.post("device", "cuda")
-    run.post("precision", precision)
+    run.submit("device", "cuda")
+    run.submit("precision", precision)
     records = steps(run, 30)
     assert {(r.device, r.precision) for r in records} == {("cuda:0", precision)}
     assert np.abs(np.array(losses(records)) - expected).max() < 0.1
@@ -807,6 +886,6 @@ def test_a_cuda_device_trains_in_half_precision(precision):
 @CUDA
 def test_the_data_are_the_same_on_every_device():
     run = trainer()
-    expected = run._draw()
+    expected = run._draw_batch()
     run.move("cuda", "float32")
-    assert torch.equal(run._draw().to("cpu").targets, expected.targets)
+    assert torch.equal(run._draw_batch().to("cpu").targets, expected.targets)

@@ -1,0 +1,82 @@
+"""A run as plain values: its tensors, and everything else as metadata that JSON can hold."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+
+from . import devices
+from .place import move_to
+
+_COUNTERS = ("step", "bytes_seen", "seconds", "lr", "batch")
+
+
+class Snapshot(NamedTuple):
+    """Everything a run is at one step."""
+
+    tensors: dict[str, torch.Tensor]  # on the CPU: "model.…" weights, "optimizer.…" moments
+    metadata: dict  # plain data
+
+
+def take_snapshot(trainer) -> Snapshot:
+    """Copy the state of a Trainer between two steps."""
+    found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    for index, state in trainer.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+    corpus, place = trainer.corpus, trainer.place
+    metadata = {
+        "name": trainer.name,
+        "spec": trainer.spec and trainer.spec.to_json(),
+        "recipe": asdict(trainer.recipe),
+        "corpus": {
+            "source": corpus.source,
+            "fingerprint": corpus.fingerprint,
+            "tokenizer": corpus.tokenizer.to_json(),
+        },
+        **{name: getattr(trainer, name) for name in _COUNTERS},
+        "device": place.device,
+        "precision": place.precision,
+        "log": copy.deepcopy(trainer.log),
+        "pending": [list(command) for command in trainer.pending],
+        "state_rms": dict(trainer.state_rms),
+        "scaler": place.scaler.state_dict(),
+    }
+    return Snapshot(tensors, metadata)
+
+
+def restore_snapshot(trainer, snapshot: Snapshot) -> None:
+    """Put a Trainer back to a snapshot, which is trusted; files are checked by `checkpoint.load`.
+
+    Commands that wait in the trainer keep waiting. A device or precision that this machine lacks is
+    replaced by the CPU in float32, which `last_refusal` explains and the log records as commands.
+    """
+    tensors, metadata = snapshot
+    weights, moments = {}, {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            weights[rest] = value
+        else:
+            index, _, key = rest.partition(".")
+            moments.setdefault(int(index), {})[key] = value.clone()
+    trainer.model.load_state_dict(weights)
+    trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": moments})
+    for name in _COUNTERS:
+        setattr(trainer, name, metadata[name])
+    trainer.log = copy.deepcopy(metadata["log"])
+    trainer.state_rms = dict(metadata["state_rms"])
+    precision = metadata["precision"]
+    try:
+        device = devices.require(metadata["device"], precision)
+    except ValueError as error:
+        device, precision = "cpu", "float32"
+        trainer.last_refusal = f"{error}; the run continues on the CPU in float32"
+        trainer.log += [[trainer.step, "device", device], [trainer.step, "precision", precision]]
+    trainer.place = move_to(device, precision, trainer.model, trainer.optimizer, trainer.recipe)
+    if trainer.place.scaler.is_enabled() and metadata["scaler"]:
+        trainer.place.scaler.load_state_dict(metadata["scaler"])
+    trainer.last_good = snapshot
