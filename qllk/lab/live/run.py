@@ -73,7 +73,7 @@ class Snapshot(NamedTuple):
     batch: int
     train: list[Point]  # bits per byte
     valid: list[tuple[int, float]]
-    floors: dict[str, float]
+    baselines: dict[str, float]
     states: dict[str, list[Point]]  # rms, by layer
     marks: list[tuple[int, str]]  # since which step on which device, in which precision
     sample: tuple[int, str, str] | None  # step, prompt, what follows
@@ -209,7 +209,7 @@ class Run:
                 batch=trainer.batch if trainer else 0,
                 train=self._train.points(),
                 valid=[(point.step, point.mean) for point in self._valid.points()],
-                floors=dict(self._floors),
+                baselines=dict(self._floors),
                 states={name: history.points() for name, history in self._states.items()},
                 marks=list(self._marks),
                 sample=self._sample,
