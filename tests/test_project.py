@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qllk.lab.notebooks import pictures
+from qllk.lab.notebooks import find_pictures
 
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {
@@ -70,4 +70,4 @@ def test_the_front_page_shows_each_lesson_with_its_minutes_and_its_picture(path)
     image = path.parent / "images" / f"{path.stem}.png"
     assert f"| {sum(minutes)} |" in line
     assert f'src="notebooks/images/{image.name}"' in line
-    assert image.read_bytes() == pictures(notebook)[-1], "refresh the notebook"
+    assert image.read_bytes() == find_pictures(notebook)[-1], "refresh the notebook"
