@@ -15,7 +15,7 @@ from ...study.axes import Scale, ticks
 LETTER_WIDTH = 6.0  # px, on average
 LINE_HEIGHT = 13  # px between two baselines of text
 
-Pairs = Iterable[tuple[float, float]]
+_Pairs = Iterable[tuple[float, float]]
 
 
 def document(width: int, height: int, digest: str, parts: list[str]) -> str:
@@ -68,7 +68,7 @@ class Frame(NamedTuple):
     def y(self, value: float) -> float:
         return self.y_end - self.y_scale.share(value) * (self.y_end - self.top)
 
-    def points(self, pairs: Pairs) -> str:
+    def points(self, pairs: _Pairs) -> str:
         """The pairs in px, as a polyline or a polygon takes them."""
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in pairs)
 
@@ -93,7 +93,7 @@ class Frame(NamedTuple):
         y = self.y(value)
         return stroke(self.left, y, self.x_end, y, opacity, dashes)
 
-    def curve(self, pairs: Pairs, colour: str) -> str:
+    def curve(self, pairs: _Pairs, colour: str) -> str:
         return (
             f'<polyline points="{self.points(pairs)}" fill="none" stroke="{colour}" '
             f'stroke-width="1.8" stroke-linejoin="round"/>'
