@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from qllk.__main__ import main
-from qllk.lab.notebooks import pictures
+from qllk.lab.notebooks import find_pictures
 from qllk.presets import PRESETS
 from qllk.study.race import ENTRIES
 
@@ -89,7 +89,7 @@ def test_the_front_page_shows_each_lesson_with_its_minutes_and_its_picture(path)
     image = path.parent / "images" / f"{path.stem}.png"
     assert f"| {sum(minutes)} |" in line
     assert f'src="notebooks/images/{image.name}"' in line
-    assert image.read_bytes() == pictures(notebook)[-1], "refresh the notebook"
+    assert image.read_bytes() == find_pictures(notebook)[-1], "refresh the notebook"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ def format_costs(rows: dict[str, dict], batch: int) -> str:
         "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
     ]
     return "\n".join(text) + (
-        "\n\nFLOPs of a forward pass over `window` ids, with the masked half of attention but without\n"
-        "elementwise work; training needs three times as many. Training memory is for float32\n"
+        "\n\nFLOPs of a forward pass over `window` ids, masked half of attention included,\n"
+        "elementwise work left out; training needs three times as many. Training memory is for float32\n"
         f"and AdamW, with steps that read as much text as {batch} of the longest windows."
     )
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from ...model import kernels, mixers
-from ...study.axes import short
+from ...study.axes import format_number
 from ...study.figures import Chart, Note
 from ..check import (
     SEES_THE_FUTURE,
@@ -313,7 +313,8 @@ def fate(kept, exact, precision) -> Note:
     off = off / exact[-1].square().mean().sqrt().item()
     wrong = "In the end it is not a finite number."
     if math.isfinite(off):
-        wrong = f"In the end the error is {short(100 * off)} % as large as the state in float64."
+        percent = format_number(100 * off)
+        wrong = f"In the end the error is {percent} % as large as the state in float64."
     return Note(f"The state in {precision}", [said, wrong])
 
 
