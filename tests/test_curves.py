@@ -73,3 +73,9 @@ def test_states_that_are_zero_or_not_finite_are_left_out():
     picture = curves.state_curves({"byte 1 conv": points, "empty": points[:1]}, 100)
     assert tree(picture).get("aria-label") == "State rms per layer: byte 1 conv 2."
     assert curves.state_curves({}, 100).count("<polyline") == 0
+
+
+def test_names_of_layers_have_room():
+    drawn = texts(curves.state_curves({"byte 12 softmax of some length": CURVE}, 100))
+    label = next(e for e in drawn if e.text.startswith("byte 12"))
+    assert float(label.get("x")) + LETTER_WIDTH * len(label.text) < 320

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ...study.axes import BLUE, ORANGE, Scale, format_number, series_colour
-from ..pictures.svg import LETTER_WIDTH, LINE_HEIGHT, Frame, document, stroke, text
+from ..pictures.svg import LINE_HEIGHT, Frame, document, stroke, text, text_width
 from .history import Point
 
 _TRAINING, _HELD_OUT = BLUE, ORANGE
@@ -61,13 +61,15 @@ def state_curves(states: dict[str, list[Point]], steps: int, empty: str = "") ->
     values = [rms for pairs in lines.values() for _, rms in pairs] or [0.1, 10.0]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     y_scale = Scale(10.0**low, 10.0 ** max(high, low + 1), log=True)
-    frame = Frame(_STATES_WIDTH, _HEIGHT, _step_scale(steps), y_scale, left=40, right=130)
-    parts, ends = [frame.grid("steps")], []
-    for i, (name, pairs) in enumerate(lines.items()):
-        colour, rms = series_colour(i), pairs[-1][1]
+    ends = [
+        (pairs[-1][1], f"{name} {format_number(pairs[-1][1])}", series_colour(i))
+        for i, (name, pairs) in enumerate(lines.items())
+    ]
+    right = max(130, 16 + text_width(words for _, words, _ in ends))
+    frame = Frame(_STATES_WIDTH, _HEIGHT, _step_scale(steps), y_scale, left=40, right=right)
+    parts = [frame.grid("steps"), frame.labels(ends), frame.caption("state rms per layer")]
+    for pairs, (_, _, colour) in zip(lines.values(), ends, strict=True):
         parts += [frame.curve(pairs, colour), frame.dot(*pairs[-1], colour)]
-        ends.append((rms, f"{name} {format_number(rms)}", colour))
-    parts += [frame.labels(ends), frame.caption("state rms per layer")]
     if not ends:
         parts.append(text(frame.left + 8, frame.top + 20, empty))
     words = ", ".join(words for _, words, _ in ends) or empty
@@ -83,7 +85,7 @@ def _draw_marks(frame: Frame, marks: list[tuple[int, str]]) -> str:
     parts, row_ends = [], [0.0] * _MARK_ROWS  # where the last text of each row ends
     top = frame.top + LINE_HEIGHT * _MARK_ROWS + 4
     for step, words in marks:
-        x, width = frame.x(step), LETTER_WIDTH * len(words)
+        x, width = frame.x(step), text_width([words])
         parts.append(stroke(x, top, x, frame.y_end, 0.5, "2 3"))
         start = min(x, frame.x_end - width)
         if free := [row for row, end in enumerate(row_ends) if end < start]:
@@ -97,7 +99,7 @@ def _draw_legend(frame: Frame, colours: dict[str, str]) -> str:
     parts, x = [], frame.x_end
     for words, colour in reversed(colours.items()):
         parts.append(text(x, frame.top - 9, words, anchor="end"))
-        x -= LETTER_WIDTH * len(words) + 4
+        x -= text_width([words]) + 4
         parts.append(
             f'<rect x="{x - 10:.1f}" y="{frame.top - 14}" width="10" height="3" fill="{colour}"/>'
         )

@@ -6,7 +6,7 @@ from html import escape
 
 from ...study.axes import Scale, format_number, series_colour
 from ...study.figures import Bars, Chart, Figure, Heat, Note, Page, rows_of
-from .svg import LETTER_WIDTH, Frame, document, text
+from .svg import Frame, document, text, text_width
 
 _WIDTH, _HEIGHT = 560, 300
 _CELL, _NUMBER_CELL = 24, 46  # px, the width of a table's cell without and with a number
@@ -33,7 +33,7 @@ def _draw_chart(chart: Chart) -> str:
     xs = [x for pairs in lines.values() for x, _ in pairs]
     ys = [y for pairs in lines.values() for _, y in pairs] + list(levels.values())
     x_scale, y_scale = _fit_scale(xs, "x" in chart.log), _fit_scale(ys, "y" in chart.log)
-    right = _text_width([*lines, *levels] or [" " * 8]) + 60
+    right = text_width([*lines, *levels] or [" " * 8]) + 60
     frame = Frame(_WIDTH, _HEIGHT, x_scale, y_scale, left=58, right=right, bottom=46)
     parts, ends = [frame.grid(), *map(frame.level, levels.values())], []
     for i, (name, pairs) in enumerate(lines.items()):
@@ -58,9 +58,9 @@ def _fit_scale(values: list[float], log: bool) -> Scale:
 
 
 def _draw_heat(heat: Heat) -> str:
-    left, top = 10 + _text_width(heat.row_names), 44
+    left, top = 10 + text_width(heat.row_names), 44
     cell = _NUMBER_CELL if heat.numbers else _CELL
-    width = max(left + cell * len(heat.column_names) + 8, _text_width([heat.title], 1.1))
+    width = max(left + cell * len(heat.column_names) + 8, text_width([heat.title], 1.1))
     parts = [_title(heat)]
     for j, name in enumerate(heat.column_names):
         parts.append(text(left + cell * (j + 0.5), top - 6, name, anchor="middle"))
@@ -81,7 +81,7 @@ def _draw_heat(heat: Heat) -> str:
 
 
 def _draw_bars(bars: Bars) -> str:
-    left, right = 14 + _text_width(bars.values, 1.2), 14 + _text_width(bars.labels)
+    left, right = 14 + text_width(bars.values, 1.2), 14 + text_width(bars.labels)
     longest = max(bars.values.values(), default=1.0) or 1.0
     parts = [_title(bars)]
     for i, (name, value) in enumerate(bars.values.items()):
@@ -102,17 +102,12 @@ def _draw_note(note: Note) -> str:
         f'<text x="0" y="{34 + _NOTE_ROW * i}" xml:space="preserve">{escape(line)}</text>'
         for i, line in enumerate(note.lines)
     ]
-    width = max(_WIDTH, _text_width(note.lines, 1.2))
+    width = max(_WIDTH, text_width(note.lines, 1.2))
     return document(width, 26 + _NOTE_ROW * len(note.lines), note.digest, parts)
 
 
 def _title(figure: Heat | Bars | Note) -> str:
     return text(0, 14, figure.title, opacity=1)
-
-
-def _text_width(texts, letters: float = 1.0) -> int:
-    """An estimate in px for the longest text; `letters` above 1 allows for wide ones."""
-    return int(letters * LETTER_WIDTH * max(map(len, texts), default=0))
 
 
 _PAINTERS = {Chart: _draw_chart, Heat: _draw_heat, Bars: _draw_bars, Note: _draw_note}

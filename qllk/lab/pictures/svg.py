@@ -42,6 +42,11 @@ def text(
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(words)}</text>'
 
 
+def text_width(texts: Iterable[str], letters: float = 1.0) -> int:
+    """The estimated width of the longest text in px; `letters` above 1 allows for wide ones."""
+    return int(letters * LETTER_WIDTH * max(map(len, texts), default=0))
+
+
 class Frame(NamedTuple):
     """A plotting area of fixed size, in px, and its two scales."""
 
