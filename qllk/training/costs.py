@@ -112,8 +112,8 @@ def format_costs(rows: dict[str, dict], batch: int) -> str:
     ]
     return "\n".join(text) + (
         "\n\nFLOPs of a forward pass over `window` ids, masked half of attention included,\n"
-        "elementwise work left out; training needs three times as many. Training memory is for float32\n"
-        f"and AdamW, with steps that read as much text as {batch} of the longest windows."
+        "elementwise work left out; training needs three times as many. Training memory is that\n"
+        f"of float32 and AdamW, where a step reads as much text as {batch} of the longest windows."
     )
 
 
