@@ -7,8 +7,8 @@ from importlib import import_module
 import ipywidgets
 import pytest
 
-from qllk.lab import lessons
-from qllk.lab.explore import Explorer, Runner, choice, line, slider, switch
+from qllk.lab.explore import Explorer, Runner, choice, explorer, line, slider, switch
+from qllk.lab.lessons.exercises import EXERCISES
 from qllk.study.figures import Bars, Note
 
 
@@ -24,10 +24,10 @@ def draw(n=1, rule="a", on=False, text="t"):
 
 def controls():
     return {
-        "n": slider("n", [1, 2, 3], 2),
-        "rule": choice("rule", ["a", "b", "bad"]),
-        "on": switch("on"),
-        "text": line("text", "t"),
+        "n": slider("n", [1, 2, 3])(2),
+        "rule": choice("rule", ["a", "b", "bad"])("a"),
+        "on": switch("on")(False),
+        "text": line("text")("t"),
     }
 
 
@@ -116,10 +116,25 @@ def test_a_runner_runs_when_told_and_stops_when_told():
 # ---------------------------------------------------------------- the lessons' own
 
 
-def explorers():
-    for name in lessons.written():
-        if name != "training":  # its widget is the live trainer, tested in test_lab.py
-            yield name
+DRAWN = {  # "training" shows the live trainer, which has tests of its own
+    "assembly": "boxed",
+    "attention": "look",
+    "cumsum": "watch",
+    "fusing": "projections",
+    "growth": "grown",
+    "linear": "race_orders",
+    "patches": "xray",
+    "race": "live",
+    "writing": "play",
+}
+
+
+def drawing(lesson):
+    return getattr(import_module(f"qllk.lab.lessons.{lesson}"), DRAWN[lesson])
+
+
+def test_every_lesson_has_a_widget():
+    assert {*DRAWN, "training"} == set(EXERCISES)
 
 
 def values_of(control):
@@ -133,9 +148,9 @@ def values_of(control):
     raise AssertionError(f"a kind of control that this test cannot move: {control}")
 
 
-@pytest.fixture(params=list(explorers()))
+@pytest.fixture(params=DRAWN)
 def explorer(request):
-    made = import_module(f"qllk.lab.lessons.{request.param}").widget()
+    made = drawing(request.param).widget()
     yield made
     made.wait()
 
@@ -168,3 +183,17 @@ def test_every_button_of_a_lesson_is_pressed_twice(explorer):
     explorer.wait()
     assert "q-bad" not in explorer.picture.value
     assert not threads()
+
+
+def test_controls_start_at_the_defaults_of_the_function():
+    @explorer("How many?", n=slider("n", [1, 2, 3]), on=switch("on"))
+    def draw_page(n=2, on=True, other="kept"):
+        return Bars(f"{on} {other}", {"n": n}, "things")
+
+    first, second = draw_page.widget(), draw_page.widget()
+    assert {name: c.value for name, c in first.controls.items()} == {"n": 2, "on": True}
+    assert ">2 things<" in settled(first)
+    first.controls["n"].value = 3
+    assert ">3 things<" in settled(first)
+    assert second.controls["n"].value == 2  # each widget has controls of its own
+    assert draw_page(n=1).values == {"n": 1}

@@ -7,7 +7,7 @@ import torch
 from helpers import same
 
 from qllk.lab import check
-from qllk.lab.check import WRONG_VALUES
+from qllk.lab.exercise import WRONG_VALUES
 from qllk.lab.lessons import attention
 from qllk.model import kernels
 from qllk.probes import measure
@@ -45,7 +45,7 @@ def test_the_clock_counts_a_square_and_a_straight_line(mask):
 
 
 def test_every_control_changes_the_picture():
-    explorer = attention.widget()
+    explorer = attention.look.widget()
     for name, control in explorer.controls.items():
         values, seen = getattr(control, "options", (False, True)), set()
         for value in values:

@@ -79,7 +79,7 @@ def test_all_combinations_of_the_controls_can_be_drawn():
 
 
 def test_the_widget_draws_what_the_controls_ask_for():
-    explorer = growth.widget()
+    explorer = growth.grown.widget()
     explorer.controls["precision"].value = "float16"
     explorer.wait()
     assert "2,048" in explorer.picture.value

@@ -84,7 +84,7 @@ def test_any_prompt_will_do(short_training, prompt):
 
 
 def test_the_ends_of_all_controls_work_together(short_training):
-    controls = writing.widget().controls
+    controls = writing.play.widget().controls
     heats, shares = (
         [control.options[i] for i in (0, -1)]
         for control in (controls["temperature"], controls["top_p"])
