@@ -63,7 +63,7 @@ def _fill_masks(trainer, batch):
 
 def _restore_spans(trainer, batch):
     (source, start), tokenizer = batch.inputs, trainer.corpus.tokenizer
-    ids = stream(trainer.model, start[:, :1], greedy, trainer.model.read(source))
+    ids = stream(trainer.model, start[:, :1], greedy, trainer.model.encode(source))
     made = [id.item() for id in islice(ids, start.shape[1])]
     return Preview(
         "held-out text with spans taken out (⟨0⟩), then what the model puts there",

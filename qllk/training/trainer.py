@@ -316,7 +316,7 @@ class Trainer:
             return None
         *source, ids = (ids[:1] for ids in batch.inputs)
         with eval_mode(self.model), devices.autocast(self.device, self.precision):
-            return self.model.run(ids, self.model.read(*source) if source else None)[1]
+            return self.model.run(ids, self.model.encode(*source) if source else None)[1]
 
     # ------------------------------------------------------------ devices
 
