@@ -17,7 +17,7 @@ from qllk.model.attention import (
     SoftmaxAttention,
 )
 from qllk.model.families import build, count_parameters
-from qllk.model.kernels import Mask
+from qllk.model.masks import Mask
 from qllk.model.mixers import MIXERS
 from qllk.model.positions import (
     BidirectionalRelative,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qllk.model.blocks import NORMS_AT, Block, CrossBlock
+from qllk.model.blocks import NORMS_AT, Block, _CrossBlock
 
 
 class Times(nn.Module):
@@ -56,7 +56,7 @@ class Plus(Times):
 )
 def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order(at, mixed, looked, thought):
     mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
-    block = CrossBlock(Plus(3), mlp, thirds, 1, 0.0, NORMS_AT[at], cross=Plus(9))
+    block = _CrossBlock(Plus(3), mlp, thirds, 1, 0.0, NORMS_AT[at], cross=Plus(9))
     asked = []
     block.cross.register_forward_pre_hook(lambda part, args: asked.append(args[0].item()))
     y, state = block(torch.ones(1, 1, 1), ("mixer's", "memory's"))

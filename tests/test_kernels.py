@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from helpers import same
 
 from qllk.model import kernels
-from qllk.model.kernels import Mask, causal_mask, softmax_attention_loop
+from qllk.model.kernels import softmax_attention_loop
+from qllk.model.masks import Mask, causal_mask
 from qllk.probes.measure import trace_memory
 
 

@@ -16,8 +16,8 @@ from qllk.checks import build_part
 from qllk.model import attention
 from qllk.model.blocks import NORMS_AT
 from qllk.model.families import FAMILIES, ModelState, build
-from qllk.model.kernels import Mask
 from qllk.model.layers import HEADS, MLPS, NORMS, join_heads
+from qllk.model.masks import Mask
 from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
 from qllk.model.recurrent import DECAYS, NORMALISERS, ConvState, SumState

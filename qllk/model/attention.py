@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..checks import check_positive, look_up
 from . import kernels
-from .kernels import Mask
 from .layers import NORMS, ResidualLinear, check_heads, join_heads, split_heads
+from .masks import Mask
 from .positions import NoPositions
 
 

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from ..checks import build_part, look_up
 from ..spec import Part, Spec
 from .attention import CrossAttention
-from .kernels import Mask
 from .layers import MLPS, NORMS, Dropout
+from .masks import Mask
 from .mixers import MIXERS
 from .positions import NoPositions
 
@@ -25,19 +25,19 @@ def pre_norm(x, norm, dropout, part):
     return x + dropout(y), state
 
 
-def post_norm(x, norm, dropout, part):
+def _post_norm(x, norm, dropout, part):
     """Normalise the sum, the skip connection included.  Vaswani 2017, 3.1."""
     y, state = part(x)
     return norm(x + dropout(y)), state
 
 
-def sublayer_norm(x, norm, dropout, part):
+def _sublayer_norm(x, norm, dropout, part):
     """Normalise the part's output.  Swin v2, Liu 2021, 2111.09883, 3.2."""
     y, state = part(x)
     return x + dropout(norm(y)), state
 
 
-NORMS_AT = {"pre": pre_norm, "post": post_norm, "sublayer": sublayer_norm}
+NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 
 
 class Block(nn.Module):
@@ -72,7 +72,7 @@ class Block(nn.Module):
         return x
 
 
-class CrossBlock(Block):
+class _CrossBlock(Block):
     """A block that attends to an encoder's output between its mixer and its MLP.
 
     State    (the mixer's, that of `cross`); the second must be given
@@ -162,7 +162,7 @@ def _build_block(spec, d_model, part, positions, mixers, cross):
         spec.dropout,
         look_up(NORMS_AT, spec.norm_at, "norm_at"),
     )
-    return CrossBlock(*parts, cross=cross) if cross else Block(*parts)
+    return _CrossBlock(*parts, cross=cross) if cross else Block(*parts)
 
 
 def _run_blocks(blocks, x, states, mask):

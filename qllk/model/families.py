@@ -21,8 +21,8 @@ from ..presets import PRESETS
 from ..spec import Spec
 from .attention import BidirectionalAttention
 from .blocks import Block, Stack, cycle, norm_of
-from .kernels import Mask
 from .layers import HEADS, LinearHead, ResidualLinear
+from .masks import Mask
 from .patching import PatchPath
 from .positions import POSITIONS, BidirectionalRelative, Learned
 
@@ -124,7 +124,7 @@ class PatchedStack(nn.Module):
         return x, (before, path, after)
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """Read a whole text, each position in the context of both sides: positions, norm, layers, norm.
 
     Shapes   x (B,T,D)  ->  (B,T,D)
@@ -160,7 +160,7 @@ class MaskedLanguageModel(nn.Module):
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
         self.segments = nn.Embedding(spec.segments, spec.d_model) if spec.segments else None
-        self.encoder = Encoder(spec)
+        self.encoder = _Encoder(spec)
         self.head = _part(HEADS, spec, "head", (spec.d_model, spec.vocab_size))
 
     def forward(
@@ -210,7 +210,7 @@ class Seq2Seq(LanguageModel):
 
     def __init__(self, spec: Spec):
         super().__init__(spec)
-        self.encoder = Encoder(spec)
+        self.encoder = _Encoder(spec)
 
     def encode(self, source: Tensor, text: Tensor | None = None) -> ModelState:
         """The state before the first id is written."""

@@ -20,7 +20,7 @@ class ResidualLinear(nn.Linear):
     """
 
 
-class ReluMLP(nn.Module):
+class _ReluMLP(nn.Module):
     """x -> W2 relu(W1 x), with `ratio` times D hidden units.  Shapes  (B,T,D) -> (B,T,D)"""
 
     def __init__(self, d_model: int, *, ratio: float = 4, bias: bool = False):
@@ -36,28 +36,28 @@ class ReluMLP(nn.Module):
         return F.relu(x)
 
 
-class GeluMLP(ReluMLP):
+class GeluMLP(_ReluMLP):
     """x -> W2 gelu(W1 x), with GPT-2's tanh approximation of the Gaussian CDF."""
 
     def activation(self, x):
         return F.gelu(x, approximate="tanh")
 
 
-class ExactGeluMLP(ReluMLP):
+class _ExactGeluMLP(_ReluMLP):
     """x -> W2 gelu(W1 x), with the exact Gaussian CDF.  Hendrycks 2016, 1606.08415."""
 
     def activation(self, x):
         return F.gelu(x)
 
 
-class SquaredReluMLP(ReluMLP):
+class SquaredReluMLP(_ReluMLP):
     """x -> W2 relu(W1 x)^2.  Primer, So 2021, 2109.08668, 3."""
 
     def activation(self, x):
         return F.relu(x).square()
 
 
-class SwiGLU(nn.Module):
+class _SwiGLU(nn.Module):
     """x -> W3 ( silu(W1 x) * W2 x ), with `ratio` times D hidden units.  Shazeer 2020, 2002.05202.
 
     It has three matrices: at a ratio of 8/3, as many parameters as the other MLPs at 4.
@@ -93,7 +93,7 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-class DynamicTanh(nn.Module):
+class _DynamicTanh(nn.Module):
     """x -> tanh(a x) w + b: limits values as a norm does, without any statistics.
     Zhu 2025, 2503.10622.
 
@@ -152,7 +152,7 @@ class LinearHead(nn.Linear):
         super().__init__(d_model, vocab_size, bias=bias)
 
 
-class MaskedHead(LinearHead):
+class _MaskedHead(LinearHead):
     """BERT's head: one more layer at each position, then logits.  Devlin 2018, 1810.04805, code."""
 
     def __init__(self, d_model: int, vocab_size: int, *, eps: float = 1e-5):
@@ -165,15 +165,15 @@ class MaskedHead(LinearHead):
 
 
 # Norms take torch's own options: eps, and elementwise_affine for "rms" (false: no weight).
-NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": DynamicTanh}
+NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": _DynamicTanh}
 MLPS = {
     "gelu": GeluMLP,
-    "gelu-exact": ExactGeluMLP,
-    "relu": ReluMLP,
+    "gelu-exact": _ExactGeluMLP,
+    "relu": _ReluMLP,
     "relu2": SquaredReluMLP,
-    "swiglu": SwiGLU,
+    "swiglu": _SwiGLU,
 }
-HEADS = {"linear": LinearHead, "masked": MaskedHead}
+HEADS = {"linear": LinearHead, "masked": _MaskedHead}
 
 
 def check_heads(heads: int, d_model: int) -> int:

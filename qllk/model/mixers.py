@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..checks import build_part, check_positive
 from ..spec import Part, as_part
 from .attention import LatentAttention, SoftmaxAttention
-from .kernels import Mask
 from .layers import ResidualLinear
+from .masks import Mask
 from .patching import PatchPath, PatchState
 from .positions import NoPositions
 from .recurrent import CumsumMixer, DeltaRule, GatedConv, LinearAttention

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels import Mask, refuse_mask
 from .layers import ResidualLinear
+from .masks import Mask, refuse_mask
 
 
 class PatchState(NamedTuple):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..checks import check_positive, look_up
 from . import kernels
-from .kernels import Mask, refuse_mask
 from .layers import ResidualLinear, RMSNorm, check_heads, join_heads, split_heads
+from .masks import Mask, refuse_mask
 from .positions import NoPositions
 
 

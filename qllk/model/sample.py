@@ -158,10 +158,10 @@ def sampler(
     """
     to_probabilities = probabilities(temperature, top_k, top_p)
     generator = _seeded_generator(seed)
-    return lambda logits: sample_ids(to_probabilities(logits), generator).to(logits.device)
+    return lambda logits: _sample_ids(to_probabilities(logits), generator).to(logits.device)
 
 
-def sample_ids(weights: Tensor, generator: torch.Generator) -> Tensor:
+def _sample_ids(weights: Tensor, generator: torch.Generator) -> Tensor:
     """One id for each row.  Shapes  weights (B,vocab) -> (B,)"""
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
@@ -217,7 +217,7 @@ def speculate(
     """Yield ids without end, drawn from `to_probabilities` of the model's logits.
 
     In each round `draft`, a smaller model, proposes `ahead` ids; the model reads them in one call;
-    `accept_proposals` keeps the first of them, up to the first it rejects, and adds one id. A
+    `_accept_proposals` keeps the first of them, up to the first it rejects, and adds one id. A
     better draft saves more calls; the distribution does not depend on it.
 
     No state has to be rolled back, since old states stay valid. The draft continues from its state
@@ -257,7 +257,7 @@ def speculate(
         )
         logits, after = model.run(torch.cat((unread, proposals), dim=1), state)
         p = to_probabilities(logits[0, -ahead - 1 :])
-        ids = accept_proposals(proposals[0], p, q, generator)[None]
+        ids = _accept_proposals(proposals[0], p, q, generator)[None]
         yield from ids[0, :, None]
         if ids.shape[1] > ahead:  # all proposals were accepted
             state, unread = after, ids[:, -1:]
@@ -276,13 +276,15 @@ def _propose(draft, ids, state, to_probabilities, ahead, generator):
     for _ in range(ahead):
         logits, state = draft.run(ids, state)
         weights.append(to_probabilities(logits[:, -1]))
-        ids = sample_ids(weights[-1], generator).to(ids.device)[:, None]
+        ids = _sample_ids(weights[-1], generator).to(ids.device)[:, None]
         proposals.append(ids)
         states.append(state)
     return torch.cat(proposals, dim=1), torch.cat(weights), states
 
 
-def accept_proposals(proposals: Tensor, p: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
+def _accept_proposals(
+    proposals: Tensor, p: Tensor, q: Tensor, generator: torch.Generator
+) -> Tensor:
     """The accepted proposals and one more id: together a draw from p, for any q.
 
         proposal i is accepted, if all before it are, with probability  min(1, p_i(id) / q_i(id))
@@ -295,5 +297,5 @@ def accept_proposals(proposals: Tensor, p: Tensor, q: Tensor, generator: torch.G
     at = torch.arange(len(proposals)), proposals.cpu()
     u = torch.rand(len(proposals), dtype=p.dtype, generator=generator)
     accepted = int((u * q[at] < p[at]).cumprod(dim=0).sum())
-    last = sample_ids((p[accepted] - q[accepted]).clamp(min=0)[None], generator)
+    last = _sample_ids((p[accepted] - q[accepted]).clamp(min=0)[None], generator)
     return torch.cat((proposals[:accepted], last.to(proposals.device)))
