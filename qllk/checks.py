@@ -30,8 +30,8 @@ def look_up(table: dict, name: str, what: str):
     return table[name]
 
 
-def build_part(table: dict, part, what: str, *args):
-    """Build the part `(name, options)` from a table of classes.
+def build_part(table: dict, part, what: str, args: tuple = ()):
+    """Build the part `(name, options)` from a table of classes, called as `cls(*args, **options)`.
 
     Raises   ValueError when the table has no such name, or the part no such option
     """
@@ -50,8 +50,7 @@ def check_same_shape(what, given, ids):
     """
     if given.shape != ids.shape:
         raise ValueError(
-            f"{what} must say something of each id, so be {tuple(ids.shape)}; got "
-            f"{tuple(given.shape)}"
+            f"{what} must have the shape of ids, {tuple(ids.shape)}; got {tuple(given.shape)}"
         )
     return given
 

@@ -78,7 +78,7 @@ class Spec:
     dropout: float = 0.0
     norm_at: str = "pre"  # a layer's norms: before its parts, after, or (sublayer) on what they add
     norm_in: str | Part = "none"  # between the embedding and the layers
-    norm_out: str | Part | None = None  # between the layers and the head; none means as `norm`
+    norm_out: str | Part = "same"  # between the layers and the head; "same": another `norm`
     head: str | Part = "linear"
     family: str = "decoder"
     cross: Part | None = None  # how the decoder of an encoder-decoder looks at the encoder's text
@@ -92,9 +92,10 @@ class Spec:
             check_positive("Spec", segments=self.segments)
         if self.context is not None:
             check_positive("Spec", context=self.context)
-        for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
-            if (part := getattr(self, name)) is not None:
-                object.__setattr__(self, name, as_named(part, f"Spec.{name}"))
+        for name in ("norm", "positions", "norm_in", "norm_out", "head"):
+            object.__setattr__(self, name, as_named(getattr(self, name), f"Spec.{name}"))
+        if self.cross is not None:
+            object.__setattr__(self, "cross", as_named(self.cross, "Spec.cross"))
         if isinstance(self.patch, dict):
             object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:

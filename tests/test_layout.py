@@ -28,10 +28,13 @@ MAY_IMPORT = {
 # Inside a wing, a file imports only from files to its left.
 ORDER = {
     "model": [
+        "masks",
         "kernels",
         "positions",
         "layers",
         "patching",
+        "attention",
+        "recurrent",
         "mixers",
         "blocks",
         "families",

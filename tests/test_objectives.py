@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from qllk.__main__ import main
 from qllk.checks import check_ids
 from qllk.model.families import build
-from qllk.model.kernels import causal_mask, document_mask, softmax_attention
+from qllk.model.kernels import softmax_attention
+from qllk.model.masks import Mask, causal_mask
 from qllk.presets import PRESETS
 from qllk.text import corpora, objectives
 from qllk.text.corpora import corpus, documents
@@ -153,7 +154,7 @@ def test_without_a_next_token_there_is_nothing_to_ask(shape):
 
 
 def test_documents_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"documents must say .*\(1, 7\); got \(1, 6\)"):
+    with pytest.raises(ValueError, match=r"documents must have .*\(1, 7\); got \(1, 6\)"):
         next_token(letters(1, 7), torch.zeros(1, 6))
 
 
@@ -207,7 +208,7 @@ def test_what_must_not_be_masked_is_not():
     batch = masked_token(ids, generator(), rate=1.0, maskable=allowed)
     assert torch.equal(batch.targets != IGNORED, allowed)
     assert torch.equal(batch.inputs[0][~allowed], ids[~allowed])
-    with pytest.raises(ValueError, match="maskable must say something of each id"):
+    with pytest.raises(ValueError, match="maskable must have the shape of ids"):
         masked_token(ids, generator(), maskable=allowed[:, 1:])
 
 
@@ -373,9 +374,9 @@ def test_a_window_below_one_cannot_be_packed():
 def test_attention_with_a_document_mask_reads_each_document_as_if_alone():
     owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [4] * 5 + [5] * 6])
     q, k, v = torch.randn(3, 2, 3, 11, 4, dtype=torch.float64)
-    keep = document_mask(owners) & causal_mask(11, 11)
-    assert keep.any(-1).all()
-    out = softmax_attention(q, k, v, keep)
+    mask = Mask(documents=owners).table(11, 11)
+    assert mask.any(-1).all()
+    out = softmax_attention(q, k, v, mask)
     for row in range(2):
         for owner in owners[row].unique():
             own = owners[row] == owner
