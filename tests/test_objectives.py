@@ -1,4 +1,4 @@
-"""What is asked of a model: rates, shifts and targets hold, spans come back, nothing is lost."""
+"""Training objectives: rates, shifts and targets are right, spans come back, nothing is lost."""
 
 import math
 import sys
@@ -24,7 +24,6 @@ from qllk.text.objectives import (
     count_targets,
     masked_token,
     next_token,
-    random_spans,
     restore_spans,
     seq2seq,
     span_corruption,
@@ -148,12 +147,14 @@ def test_the_first_token_of_a_document_and_padding_are_not_asked_for():
 
 @pytest.mark.parametrize("shape", [(1, 1), (5,), (2, 0)])
 def test_without_a_next_token_there_is_nothing_to_ask(shape):
-    with pytest.raises(ValueError, match=r"rows of two ids or more.*got \("):
+    with pytest.raises(ValueError, match=r"at least two per row; got \("):
         next_token(torch.zeros(shape, dtype=torch.long))
 
 
 def test_documents_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"documents must say .*\(1, 7\); got \(1, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"documents must have the shape of ids, \(1, 7\); got \(1, 6\)"
+    ):
         next_token(letters(1, 7), torch.zeros(1, 6))
 
 
@@ -207,7 +208,7 @@ def test_what_must_not_be_masked_is_not():
     batch = masked_token(ids, generator(), rate=1.0, maskable=allowed)
     assert torch.equal(batch.targets != IGNORED, allowed)
     assert torch.equal(batch.inputs[0][~allowed], ids[~allowed])
-    with pytest.raises(ValueError, match="maskable must say something of each id"):
+    with pytest.raises(ValueError, match="maskable must have the shape of ids"):
         masked_token(ids, generator(), maskable=allowed[:, 1:])
 
 
@@ -252,7 +253,7 @@ def test_padding_of_a_target_is_not_asked_for():
 
 
 def test_source_and_target_need_as_many_rows():
-    with pytest.raises(ValueError, match=r"as many rows each; got \(2, 3\) and \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"equally many rows; got \(2, 3\) and \(1, 3\)"):
         seq2seq(letters(2, 3), letters(1, 3))
 
 
@@ -261,7 +262,7 @@ def test_source_and_target_need_as_many_rows():
 
 def test_one_sentinel_stands_for_each_span_and_one_more_ends_the_target(monkeypatch):
     lost = torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0]]).bool()
-    monkeypatch.setattr(objectives, "random_spans", lambda *args, **options: lost)
+    monkeypatch.setattr(objectives, "_random_spans", lambda *args: lost)
     ids = torch.arange(12).view(2, 6)
     (source, shifted), targets = span_corruption(ids, generator(), vocab_size=100)
     assert source.tolist() == [[0, 101, 3, 4, 102], [101, 7, 8, 102, 11]]
@@ -287,7 +288,7 @@ def test_span_corruption_has_an_exact_inverse(B, T, rate, span, seed):
 @FUZZ
 @given(st.integers(1, 80), RATES, SPANS, st.integers(0, 2**31))
 def test_every_row_loses_exactly_so_many_ids_in_exactly_so_many_spans(T, rate, span, seed):
-    lost = random_spans(5, T, generator(seed), rate=rate, span=span)
+    lost = objectives._random_spans(5, T, generator(seed), rate, span)
     begins = lost & ~torch.cat((torch.zeros(5, 1).bool(), lost[:, :-1]), dim=1)
     hidden, spans = span_counts(T, rate, span)
     assert lost.shape == (5, T)
@@ -303,7 +304,7 @@ def test_long_rows_lose_the_same_share_because_spans_are_not_capped(T):
 
 
 def test_spans_lie_anywhere_and_have_random_lengths():
-    lost = random_spans(20_000, 40, generator(), rate=0.15, span=3.0)  # 6 ids in 2 spans
+    lost = objectives._random_spans(20_000, 40, generator(), 0.15, 3.0)  # 6 ids in 2 spans
     shares = lost.float().mean(0)
     assert shares.min() > 0.05  # both ends included
     assert shares.max() < 0.25
@@ -314,10 +315,10 @@ def test_spans_lie_anywhere_and_have_random_lengths():
 
 
 def test_spans_are_drawn_by_their_generator_alone():
-    first = random_spans(3, 50, generator())
+    first = objectives._random_spans(3, 50, generator(), 0.15, 3.0)
     torch.rand(1)
-    assert torch.equal(random_spans(3, 50, generator()), first)
-    assert not torch.equal(random_spans(3, 50, generator(1)), first)
+    assert torch.equal(objectives._random_spans(3, 50, generator(), 0.15, 3.0), first)
+    assert not torch.equal(objectives._random_spans(3, 50, generator(1), 0.15, 3.0), first)
     assert not torch.equal(first[0], first[1])
 
 
@@ -327,7 +328,7 @@ def test_a_span_shorter_than_one_is_refused():
 
 
 def test_spans_of_another_row_are_refused():
-    with pytest.raises(ValueError, match=r"begins with a sentinel, an id above 256; got 7"):
+    with pytest.raises(ValueError, match=r"must start with a sentinel, an id above 256; got 7"):
         restore_spans(torch.tensor([1, 257]), torch.tensor([7, 257]))
     with pytest.raises(ValueError, match=r"source has sentinel 258, the target only \[257\]"):
         restore_spans(torch.tensor([257, 1, 258]), torch.tensor([257, 5]))
