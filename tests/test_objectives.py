@@ -120,6 +120,28 @@ def test_of_an_answer_the_text_alone_can_be_asked():
     assert torch.equal(batch.of_text(400).targets, batch.targets)
 
 
+# ---------------------------------------------------------------- losses
+
+
+def test_token_losses_are_minus_the_log_of_the_probability_of_the_target():
+    logits = torch.randn(2, 3, 256, dtype=torch.float64)
+    targets = torch.randint(256, (2, 3), dtype=torch.uint8)
+    losses = token_losses(logits, targets)
+    for row in range(2):
+        for t in range(3):
+            probabilities = logits[row, t].exp() / logits[row, t].exp().sum()
+            assert losses[row, t].item() == pytest.approx(
+                -probabilities[targets[row, t].item()].log()
+            )
+
+
+def test_token_losses_of_half_precision_logits_are_single():
+    logits = torch.randn(1, 1, 256).bfloat16()
+    losses = token_losses(logits, torch.zeros(1, 1, dtype=torch.uint8))
+    assert losses.dtype == torch.float32
+    assert token_losses(logits.double(), torch.zeros(1, 1)).dtype == torch.float64
+
+
 # ---------------------------------------------------------------- next token
 
 
