@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from qllk import files
 from qllk.__main__ import main
 from qllk.model.families import build
 from qllk.presets import PRESETS
@@ -296,16 +295,6 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
     with pytest.raises(ValueError, match=r"bad'"):
         corpus(write(tmp_path / "bad", **texts))
     assert cached(cache) == made
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file.bin"
-    files.write_atomically(path, b"old")
-    monkeypatch.setattr(corpora.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        files.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---------------------------------------------------------------- errors
