@@ -45,8 +45,9 @@ ORDER = {
     ],
     "study": ["published", "by_hand", "axes", "figures", "plots", "race"],
 }
-# Modules that are tested in the file of the class that they serve.
+# Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
+    "model/masks": "test_kernels",
     "training/recipe": "test_trainer",
     "training/place": "test_trainer",
     "training/snapshot": "test_checkpoint",
