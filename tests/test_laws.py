@@ -15,19 +15,17 @@ from helpers import BFLOAT16, TINY, built, same
 from qllk.checks import build_part
 from qllk.model import attention
 from qllk.model.blocks import NORMS_AT
-from qllk.model.families import FAMILIES, ModelState, build
+from qllk.model.families import FAMILIES, build
 from qllk.model.layers import HEADS, MLPS, NORMS, join_heads
 from qllk.model.masks import Mask
 from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
-from qllk.model.recurrent import DECAYS, NORMALISERS, ConvState, SumState
+from qllk.model.recurrent import DECAYS, NORMALISERS
 from qllk.probes.inside import (
+    _state_tensors,
     attention_weights,
-    positions_seen,
-    state_bytes,
     state_numbers,
     state_rms,
-    state_tensors,
     visibility,
 )
 from qllk.spec import Patch, Spec
@@ -300,10 +298,10 @@ def test_model_in_pieces_equals_whole(spec, cuts):
 
 def check_the_old_state_stays_valid(step, first, second):
     _, state = step(first, None)
-    before = [tensor.clone() for tensor in state_tensors(state)]
+    before = [tensor.clone() for tensor in _state_tensors(state)]
     y, _ = step(second, state)
     step(second.flip(1), state)
-    same(state_tensors(state), before, atol=0)
+    same(_state_tensors(state), before, atol=0)
     same(step(second, state)[0], y, atol=0)
 
 
@@ -721,25 +719,6 @@ def test_every_attention_of_a_preset_shows_its_weights(spec):
         assert future == (".cross" in name or "encoder" in name), name
 
 
-def test_a_decoder_beside_a_source_shows_weights_of_both_texts_by_layer():
-    model = build(SPECS["encoder-decoder, relative"].but(layers=1))
-    found = attention_weights(model, torch.randint(256, (2, 7)))
-    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
-        "encoder.body.blocks.0.mix": (2, 2, 7, 7),
-        "body.blocks.0.mix": (2, 2, 7, 7),
-        "body.blocks.0.cross": (2, 2, 7, 7),
-    }
-
-
-def test_attention_on_patches_shows_weights_of_patches():
-    model = build(patched(3, (SOFTMAX,), layers=2))
-    found = attention_weights(model, torch.randint(256, (1, 11)))
-    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
-        "body.path.trunk.blocks.0.mix": (1, 2, 3, 3),
-        "body.path.trunk.blocks.1.mix": (1, 2, 3, 3),
-    }
-
-
 # ---------------------------------------------------------------- the probes and the rows above
 
 
@@ -750,69 +729,6 @@ def test_a_layers_memory_is_named_after_its_mixer(row):
     names = list(state_rms(model.run(random_ids(model.spec, T=9))[1]))
     clock, name = ("patch", inner[0]) if inner else ("byte", row.name)
     assert names == [f"{clock} 1 {name}", f"{clock} 2 {name}"]
-
-
-def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
-    class Unknown(NamedTuple):
-        S: torch.Tensor
-
-    with pytest.raises(ValueError, match="a layer's state must say its kind; got Unknown"):
-        state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
-
-
-def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
-    model = built(SPECS["encoder-decoder, none"])
-    assert list(state_rms(model.run(random_ids(model.spec))[1])) == [
-        "byte 1 softmax",
-        "byte 2 softmax",
-    ]
-
-
-def test_state_bytes_follow_the_precision():
-    state = SumState(torch.zeros(2, 5), 3)
-    assert state_numbers(state) == 10
-    assert state_bytes(state) == 40
-    nested = (None, state, (ConvState(torch.zeros(1, 4, dtype=torch.float64)), 9))
-    assert state_numbers(nested) == 14
-    assert state_bytes(nested) == 72
-
-
-def test_a_state_that_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match="tuples, tensors, counts and None; got 'S'"):
-        state_numbers((torch.zeros(1), "S"))
-
-
-def test_positions_seen_is_a_row_of_visibility():
-    model = model_of(SPECS["patches of 3"])
-    seen = visibility(model, 11)
-    assert seen.shape == (11, 11)
-    assert seen.dtype == torch.bool
-    for t in range(11):
-        same(positions_seen(model, t, 11), seen[t])
-
-
-def test_a_decoder_beside_a_source_sees_its_own_past():
-    model = build("t5-nano", seed=0)
-    assert positions_seen(model, 3, 8).tolist() == [True] * 4 + [False] * 4
-    same(visibility(model, 8), torch.ones(8, 8).tril().bool())
-
-
-def test_the_probe_leaves_the_model_as_it_was():
-    model = model_of(SPECS["hybrid"].but(dropout=0.5)).requires_grad_(False)
-    state = torch.get_rng_state()
-    with torch.no_grad():
-        check_causality(model, 9)  # with dropout drawn, a position could miss itself
-    assert model.training
-    assert not model.embed._forward_hooks
-    assert all(p.grad is None for p in model.parameters())
-    same(torch.get_rng_state(), state)
-
-
-def test_the_probe_refuses_a_position_outside_and_a_model_without_embedding():
-    with pytest.raises(ValueError, match="t=9 must lie in 0 … 8"):
-        positions_seen(model_of(SPECS["hybrid"]), 9, 9)
-    with pytest.raises(ValueError, match="Linear has no embedding `embed` to measure from"):
-        visibility(torch.nn.Linear(2, 2), 4)
 
 
 def test_every_mixer_and_every_option_has_a_row():
