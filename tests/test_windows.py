@@ -113,7 +113,7 @@ def test_attention_with_a_document_mask_reads_each_document_as_if_alone():
     owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [4] * 5 + [5] * 6])
     q, k, v = torch.randn(3, 2, 3, 11, 4, dtype=torch.float64)
     mask = Mask(documents=owners).table(11, 11)
-    assert keep.any(-1).all()
+    assert mask.any(-1).all()
     out = softmax_attention(q, k, v, mask)
     for row in range(2):
         for owner in owners[row].unique():
