@@ -1,5 +1,5 @@
-# Two commands for everyone: `make lab` opens the live trainer, `make test` proves that all works.
-# The rest is for those who change things: notebooks, bench, lint, clean.
+# For everyone: `make lab` opens the live trainer, `make test` runs all tests.
+# For development: notebooks, bench, lint, clean.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +22,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Run every notebook afresh and store what it prints.
+# Run every notebook again and store its outputs.
 notebooks: .venv/dev
 	QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/python -m qllk.lab.notebooks refresh notebooks/*.ipynb
 

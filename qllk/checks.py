@@ -44,8 +44,8 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def build_part(table: dict, part, what: str, *args):
-    """Build the part `(name, options)` from a table of classes.
+def build_part(table: dict, part, what: str, args: tuple = ()):
+    """Build the part `(name, options)` from a table of classes, called as `cls(*args, **options)`.
 
     Raises   ValueError when the table has no such name, or the part no such option
     """

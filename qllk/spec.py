@@ -78,7 +78,7 @@ class Spec:
     dropout: float = 0.0  # the probability of dropping an activation in training
     norm_at: str = "pre"  # "pre" or "post" each part of a layer, or on its output ("sublayer")
     norm_in: str | Part = "none"  # between the embedding and the layers
-    norm_out: str | Part | None = None  # between the layers and the head; none means as `norm`
+    norm_out: str | Part = "same"  # between the layers and the head; "same": like `norm`
     head: str | Part = "linear"  # from the last layer to the logits
     family: str = "decoder"  # "decoder", "encoder" or "encoder-decoder"
     cross: Part | None = None  # how the decoder of an encoder-decoder attends to the source
@@ -92,9 +92,10 @@ class Spec:
             check_positive("Spec", segments=self.segments)
         if self.context is not None:
             check_positive("Spec", context=self.context)
-        for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
-            if (part := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _as_named(part, f"Spec.{name}"))
+        for name in ("norm", "positions", "norm_in", "norm_out", "head"):
+            object.__setattr__(self, name, _as_named(getattr(self, name), f"Spec.{name}"))
+        if self.cross is not None:
+            object.__setattr__(self, "cross", _as_named(self.cross, "Spec.cross"))
         if isinstance(self.patch, dict):
             object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:

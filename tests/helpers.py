@@ -69,7 +69,7 @@ class Reading(torch.nn.Module):
         self.register_buffer("source", torch.arange(11)[None])
 
     def run(self, ids, state=None):
-        return self.model.run(ids, state or self.model.read(self.source.expand(len(ids), -1)))
+        return self.model.run(ids, state or self.model.encode(self.source.expand(len(ids), -1)))
 
     def forward(self, ids):
         return self.run(ids)[0]
@@ -87,3 +87,8 @@ TINY = {name: tiny(spec) for name, spec in PRESETS.items()}
 def same(actual, expected, atol=1e-10):
     """Assert equal shape, dtype and values, within `atol` and without relative tolerance."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def vectors(*shape):
+    """Random numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64)

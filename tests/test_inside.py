@@ -7,7 +7,7 @@ import torch
 from helpers import built, same
 
 from qllk.model.families import ModelState, build
-from qllk.model.mixers import ConvState, SumState
+from qllk.model.recurrent import ConvState, SumState
 from qllk.probes import (
     attention_weights,
     positions_seen,
@@ -98,7 +98,7 @@ def test_the_probe_leaves_the_model_as_it_was():
 def test_the_probe_refuses_a_position_outside_and_a_model_without_embedding():
     with pytest.raises(ValueError, match="t=9 must lie in 0 … 8"):
         positions_seen(built(HYBRID), 9, 9)
-    with pytest.raises(ValueError, match="Linear has neither `embed` nor `byte_embedding`"):
+    with pytest.raises(ValueError, match="Linear has no embedding `embed` to measure from"):
         visibility(torch.nn.Linear(2, 2), 4)
 
 

@@ -13,13 +13,14 @@ import torch
 from helpers import BFLOAT16, TINY, built, same
 
 from qllk.checks import build_part
-from qllk.model import mixers
+from qllk.model import attention
 from qllk.model.blocks import NORMS_AT
 from qllk.model.families import FAMILIES, build
-from qllk.model.kernels import document_mask
-from qllk.model.layers import HEADS, MLPS, NORMS
-from qllk.model.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
+from qllk.model.layers import HEADS, MLPS, NORMS, join_heads
+from qllk.model.masks import Mask
+from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
+from qllk.model.recurrent import DECAYS, NORMALISERS
 from qllk.probes.inside import (
     _state_tensors,
     attention_weights,
@@ -248,7 +249,7 @@ each_published = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PU
 
 def mixer_of(row):
     positions = POSITIONS[row.positions](D)
-    return build_part(MIXERS, (row.name, row.options), "mixer", D, positions).double()
+    return build_part(MIXERS, (row.name, row.options), "mixer", (D, positions)).double()
 
 
 def model_of(spec):
@@ -438,6 +439,9 @@ def test_a_row_of_ids_equals_that_row_alone_in_the_published_models(published):
 OWNERS = torch.tensor([[0] * 10 + [1] + [2] * 12 + [-1] * 6, [7] * SHORT])
 
 
+MASKED = {"softmax", "latent"}
+
+
 def obeys_a_mask(part):
     name, options = part
     return name in MASKED and not options.get("sinks") and not options.get("tile")
@@ -463,17 +467,52 @@ READERS = {name: spec for name, spec in MODELS.items() if spec.family == "encode
 
 
 @each_mixing
-def test_a_mixer_given_a_mask_reads_each_document_as_if_alone(row):
-    mixer, x, keep = mixer_of(row), vectors(B=2, T=SHORT), document_mask(OWNERS)
+def test_a_mixer_given_documents_reads_each_as_if_alone_or_refuses(row):
+    mixer, x, mask = mixer_of(row), vectors(B=2, T=SHORT), Mask(documents=OWNERS)
     if not obeys_a_mask(row[:2]):
-        with pytest.raises((ValueError, TypeError), match=r"takes no mask|takes .* arguments"):
-            mixer(x, None, keep)
+        with pytest.raises(ValueError, match=r"cannot be masked"):
+            mixer(x, None, mask)
         return
-    y, _ = mixer(x, None, keep)
+    y, _ = mixer(x, None, mask)
     for i, owners in enumerate(OWNERS):
         for owner in owners.unique():
             own = owners == owner
             same(y[i : i + 1, own], mixer(x[i : i + 1, own])[0])
+
+
+@each_mixing
+def test_a_mixer_given_padding_never_reads_it_or_refuses(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    mask = Mask(text=torch.arange(SHORT) < torch.tensor([[SHORT], [17]]))
+    if not obeys_a_mask(row[:2]):
+        with pytest.raises(ValueError, match=r"cannot be masked"):
+            mixer(x, None, mask)
+        return
+    y, _ = mixer(x, None, mask)
+    changed = torch.where(mask.text[..., None], x, vectors(B=2, T=SHORT))
+    same(mixer(changed, None, mask)[0][mask.text], y[mask.text])
+    same(y[1:, :17], mixer(x[1:, :17])[0])
+
+
+@each_mixing
+def test_a_mixer_takes_a_mask_that_hides_nothing_but_the_future(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    y, state = mixer(x[:, :20])
+    same(mixer(x[:, :20], None, Mask()), (y, state), atol=0)
+    same(mixer(x[:, 20:], state, Mask()), mixer(x[:, 20:], state, None), atol=0)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in MIXING.values() if obeys_a_mask(row[:2]) and "window" not in row.options]
+)
+def test_documents_continue_from_a_state_that_keeps_all_keys(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    whole, _ = mixer(x, None, Mask(documents=OWNERS))
+    first, state = mixer(x[:, :12], None, Mask(documents=OWNERS[:, :12]))
+    second, _ = mixer(x[:, 12:], state, Mask(documents=OWNERS))
+    same(torch.cat((first, second), dim=1), whole)
+    with pytest.raises(ValueError, match=rf"documents must have a value for each of the {SHORT}"):
+        mixer(x[:, 12:], state, Mask(documents=OWNERS[:, 12:]))
 
 
 @each(DISTANCES)
@@ -510,7 +549,7 @@ def test_a_padded_row_equals_the_row_alone(spec):
 
 @each(LEAKY)
 def test_a_model_that_would_carry_one_document_into_the_next_refuses_them(spec):
-    with pytest.raises(ValueError, match=r"carry one document of a row into the next|sinks=2"):
+    with pytest.raises(ValueError, match=r"carry one document .* into the next|sinks=2, tile"):
         model_of(spec)(random_ids(spec, B=2), OWNERS)
 
 
@@ -526,7 +565,7 @@ def test_a_decoder_and_its_encoder_see_no_padding_of_the_source(spec):
     same(model(other, ids, text), logits)
     assert not torch.allclose(model(other, ids), model(source, ids))
     pieces, _ = in_pieces(
-        lambda x, state: model.run(x, state or model.read(source, text)), ids, (1, 10, 18)
+        lambda x, state: model.run(x, state or model.encode(source, text)), ids, (1, 10, 18)
     )
     same(pieces, logits)  # the state remembers what is text
 
@@ -622,7 +661,7 @@ def test_a_mixer_in_half_precision_is_close_to_itself(row):
 
 
 ATTENDING = {
-    name: row for name, row in MIXING.items() if issubclass(MIXERS[row.name], mixers.Attention)
+    name: row for name, row in MIXING.items() if issubclass(MIXERS[row.name], attention.Attention)
 }
 each_attending = pytest.mark.parametrize("row", ATTENDING.values(), ids=ATTENDING)
 
@@ -643,14 +682,23 @@ def test_weights_of_attention_are_those_that_made_the_output(row):
     _, state = mixer(x[:, :9])
     for inputs in ((x,), (x[:, 9:], state)):
         o = mixer.weights(*inputs) @ values_of(mixer, *inputs)
-        same(mixer.out(mixers._join_heads(o)), mixer(*inputs)[0])
+        same(mixer.out(join_heads(o)), mixer(*inputs)[0])
 
 
-def values_of(mixer, *inputs):
-    if isinstance(mixer, mixers.LatentAttention):
-        _, c, _ = mixer.look(*inputs)
-        return c[:, None] @ mixer.to_keys_and_values()[1].transpose(1, 2)
-    return mixer.look(*inputs)[2]
+@pytest.mark.parametrize("row", [row for row in ATTENDING.values() if obeys_a_mask(row[:2])])
+def test_weights_of_attention_obey_a_mask(row):
+    mixer, x, mask = mixer_of(row), vectors(B=2, T=SHORT), Mask(documents=OWNERS)
+    weights = mixer.weights(x, None, mask)
+    assert not weights[~mask.table(SHORT, SHORT).expand_as(weights)].any()
+    o = weights @ values_of(mixer, x)
+    same(mixer.out(join_heads(o)), mixer(x, None, mask)[0])
+
+
+def values_of(mixer, x, state=None):
+    if isinstance(mixer, attention.LatentAttention):
+        _, c, _ = mixer.project_latent(x, state)
+        return c[:, None] @ mixer.split_up()[1].transpose(1, 2)
+    return mixer.project_qkv(x, state)[2]
 
 
 def test_mixers_with_weights_are_those_that_obey_a_mask():
@@ -698,18 +746,18 @@ def test_every_choice_of_an_option_has_a_row(option, table):
     assert {r.options[option] for r in MIXING.values() if option in r.options} == set(table)
 
 
-def test_mixers_that_obey_a_mask_are_those_that_take_one():
-    takes = {
-        name for name, cls in MIXERS.items() if "keep" in inspect.signature(cls.forward).parameters
-    }
-    assert takes == MASKED
+def test_all_mixers_have_one_signature_and_attention_obeys_a_mask():
+    for cls in MIXERS.values():
+        parameters = inspect.signature(cls.forward).parameters
+        assert list(parameters) == ["self", "x", "state", "mask"]
+        assert parameters["state"].default is parameters["mask"].default is None
     assert {row.name for row in MIXING.values() if obeys_a_mask(row[:2])} == MASKED
 
 
 def test_every_kind_of_positions_has_a_row():
     assert {spec.positions[0] for spec in SPECS.values()} == set(POSITIONS)
-    turning = {name for name, cls in POSITIONS.items() if cls.turn is not NoPositions.turn}
-    assert turning <= {row.positions for row in MIXING.values()}
+    rotating = {name for name, cls in POSITIONS.items() if cls.rotate is not NoPositions.rotate}
+    assert rotating <= {row.positions for row in MIXING.values()}
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,13 @@ MAY_IMPORT = {
 # Inside a wing, a file imports only from the files before it.
 ORDER = {
     "model": [
+        "masks",
         "kernels",
         "positions",
         "layers",
         "patching",
+        "attention",
+        "recurrent",
         "mixers",
         "blocks",
         "families",

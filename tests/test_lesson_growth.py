@@ -7,7 +7,7 @@ import torch
 
 from qllk.lab.lessons import growth
 from qllk.lab.pictures.charts import page_html
-from qllk.model import kernels, mixers
+from qllk.model import kernels, recurrent
 
 
 def page(**changes):
@@ -62,7 +62,7 @@ def test_a_normaliser_changes_what_is_read_and_not_what_is_kept():
     [
         ("kind", growth.INPUTS),
         ("half_life", growth.HALF_LIVES),
-        ("normaliser", mixers.NORMALISERS),
+        ("normaliser", recurrent.NORMALISERS),
         ("precision", growth.PRECISIONS),
     ],
 )
@@ -73,7 +73,7 @@ def test_every_control_changes_the_picture(name, values):
 
 def test_all_combinations_of_the_controls_can_be_drawn():
     for kind, life, normaliser, precision in itertools.product(
-        growth.INPUTS, growth.HALF_LIVES, mixers.NORMALISERS, growth.PRECISIONS
+        growth.INPUTS, growth.HALF_LIVES, recurrent.NORMALISERS, growth.PRECISIONS
     ):
         assert "<svg" in page_html(growth.grown(kind, life, normaliser, precision, steps=9))
 

@@ -1,20 +1,43 @@
-"""The project's own files agree with each other."""
+"""The project's own files agree with each other, and what the documentation shows works."""
 
+import argparse
+import importlib.util
+import os
+import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from qllk.lab.notebooks import pictures
+from qllk.__main__ import main
+from qllk.lab.notebooks import find_pictures
+from qllk.presets import PRESETS
+from qllk.study.race import ENTRIES
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "RESULTS.md")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 CONDA_NAMES = {
     "pytorch": "torch",
     "matplotlib-base": "matplotlib",
     "playwright-python": "playwright",
 }
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return [code for name, code in BLOCK.findall(read(page)) if name == language]
+
+
+# ---------------------------------------------------------------- packages
 
 
 def split(requirement):
@@ -23,13 +46,13 @@ def split(requirement):
 
 
 def from_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads(read("pyproject.toml"))["project"]
     found = dict(map(split, project["dependencies"] + project["optional-dependencies"]["dev"]))
     return found | {"python": project["requires-python"]}
 
 
 def from_environment():
-    lines = re.findall(r"^  - ([a-z].*[^:])$", (ROOT / "environment.yml").read_text(), re.M)
+    lines = re.findall(r"^  - ([a-z].*[^:])$", read("environment.yml"), re.M)
     found = dict(map(split, lines))
     del found["pip"]
     return {CONDA_NAMES.get(name, name): bounds for name, bounds in found.items()}
@@ -40,7 +63,7 @@ def test_environment_yml_asks_for_what_pyproject_asks_for():
 
 
 def test_constraints_pin_every_direct_dependency():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = read("constraints.txt").splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
     wanted = {name.lower() for name in from_pyproject()} - {"python"}
     assert wanted <= pinned
@@ -48,26 +71,123 @@ def test_constraints_pin_every_direct_dependency():
 
 
 def test_lab_binds_to_loopback_and_keeps_the_token():
-    text = (ROOT / "Makefile").read_text() + (ROOT / "README.md").read_text()
+    text = read("Makefile") + read("README.md")
     assert "--ServerApp.ip=127.0.0.1" in text
     for weakened in ("0.0.0.0", "token=''", 'token=""', "allow_origin", "disable_check_xsrf"):
         assert weakened not in text
 
 
-def test_every_file_of_the_package_is_on_the_readmes_map():
-    readme = (ROOT / "README.md").read_text()
-    for path in sorted((ROOT / "qllk").rglob("*.py")):
-        if path.name != "__init__.py":
-            assert f"`{path.name}`" in readme, f"{path.name} is missing from README's map"
+# ---------------------------------------------------------------- the front page
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))[1:])
 def test_the_front_page_shows_each_lesson_with_its_minutes_and_its_picture(path):
     notebook = nbformat.read(path, as_version=4)
     minutes = map(int, re.findall(r"(\d+) to (?:read|do)", notebook.cells[0].source))
-    lines = (ROOT / "README.md").read_text().splitlines()
+    lines = read("README.md").splitlines()
     line = next(line for line in lines if f"(notebooks/{path.name})" in line)
     image = path.parent / "images" / f"{path.stem}.png"
     assert f"| {sum(minutes)} |" in line
     assert f'src="notebooks/images/{image.name}"' in line
-    assert image.read_bytes() == pictures(notebook)[-1], "refresh the notebook"
+    assert image.read_bytes() == find_pictures(notebook)[-1], "refresh the notebook"
+
+
+@pytest.mark.parametrize(
+    "wing", sorted(path.parent.name for path in (ROOT / "qllk").glob("*/__init__.py"))
+)
+def test_every_wing_is_on_the_map_with_a_file_to_start_from(wing):
+    lines = [line for line in read("README.md").splitlines() if f"[`{wing}/`](qllk/{wing})" in line]
+    assert len(lines) == 1, f"README's map must have one line for [`{wing}/`](qllk/{wing})"
+    assert re.search(rf"\(qllk/{wing}/\S+\.py\)", lines[0]), "name a file to start from"
+
+
+def test_the_python_on_the_front_page_runs(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", blocks("README.md", "python")[0]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=200,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+# ---------------------------------------------------------------- what the documentation names
+
+
+def prose(page):
+    """The page without its blocks of code."""
+    return BLOCK.sub("", read(page))
+
+
+def paths(page):
+    """Files and folders that a page links to, shows, or names in code outside a link."""
+    link = r"!?\[[^]]*\]\(([^)#]+)[^)]*\)"
+    linked = re.findall(link, prose(page)) + re.findall(r'src="([^"]+)"', prose(page))
+    spans = " ".join(re.findall(r"`([^`]+)`", re.sub(link, "", prose(page))))
+    named = re.findall(r"(?<!\S)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:py|md|yml|toml|txt|ipynb)\b", spans)
+    return {path for path in linked + named if not path.startswith("http")}
+
+
+def commands(page):
+    """The command lines in the blocks of code that name no language, as lists of words."""
+    for block in blocks(page, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_in_the_documentation_exists(page):
+    assert paths(page)
+    assert not {path for path in paths(page) if not (ROOT / path).exists()}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_every_name_of_the_library_in_the_documentation_can_be_imported(page):
+    # In a table of what was renamed, only the last column is about today.
+    text = re.sub(r"^\|.*\|(.*)\|$", r"\1", prose(page), flags=re.M)
+    for name in set(re.findall(r"`(qllk(?:\.[A-Za-z_]\w*)+)", text)):
+        pkgutil.resolve_name(name)
+
+
+class Parsed(BaseException):
+    """Carries the arguments out of the command line before it runs anything."""
+
+
+def parse(arguments, monkeypatch):
+    real = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *given):
+        raise Parsed(real(parser, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as found:
+        main(arguments)
+    return found.value.args[0]
+
+
+@pytest.mark.parametrize(
+    "words", [words for page in PAGES for words in commands(page)], ids=" ".join
+)
+def test_every_command_in_the_documentation_exists(words, monkeypatch):
+    match words:
+        case ["make", target]:
+            assert re.search(rf"^{target}:", read("Makefile"), re.M), f"no target {target!r}"
+        case ["python", "-m", "qllk", *arguments]:
+            parsed = vars(parse(arguments, monkeypatch))
+            options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+            assert options <= set(parsed), "write options out"
+            assert parsed.get("model", "qllk-2") in PRESETS
+            assert set(parsed.get("entries", ())) <= set(ENTRIES)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module), f"no module {module!r}"
+        case _:
+            pytest.fail("a command of a kind that this test does not know")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_of_the_documentation_shows_commands(page):
+    assert any(words[:3] == ["python", "-m", "qllk"] for words in commands(page))

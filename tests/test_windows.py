@@ -10,7 +10,8 @@ from helpers import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qllk.model.kernels import causal_mask, document_mask, softmax_attention
+from qllk.model.kernels import softmax_attention
+from qllk.model.masks import Mask, causal_mask
 from qllk.text.objectives import IGNORED, next_token
 from qllk.text.windows import iterate_windows, pack, sample_windows, shard
 
@@ -111,9 +112,9 @@ def test_a_window_below_one_cannot_be_packed():
 def test_attention_with_a_document_mask_reads_each_document_as_if_alone():
     owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [4] * 5 + [5] * 6])
     q, k, v = torch.randn(3, 2, 3, 11, 4, dtype=torch.float64)
-    keep = document_mask(owners) & causal_mask(11, 11)
-    assert keep.any(-1).all()
-    out = softmax_attention(q, k, v, keep)
+    mask = Mask(documents=owners).table(11, 11)
+    assert mask.any(-1).all()
+    out = softmax_attention(q, k, v, mask)
     for row in range(2):
         for owner in owners[row].unique():
             own = owners[row] == owner

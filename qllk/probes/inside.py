@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..model.families import Seq2Seq, eval_mode
-from ..model.mixers import Attention, CrossState
+from ..model.attention import Attention, CrossState
+from ..model.families import eval_mode
 from ..model.patching import PatchState
 
 
@@ -85,13 +85,11 @@ def _seen(model, T, rows):
 
 
 def _embedding(model):
-    """Where ids become vectors: `embed`, or `byte_embedding` in the published models."""
-    for name in ("embed", "byte_embedding"):
-        if isinstance(module := getattr(model, name, None), torch.nn.Embedding):
-            return module
+    """The embedding of the ids: every model that is probed has it as `embed`."""
+    if isinstance(module := getattr(model, "embed", None), torch.nn.Embedding):
+        return module
     raise ValueError(
-        f"{type(model).__name__} has neither `embed` nor `byte_embedding`, so there is no place "
-        "to measure from"
+        f"{type(model).__name__} has no embedding `embed` to measure from; give the model one"
     )
 
 
@@ -151,5 +149,5 @@ def _rms(state) -> float:
 
 
 def _inputs(model, ids) -> tuple[Tensor, ...]:
-    """What the model is called with; an encoder-decoder reads the ids that it writes."""
-    return (ids, ids) if isinstance(model, Seq2Seq) else (ids,)
+    """Arguments of `model.forward`: the ids, unless the model has `example_inputs` of its own."""
+    return model.example_inputs(ids) if hasattr(model, "example_inputs") else (ids,)

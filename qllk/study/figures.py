@@ -1,7 +1,8 @@
-"""The lessons' pictures as plain data: what is drawn, apart from who draws it.
+"""The pictures of the lessons as plain data: what is drawn, separate from how it is drawn.
 
-`charts` draws them as SVG for a widget, `plots` with matplotlib as a PNG that is stored in a
-notebook. Each says its numbers in words, for those who do not see it and for the tests.
+`lab.pictures.charts` draws them as SVG for a widget, `plots` with matplotlib as a PNG that a
+notebook stores. Each figure also has a digest, its numbers in words, for readers who cannot see
+it and for tests.
 """
 
 from __future__ import annotations
@@ -9,53 +10,59 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .axes import short
+from .axes import BLUE, ORANGE, format_number
 
 
 class Chart(NamedTuple):
-    """Curves, named, over a common axis."""
+    """Named curves over common axes."""
 
     lines: dict[str, list[tuple[float, float]]]  # name -> (x, y) pairs
     x: str
     y: str
     log: str = "xy"  # which axes are logarithmic
-    levels: dict[str, float] = {}  # noqa: RUF012 - name -> a level to compare with
+    levels: dict[str, float] = {}  # noqa: RUF012 - name -> a constant to compare with
 
     @property
     def drawable(self) -> dict[str, list[tuple[float, float]]]:
-        """Without points that are not finite, or not above 0 on a logarithmic axis."""
+        """The lines without points that are not finite, or not above 0 on a logarithmic axis."""
 
         def fits(value, axis):
             return math.isfinite(value) and (value > 0 or axis not in self.log)
 
-        kept = {
+        lines = {
             name: [(a, b) for a, b in pairs if fits(a, "x") and fits(b, "y")]
             for name, pairs in self.lines.items()
         }
-        return {name: pairs for name, pairs in kept.items() if pairs}
+        return {name: pairs for name, pairs in lines.items() if pairs}
 
     @property
     def digest(self) -> str:
-        ends = [f"{name} {short(pairs[-1][1])}" for name, pairs in self.drawable.items()]
-        ends += [f"{name} {short(level)}" for name, level in self.levels.items()]
-        return f"{self.y} over {self.x}, at the right end: {', '.join(ends) or 'nothing'}."
+        ends = {name: pairs[-1][1] for name, pairs in self.drawable.items()} | self.levels
+        words = ", ".join(f"{name} {format_number(value)}" for name, value in ends.items())
+        return f"{self.y} over {self.x}, at the right end: {words or 'nothing'}."
 
 
 class Heat(NamedTuple):
-    """A table of cells, as full of colour as their size: blue above zero, orange below."""
+    """A table of coloured cells: the larger a value, the stronger its colour, blue or orange."""
 
     title: str
     rows: list[list[float]]
     row_names: list[str]
     column_names: list[str]
     numbers: bool = False  # printed in the cells
-    most: float | None = None  # the size of a full cell; the largest there is unless given
-    said: str = ""  # the digest, if the title does not say it all
+    most: float | None = None  # the magnitude of a fully coloured cell; default: the largest
+    said: str = ""  # the digest, where the title alone would not say enough
 
     @property
     def full(self) -> float:
+        """The magnitude from which on a cell is fully coloured."""
         sizes = [abs(value) for row in self.rows for value in row if math.isfinite(value)]
         return self.most or max(sizes, default=1.0) or 1.0
+
+    def fill(self, value: float) -> tuple[str, float]:
+        """Colour and opacity of a cell: blue for positive values, orange for negative ones."""
+        opacity = min(1.0, abs(value) / self.full) if math.isfinite(value) else 1.0
+        return BLUE if value >= 0 else ORANGE, opacity
 
     @property
     def digest(self) -> str:
@@ -63,16 +70,20 @@ class Heat(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Named horizontal bars from zero, each with its number."""
+    """Named horizontal bars that start at zero, each labelled with its number."""
 
     title: str
     values: dict[str, float]
     unit: str
 
     @property
+    def labels(self) -> list[str]:
+        return [f"{format_number(value)} {self.unit}" for value in self.values.values()]
+
+    @property
     def digest(self) -> str:
-        said = ", ".join(f"{name} {short(v)} {self.unit}" for name, v in self.values.items())
-        return f"{self.title}: {said}."
+        words = (f"{name} {label}" for name, label in zip(self.values, self.labels, strict=True))
+        return f"{self.title}: {', '.join(words)}."
 
 
 class Note(NamedTuple):
@@ -91,12 +102,21 @@ Page = Figure | list  # a figure, or rows from top to bottom; a row is a figure 
 
 
 def rows_of(page: Page) -> list[tuple[Figure, ...]]:
-    """The page's rows, each a tuple of figures side by side."""
-    if isinstance(page, Figure):
-        return [(page,)]
-    return [(row,) if isinstance(row, Figure) else tuple(row) for row in page]
+    """The rows of a page, each a tuple of figures side by side.
+
+    Raises   TypeError when something in it is not a figure
+    """
+    rows = [tuple(_as_list(row)) for row in _as_list(page)]
+    for figure in (figure for row in rows for figure in row):
+        if not isinstance(figure, Figure):
+            raise TypeError(f"a figure is a Chart, Heat, Bars or Note, got {figure!r}")
+    return rows
+
+
+def _as_list(value) -> list:
+    return list(value) if type(value) in (list, tuple) else [value]  # a figure is a NamedTuple
 
 
 def digest(page: Page) -> str:
-    """What a page says in words."""
+    """What a page says, in words."""
     return "\n".join(figure.digest for row in rows_of(page) for figure in row)

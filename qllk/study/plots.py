@@ -1,99 +1,93 @@
-"""Figures as PNG by matplotlib, to be stored in a notebook where everybody sees them.
+"""Figures drawn by matplotlib, as PNGs that a notebook stores, so that everybody sees them.
 
-`picture(figure)` as the last line of a cell shows it. Its text form is the digest: a test that
-cannot look at pictures compares that.
+`picture(figure)` as the last line of a cell shows it. Its text form is the digest, which a test
+that cannot look at pictures compares.
 """
 
 from __future__ import annotations
 
 import io
-import math
-from functools import singledispatch
 from pathlib import Path
 
 from ..files import write_atomically
-from .axes import LAYERS, NEGATIVE, POSITIVE, Scale, short, ticks
-from .figures import Bars, Chart, Heat, Note, Page, digest, rows_of
+from .axes import Scale, format_number, series_colour, ticks
+from .figures import Bars, Chart, Figure, Heat, Note, Page, digest, rows_of
 
-INCHES = 5.6  # the width of one figure
-DASHES = ("--", ":", "-.")  # of levels, in turn
+_WIDTH_INCHES = 5.6  # of one figure
+_ROW_INCHES = 0.26  # of a table or of bars
+_DASHES = ("--", ":", "-.")  # of levels, in turn
+_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-class Picture:
-    """A page drawn when a notebook shows it."""
+def picture(page: Page) -> _Picture:
+    """A figure, or a page of figures, shown by the cell that ends with it.
+
+    Raises   TypeError when the page holds something that is not a figure
+    """
+    return _Picture(page)
+
+
+class _Picture:
+    """A page that is drawn when a notebook shows it."""
 
     def __init__(self, page: Page):
-        self.page = page
+        self._page, self._rows = page, rows_of(page)
 
     def __repr__(self):
-        return digest(self.page)
+        return digest(self._page)
 
-    def _repr_png_(self):
+    def _repr_png_(self) -> bytes:
         from matplotlib import rc_context
 
-        with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        with rc_context(_STYLE):
             canvas = io.BytesIO()
-            self._figure().savefig(canvas, format="png", dpi=90, metadata={"Software": None})
+            self._draw().savefig(canvas, format="png", dpi=90, metadata={"Software": None})
         return canvas.getvalue()
 
-    def _figure(self):
+    def _draw(self):
         from matplotlib.figure import Figure
 
-        rows = rows_of(self.page)
-        heights = [max(height(figure) for figure in row) for row in rows]
-        width = max(sum(breadth(figure) for figure in row) for row in rows)
+        rows = self._rows
+        heights = [max(_height_inches(figure) for figure in row) for row in rows]
+        width = max(sum(_width_inches(figure) for figure in row) for row in rows)
         whole = Figure(figsize=(width, sum(heights)))
         whole.set_layout_engine("constrained", w_pad=0.1)
         parts = whole.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
-            ratios = [breadth(figure) for figure in row]
+            ratios = [_width_inches(figure) for figure in row]
             places = part.subplots(1, len(row), width_ratios=ratios, squeeze=False)[0]
-            for place, figure in zip(places, row, strict=True):
-                plot(figure, place)
+            for axes, figure in zip(places, row, strict=True):
+                _PLOTTERS[type(figure)](figure, axes)
         return whole
 
 
 def save_picture(page: Page, path: Path) -> None:
     """Write a figure or a page of them as a PNG."""
-    write_atomically(path, Picture(page)._repr_png_())
+    write_atomically(path, _Picture(page)._repr_png_())
 
 
-def picture(page: Page) -> Picture:
-    """A figure or a page of them, shown by the cell that ends with it."""
-    return Picture(page)
-
-
-def height(figure) -> float:
-    """In inches."""
+def _height_inches(figure: Figure) -> float:
     match figure:
         case Heat():
-            return 0.8 + 0.26 * len(figure.rows)
+            return 0.8 + _ROW_INCHES * len(figure.rows)
         case Bars():
-            return 0.6 + 0.26 * len(figure.values)
+            return 0.6 + _ROW_INCHES * len(figure.values)
         case Note():
             return 0.5 + 0.2 * len(figure.lines)
     return 2.9
 
 
-def breadth(figure) -> float:
-    """In inches."""
+def _width_inches(figure: Figure) -> float:
     if isinstance(figure, Heat):
-        return max(2.8, 0.9 + 0.26 * len(figure.column_names))
-    return INCHES
+        return max(2.8, 0.9 + _ROW_INCHES * len(figure.column_names))
+    return _WIDTH_INCHES
 
 
-@singledispatch
-def plot(figure, axes) -> None:
-    """Draw one figure into matplotlib axes."""
-    raise TypeError(f"a figure is a Chart, Heat, Bars or Note, got {figure!r}")
-
-
-@plot.register
-def _(chart: Chart, axes) -> None:
-    for number, (name, pairs) in enumerate(chart.drawable.items()):
-        axes.plot(*zip(*pairs, strict=True), ".-", color=LAYERS[number % len(LAYERS)], label=name)
-    for number, (name, level) in enumerate(chart.levels.items()):
-        dashes = DASHES[number % len(DASHES)]
+def _plot_chart(chart: Chart, axes) -> None:
+    for i, (name, pairs) in enumerate(chart.drawable.items()):
+        axes.plot(*zip(*pairs, strict=True), ".-", color=series_colour(i), label=name)
+    for i, (name, level) in enumerate(chart.levels.items()):
+        dashes = _DASHES[i % len(_DASHES)]
         axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1, label=name)
     axes.set(xlabel=chart.x, ylabel=chart.y)
     for axis in (axes.xaxis, axes.yaxis):
@@ -109,20 +103,17 @@ def _(chart: Chart, axes) -> None:
         axes.legend(frameon=False)
 
 
-@plot.register
-def _(heat: Heat, axes) -> None:
+def _plot_heat(heat: Heat, axes) -> None:
     from matplotlib.patches import Rectangle
 
     for i, row in enumerate(heat.rows):
         for j, value in enumerate(row):
-            share = min(1.0, abs(value) / heat.full) if math.isfinite(value) else 1.0
-            colour = POSITIVE if value >= 0 else NEGATIVE
-            axes.add_patch(Rectangle((j, i), 1, 1, fc=colour, ec="0.85", alpha=max(share, 0.02)))
+            colour, opacity = heat.fill(value)
+            alpha = max(opacity, 0.02)  # so that the edge of an empty cell is seen
+            axes.add_patch(Rectangle((j, i), 1, 1, fc=colour, ec="0.85", alpha=alpha))
             if heat.numbers:
-                said = short(value, 2)
-                axes.text(
-                    j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=7, parse_math=False
-                )
+                words, middle = format_number(value, 2), {"ha": "center", "va": "center"}
+                axes.text(j + 0.5, i + 0.5, words, **middle, fontsize=7, parse_math=False)
     columns, rows = len(heat.column_names), len(heat.rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
     axes.set_title(heat.title, fontsize=9, parse_math=False)
@@ -132,11 +123,10 @@ def _(heat: Heat, axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-@plot.register
-def _(bars: Bars, axes) -> None:
-    colours = [LAYERS[i % len(LAYERS)] for i in range(len(bars.values))]
+def _plot_bars(bars: Bars, axes) -> None:
+    colours = [series_colour(i) for i in range(len(bars.values))]
     drawn = axes.barh(list(bars.values), list(bars.values.values()), color=colours)
-    axes.bar_label(drawn, [f"{short(v)} {bars.unit}" for v in bars.values.values()], padding=3)
+    axes.bar_label(drawn, bars.labels, padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.25)
     axes.set_title(bars.title, fontsize=9, loc="left", parse_math=False)
@@ -144,16 +134,11 @@ def _(bars: Bars, axes) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-@plot.register
-def _(note: Note, axes) -> None:
+def _plot_note(note: Note, axes) -> None:
     axes.set_axis_off()
     axes.set_title(note.title, fontsize=9, loc="left", parse_math=False)
-    axes.text(
-        0,
-        1,
-        "\n".join(note.lines),
-        va="top",
-        family="monospace",
-        transform=axes.transAxes,
-        parse_math=False,
-    )
+    lines, place = "\n".join(note.lines), axes.transAxes
+    axes.text(0, 1, lines, va="top", family="monospace", transform=place, parse_math=False)
+
+
+_PLOTTERS = {Chart: _plot_chart, Heat: _plot_heat, Bars: _plot_bars, Note: _plot_note}

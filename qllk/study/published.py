@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checks import check_ids, check_positive
 from ..model.kernels import cumsum_kernel
-from ..model.mixers import _check_heads
+from ..model.layers import check_heads
 
 
 class SeparateKernel(nn.Module):
@@ -88,6 +88,11 @@ class QLLK10(nn.Module):
         )
         self.decoder_head = nn.Linear(dim, 256 * patch_size)
 
+    @property
+    def embed(self) -> nn.Embedding:
+        """The embedding, under the name that probes expect."""
+        return self.byte_embedding
+
     def forward(self, ids: Tensor) -> Tensor:
         ids = _whole_patches(ids, self.patch_size)
         x = patch_means(self.byte_embedding(ids), self.patch_size)
@@ -136,6 +141,11 @@ class QLLK11(nn.Module):
         self.patch_decoder = nn.ConvTranspose1d(dim, dim, patch_size, stride=patch_size)
         self.head = nn.Linear(dim, 256)
 
+    @property
+    def embed(self) -> nn.Embedding:
+        """The embedding, under the name that probes expect."""
+        return self.byte_embedding
+
     def forward(self, ids: Tensor) -> Tensor:
         ids = _whole_patches(ids, self.patch_size)
         x = self.byte_embedding(ids).transpose(1, 2)  # (B,D,T), the layout of convolutions
@@ -175,11 +185,16 @@ class MELF(nn.Module):
         self.patch_size, self.fold_factor = patch_size, fold_factor
         self.byte_embedding = nn.Embedding(256, dim)
         self.fold_proj = nn.Linear(fold_factor * dim, dim)
-        layer = nn.TransformerEncoderLayer(dim, _check_heads(n_heads, dim), batch_first=True)
+        layer = nn.TransformerEncoderLayer(dim, check_heads(n_heads, dim), batch_first=True)
         # Nested tensors speed up padding, which does not occur here, and warn when n_heads is odd.
         self.transformer = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
         self.unfold_proj = nn.Linear(dim, fold_factor * dim)
         self.decoder_head = nn.Linear(dim, 256 * patch_size)
+
+    @property
+    def embed(self) -> nn.Embedding:
+        """The embedding, under the name that probes expect."""
+        return self.byte_embedding
 
     def forward(self, ids: Tensor) -> Tensor:
         ids = _whole_patches(ids, self.patch_size * self.fold_factor)

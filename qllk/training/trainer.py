@@ -369,12 +369,11 @@ COMMANDS = {
 
 def _final_state(model, batch):
     """The state after the first row of a batch, or None for a model that carries no state."""
-    spec = getattr(model, "spec", None)
-    if not hasattr(model, "run") or (spec and spec.family == "encoder"):
-        return None
-    *source, ids = (ids[:1] for ids in batch.inputs)
+    inputs = [ids[:1] for ids in batch.inputs]
     with eval_mode(model):
-        return model.run(ids, model.read(*source) if source else None)[1]
+        if hasattr(model, "final_state"):
+            return model.final_state(*inputs)
+        return model.run(*inputs)[1] if hasattr(model, "run") else None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A real JupyterLab on a free port, and a headless Chromium that talks to nothing else."""
+"""A real JupyterLab on a free port, and a headless Chromium that may talk to nothing else."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def free_port():
 
 
 class Server:
-    """JupyterLab with folders, token and port of its own."""
+    """A JupyterLab server with its own folders, token and port."""
 
     def __init__(self, folder: Path):
         self.folder, self.work = folder, folder / "work"
@@ -92,7 +92,7 @@ class Server:
         raise TimeoutError(self.log.read_text())
 
     def end_kernels(self):
-        """Kernels outlive their page, and what they train slows the next test."""
+        """Kernels outlive their page, and a training run in one would slow the next test."""
         for kind in ("sessions", "kernels"):
             for row in self.ask(f"/api/{kind}")[1]:
                 self.ask(f"/api/{kind}/{row['id']}", "DELETE")
@@ -131,7 +131,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """Where screenshots go."""
+    """The folder for screenshots: $QLLK_SCREENSHOTS, or a temporary one."""
     folder = os.environ.get("QLLK_SCREENSHOTS")
     folder = Path(folder) if folder else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)

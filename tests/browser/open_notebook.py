@@ -2,13 +2,13 @@
 
 import nbformat
 
-PATIENCE = 180  # seconds that anything may take on a busy machine
+PATIENCE = 180  # seconds that one wait may take, for a busy machine
 THREADS = """import threading
 print("threads", [t.name for t in threading.enumerate() if t.name.startswith("qllk")], "end")"""
 
 
 class OpenNotebook:
-    """Code cells are numbered from 0; `said` tells what to print when waiting was in vain."""
+    """A notebook of the given cells, opened in the page; code cells are numbered from 0."""
 
     def __init__(self, page, server, name, cells):
         self.page, self.server = page, server
@@ -37,7 +37,7 @@ class OpenNotebook:
         return self.output(number)
 
     def wait_until_no_thread(self, number):
-        """The cell `number` prints qllk's threads, see THREADS."""
+        """Wait until cell `number`, which holds THREADS, lists no thread of qllk."""
         self.wait_for(lambda: "threads [] end" in self.printed(number))
 
     def save_notebook(self):
@@ -45,12 +45,12 @@ class OpenNotebook:
         self.page.wait_for_selector(".jp-mod-dirty", state="detached")
 
     def wait_for(self, condition, seconds=PATIENCE):
-        """Poll, for the machine may be busy."""
+        """Poll until the condition is true; return its value."""
         for _ in range(seconds * 10):
             if found := condition():
                 return found
             self.page.wait_for_timeout(100)
-        raise AssertionError(f"waited in vain; the page says: {self.text}")
+        raise AssertionError(f"waited in vain; the page shows: {self.text}")
 
     @property
     def text(self):

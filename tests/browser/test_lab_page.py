@@ -1,4 +1,4 @@
-"""The lab in a real browser: every control is pressed, and the screen is believed."""
+"""The lab in a real browser: every control is used, and only what the page shows counts."""
 
 import re
 from pathlib import Path
@@ -65,8 +65,8 @@ class Lab(OpenNotebook):
         self.wait_until_known(name, value)
 
     def wait_until_known(self, name, value):
-        """The kernel hears each widget on a way of its own, so what is pressed within the next
-        milliseconds could overtake what was chosen.
+        """Wait until the kernel knows the value. Each widget reports to the kernel separately, so a
+        button pressed at once could overtake the choice.
         """
         self.wait_for(lambda: f"{name} is {value}" in self.printed(self.last_cell))
 
@@ -104,7 +104,7 @@ def test_every_control_does_what_it_says(open_lab, pictures):
     lab.wait_state("paused")
     at_rest = lab.wait_for(lambda: settled(lab))
     lab.fill("lr", "0.002")
-    lab.wait_note("lr 0.002: acts with the next step")
+    lab.wait_note("lr 0.002: takes effect with the next step")
     assert lab.step == at_rest
     lab.press("pause")  # now called Resume
     lab.wait_note("lr is now 0.002")
@@ -116,7 +116,7 @@ def test_every_control_does_what_it_says(open_lab, pictures):
     lab.press("switch")
     lab.wait_for(lambda: lab.place == "cpu bfloat16")
     lab.wait_steps(10)
-    assert lab.loss < before + 0.3  # it may have learned meanwhile; a broken curve jumps upwards
+    assert lab.loss < before + 0.3  # it may have improved since; a broken curve jumps upwards
     lab.picture(pictures, "2-switched")
     lab.choose("precision", "float32")
     lab.press("switch")
@@ -166,7 +166,7 @@ def test_models_that_fill_gaps_are_trained_and_shown_too(open_lab, pictures):
 
 
 def settled(lab):
-    """The step, once two looks agree."""
+    """The step, or 0 as long as it still changes."""
     seen = lab.step
     lab.page.wait_for_timeout(500)
     return seen if lab.step == seen else 0
@@ -197,7 +197,7 @@ def test_errors_are_shown_with_their_reason(open_lab, pictures):
     lab.wait_until_no_thread(1)
 
 
-def test_a_saved_page_that_is_reloaded_shows_the_living_run(open_lab):
+def test_a_saved_page_that_is_reloaded_shows_the_running_training(open_lab):
     lab = open_lab(THREADS)
     lab.press("start")
     lab.wait_steps(5)
@@ -214,7 +214,7 @@ def test_interrupt_is_not_stop_and_running_the_cell_again_replaces_the_run(open_
     lab.press("start")
     lab.wait_steps(5)
     lab.run_cell(2)
-    lab.wait_steps(10)  # another cell is busy; training goes on
+    lab.wait_steps(10)  # another cell is busy; training continues
     lab.page.keyboard.press("Escape")
     lab.page.keyboard.press("i")
     lab.page.keyboard.press("i")

@@ -1,4 +1,4 @@
-"""Each lesson in a real browser: its stored pictures, and its widget with every control moved."""
+"""Each lesson in a real browser: its stored pictures, and its widget with every control used."""
 
 from pathlib import Path
 
@@ -12,12 +12,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 NUMBERS = range(1, len(lessons.NAMES) + 1)
-EXPLORED = [name for name in lessons.NAMES if name != "training"]  # the live trainer, see there
-SAME_PICTURE = 5  # seconds after which a control counts as having changed nothing
+# The widget of the lesson on training is the live trainer; see test_lab_page.
+EXPLORED = [name for name in lessons.NAMES if name != "training"]
+SAME_PICTURE = 5  # seconds after which a control is taken to have changed nothing
 
 
 class Widget(OpenNotebook):
-    """A lesson's widget as a person sees it. Its controls are known only from the page."""
+    """A lesson's widget as a person sees it: its controls are found on the page."""
 
     def __init__(self, page, server, name):
         source = f"from qllk.lab.lessons import {name}\n\n{name}.widget()"
@@ -40,7 +41,7 @@ class Widget(OpenNotebook):
         self.row.locator(f"button.q-{name}").click()
 
     def moves(self, control):
-        """What to do with a control so that it takes all its values."""
+        """Actions that take a control through all its values."""
         if (menu := control.locator("select")).count():
             values = range(menu.locator("option").count())
             return [lambda i=i: menu.select_option(index=i) for i in reversed(values)]
@@ -54,7 +55,7 @@ class Widget(OpenNotebook):
         return [lambda text=text: type_in(field, text) for text in ("a", "\u00e9 <b>")]
 
     def changed(self, before):
-        """Whether another picture comes, after Run where there is one."""
+        """Whether the picture changes, after pressing Run where there is such a button."""
         if self.runs:
             self.press("reset")
             self.wait_for(lambda: "Press Run." in self.picture)
@@ -100,7 +101,7 @@ def test_a_stored_lesson_shows_its_pictures(page, server, pictures, number):
     path = next(NOTEBOOKS.glob(f"{number:02}_*.ipynb"))
     cells = nbformat.read(path, as_version=4).cells
     stored = sum("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
-    page.set_viewport_size({"width": 1280, "height": 24_000})  # else only what is in view is made
+    page.set_viewport_size({"width": 1280, "height": 24_000})  # else only a part is rendered
     opened = OpenNotebook(page, server, path.name, cells)
     drawn = page.locator(".jp-RenderedImage img")
     opened.wait_for(lambda: drawn.count() == stored)

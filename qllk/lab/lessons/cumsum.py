@@ -93,7 +93,7 @@ EXERCISES = (
         difficulty=2,
         minutes=8,
         answer=resume,
-        truth=lambda k, v, S: kernels.running_sum_loop(k * v, S),
+        truth=lambda k, v, S: kernels.running_sum_loop(k * v, S=S),
         cases=continued,
         hints=(
             "What came before is one more term of every sum.",

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from ...model import kernels, mixers
-from ...study.axes import short
+from ...model import kernels, recurrent
+from ...study.axes import format_number
 from ...study.figures import Chart, Note
 from ..check import (
     SEES_THE_FUTURE,
@@ -285,7 +285,7 @@ def grown(kind="constant", half_life="none", normaliser="none", precision="bfloa
     """The state's size over time: kept in a precision, without rounding, and as it is read."""
     kept = summed(kind, half_life, PRECISIONS[precision], steps)
     exact = summed(kind, half_life, torch.float64, steps)
-    read = mixers.NORMALISERS[normaliser](kept, torch.arange(1, steps + 1)[:, None])
+    read = recurrent.NORMALISERS[normaliser](kept, torch.arange(1, steps + 1)[:, None])
     lines = {"kept": over_time(kept), "in float64": over_time(exact), "read": over_time(read)}
     return [Chart(lines, "steps", "root mean square"), fate(kept[0], exact[0], precision)]
 
@@ -313,7 +313,8 @@ def fate(kept, exact, precision) -> Note:
     off = off / exact[-1].square().mean().sqrt().item()
     wrong = "In the end it is not a finite number."
     if math.isfinite(off):
-        wrong = f"In the end the error is {short(100 * off)} % as large as the state in float64."
+        percent = format_number(100 * off)
+        wrong = f"In the end the error is {percent} % as large as the state in float64."
     return Note(f"The state in {precision}", [said, wrong])
 
 
@@ -324,7 +325,7 @@ def widget() -> Explorer:
         {
             "kind": choice("input", list(INPUTS)),
             "half_life": slider("half-life", list(HALF_LIVES)),
-            "normaliser": choice("normaliser", list(mixers.NORMALISERS)),
+            "normaliser": choice("normaliser", list(recurrent.NORMALISERS)),
             "precision": choice("precision", list(PRECISIONS), "bfloat16"),
         },
         grown,

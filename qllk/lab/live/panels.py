@@ -1,6 +1,6 @@
-"""Panels: widgets that look at a run. They set values and queue orders, and do nothing else.
+"""Panels: widgets that look at a run. They set values and queue commands, and do nothing else.
 
-Inputs are written by the browser, outputs by one thread at a time that draws at most HZ times a
+Inputs are written by the browser; outputs by one thread at a time, which draws a few times a
 second, and only what has changed. A callback never waits and never touches a model.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from importlib import resources
 
 import ipywidgets as widgets
 
@@ -19,90 +21,40 @@ from ...training.recipe import Recipe
 from ...training.trainer import Trainer
 from ..show import fast
 from .run import Run
-from .view import view
+from .view import render
 
-HZ = 8
-FILE = "a file or folder …"
-STYLE = """<style>
-.q-lab { width: 836px; max-width: 100%; padding: 4px 2px; overflow: visible;
-  color: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, sans-serif);
-  font-size: 13px; }
-.q-lab .widget-html, .q-lab .widget-html-content { margin: 0; line-height: 1.4; font-size: 13px;
-  overflow: visible; }
-.q-lab small { font-size: 11px; opacity: 0.65; font-weight: normal; }
-.q-controls { display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr));
-  gap: 6px 12px; overflow: visible; }
-.q-controls .widget-inline-hbox { display: flex; flex-direction: column; align-items: stretch;
-  width: 100%; height: auto; margin: 0; }
-.q-controls .widget-label { text-align: left; width: auto; font-size: 11px; line-height: 16px;
-  height: 16px; opacity: 0.65; margin: 0; }
-.q-controls .widget-inline-hbox > :last-child { flex: none; width: 100%; height: 28px; }
-.q-controls select, .q-controls input { width: 100% !important; height: 28px; margin: 0; }
-.q-buttons { margin: 10px 0 4px; gap: 8px; overflow: visible; }
-.q-buttons button { width: 84px; margin: 0; border-radius: 4px; }
-.q-buttons .q-start { background: var(--jp-brand-color1, #1976d2); color: white; }
-.q-buttons .q-start:disabled, .q-buttons button:disabled { opacity: 0.4; }
-.q-buttons .q-switch, .q-buttons .q-save { margin-left: 24px; }
-.q-line { height: 24px; display: flex; align-items: center; gap: 8px; white-space: nowrap;
-  overflow: hidden; }
-.q-chip { border-radius: 9px; padding: 0 9px; font-size: 12px; line-height: 18px; color: white;
-  background: #7a8288; }
-.q-is-running { background: #2f8f5b; } .q-is-paused { background: #b07a1e; }
-.q-is-failed { background: #c0453f; } .q-is-done { background: #3f74b5; }
-.q-tiles { display: grid; grid-template-columns: repeat(6, 1fr) 1.5fr; gap: 0; height: 62px;
-  margin: 6px 0; border-top: 1px solid var(--jp-border-color2, #ddd);
-  border-bottom: 1px solid var(--jp-border-color2, #ddd); }
-.q-tiles > div { display: flex; flex-direction: column; justify-content: center; line-height: 1.3;
-  white-space: nowrap; overflow: hidden; }
-.q-tiles b { font-size: 16px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.q-charts { gap: 0; overflow: visible; }
-.q-texts { gap: 12px; overflow: visible; }
-.q-box { height: 184px; overflow: hidden; }
-.q-box pre, .q-box ul { height: 160px; margin: 2px 0 0; padding: 7px 9px; overflow: auto;
-  box-sizing: border-box; border-radius: 4px; border: 1px solid var(--jp-border-color2, #ddd);
-  background: none; font-size: 12px; line-height: 16px; }
-.q-box pre { font-family: var(--jp-code-font-family, monospace); white-space: pre-wrap;
-  overflow-wrap: anywhere; word-break: normal; direction: ltr; unicode-bidi: bidi-override;
-  color: inherit; }
-.q-box pre i { opacity: 0.55; font-style: normal; }
-.q-box ul { list-style: none; overflow-wrap: anywhere; }
-.q-box li { margin-bottom: 3px; } .q-box li.q-bad { color: #d2544d; font-weight: 600; }
-.q-box .q-empty { opacity: 0.55; }
-.q-hint { opacity: 0.7; font-size: 12px; }
-</style>"""
-HINT = (
-    '<div class="q-hint">Learning rate and batch act at once, device and precision with Switch, '
+_FRAMES_PER_SECOND = 8
+_FILE = "a file or folder …"
+_STYLE = f"<style>{resources.files(__package__).joinpath('panel.css').read_text('utf-8')}</style>"
+_HINT = (
+    '<div class="q-hint">Learning rate and batch apply at once, device and precision with Switch, '
     "model and corpus with the next Start. Interrupt is not Stop.</div>"
 )
 
 
-def lab(name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", steps=5000, **more):
-    """The live trainer. A cell that makes it again stops the older run of this name.
+def lab(
+    name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", **changes: object
+) -> Panel:
+    """The live trainer, as a widget. Making it again stops the older run of the same name.
 
-    `more` are further fields of `Recipe`.
+        panel = lab("mine", model="qllk-2-nano", steps=500, batch=4)
+
+    changes   fields of `Recipe` that differ from the lab's defaults
     """
-    sizes = {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
     model = model or ("qllk-2-nano" if fast() else "qllk-2")
-    usual = {"steps": steps, "warmup": 0.03, "validate_every": 50, "lr": peak_lr(model)}
-    return Panel(name, model, corpus, Recipe(**usual | sizes | more))
-
-
-def corpora() -> list[tuple[str, str]]:
-    """(label, source) of everything to learn from, the free path last."""
-    named = [(name, name) for name in corpus_names()]
-    pieces = ("stdlib, in 1,024 pieces", "bpe-1024:stdlib")
-    made = [(f"{name} (task)", f"task:{name}") for name in TASKS]
-    return [*named, pieces, *made, (FILE, FILE)]
+    fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, "lr": peak_lr(model)}
+    fields |= {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
+    return Panel(name, model, corpus, Recipe(**fields | changes))
 
 
 class Panel:
-    """A panel around the run of the given name. In code, its buttons are its methods."""
+    """The widget around the run of the given name. Each button is also a method."""
 
     def __init__(self, name: str, model: str, corpus: str, recipe: Recipe):
         self.name, self.recipe = name, recipe
         self._drawing = threading.Lock()
-        self._drawn: tuple = ()
-        self._turn: object = None  # whoever holds the newest one draws
+        self._drawn: tuple = ()  # the run and the version that the outputs show
+        self._drawer: object = None  # a token; only the thread that has the latest one draws
         self._make_controls(model, corpus)
         self._make_outputs()
         self.widget = widgets.VBox(self._rows())
@@ -110,33 +62,33 @@ class Panel:
         self._renew()
         self.draw()
 
-    def _repr_mimebundle_(self, **options):
-        return self.widget._repr_mimebundle_(**options)
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return self.widget._repr_mimebundle_(include=include, exclude=exclude)
 
-    # ------------------------------------------------------------ orders
+    # ------------------------------------------------------------ commands
 
-    def start(self):
-        """Go on with the idle run, or begin anew if the controls ask for another one."""
+    def start(self) -> None:
+        """Start the idle run, or a new one if the controls have changed since it was made."""
         if self.run.state != "idle" or self._choices() != self._chosen:
             self._renew()
         self.run.start()
         self._follow()
 
-    def pause(self):
+    def pause(self) -> None:
         """Pause, or resume if paused."""
         (self.run.resume if self.run.state == "paused" else self.run.pause)()
         self._follow()
 
-    def stop(self):
+    def stop(self) -> None:
         self.run.stop()
         self._follow()
 
-    def reset(self):
-        """Stop, and forget the run."""
+    def reset(self) -> None:
+        """Stop the run and prepare a new one."""
         self._renew()
         self._follow()
 
-    def switch(self):
+    def switch(self) -> None:
         """Move the running training to the chosen device and precision."""
         now = self.run.snapshot().record
         for name in ("device", "precision"):
@@ -144,22 +96,23 @@ class Panel:
             if now is None or getattr(now, name) != wanted:
                 self._send(name, wanted)
 
-    def save(self):
+    def save(self) -> None:
+        """Write a checkpoint to the path in the controls."""
         self.run.save(self.controls["path"].value)
         self._follow()
 
-    def load(self):
-        """Become the saved run; it goes on with Start or Resume."""
+    def load(self) -> None:
+        """Replace the run by the saved one; Start or Resume continues it."""
         if self.run.state not in ("idle", "running", "paused"):
             self._renew()
         self._chosen = self._choices()
         self.run.load(self.controls["path"].value)
         self._follow()
 
-    def advance(self, steps: int):
-        """Take some steps now, in this cell, drawing as they go; Interrupt ends it between two.
+    def advance(self, steps: int) -> None:
+        """Take some steps in this cell, and draw meanwhile. Interrupt stops between two steps.
 
-        For front ends that do not show what a thread draws, and for a first picture.
+        For a first picture, and for front ends that do not show what a thread draws.
         """
         due = time.monotonic()
         try:
@@ -167,40 +120,41 @@ class Panel:
                 self.run.advance(1)
                 if time.monotonic() >= due:
                     self.draw()
-                    due = time.monotonic() + 1 / HZ
+                    due = time.monotonic() + 1 / _FRAMES_PER_SECOND
         except KeyboardInterrupt:
-            self.run.note("interrupted; the run stands between two steps")
+            self.run.note("interrupted between two steps; the run can be continued")
         finally:
             self.draw()
 
     def _send(self, name, value):
         self.run.send(name, value)
         if self.run.state == "paused":
-            self.run.note(f"{name} {value}: acts with the next step")
+            self.run.note(f"{name} {value}: takes effect with the next step")
         self._follow()
 
     # ------------------------------------------------------------ the run
 
     def _choices(self) -> dict:
+        """What the controls ask for: model, corpus, and fields of the recipe."""
         chosen = {name: widget.value for name, widget in self.controls.items() if name != "path"}
         typed = chosen.pop("file")
-        return chosen | {"corpus": typed if chosen["corpus"] == FILE else chosen["corpus"]}
+        return chosen | {"corpus": typed if chosen["corpus"] == _FILE else chosen["corpus"]}
 
     def _renew(self):
         self._chosen = chosen = self._choices()
-        self.run = Run(lambda: build_trainer(chosen, self.recipe), self.name)
+        self.run = Run(lambda: _build_trainer(chosen, self.recipe), self.name)
 
     # ------------------------------------------------------------ drawing
 
-    def draw(self):
-        """Show the newest snapshot, if it is new."""
+    def draw(self) -> None:
+        """Show the run as it is now, unless that is shown already."""
         with self._drawing:
             run = self.run
             if self._drawn == (run, run.version):
                 return
             now = run.snapshot()
             self._drawn = run, now.version
-            frame = view(now, self.recipe.steps)
+            frame = render(now, self.recipe.steps)
             for name, output in self.outputs.items():
                 output.value = getattr(frame, name)
             for name, button in self.buttons.items():
@@ -208,34 +162,36 @@ class Panel:
             self.buttons["pause"].description = frame.pause
 
     def _follow(self):
-        """Draw until the run's thread ends, and once more."""
-        self._turn = turn = object()
-        threading.Thread(target=self._pump, args=(turn,), name="qllk-panel", daemon=True).start()
+        """Draw from a new thread until the run's own thread ends, and once more."""
+        self._drawer = token = object()
+        threading.Thread(
+            target=self._draw_repeatedly, args=(token,), name="qllk-panel", daemon=True
+        ).start()
 
-    def _pump(self, turn):
+    def _draw_repeatedly(self, token):
         alive = True
-        while alive and self._turn is turn:
+        while alive and self._drawer is token:
             alive = self.run.alive
             self.draw()
             if alive:
-                time.sleep(1 / HZ)
+                time.sleep(1 / _FRAMES_PER_SECOND)
 
     # ------------------------------------------------------------ widgets
 
     def _make_controls(self, model, corpus):
         offers = devices.available()
         self._precisions = {device.name: device.precisions for device in offers}
-        sources = corpora()
+        sources = _corpus_choices()
         known = corpus in [source for _, source in sources]
         recipe = self.recipe
         self.controls = {
             "model": widgets.Dropdown(options=list(PRESETS), value=model, description="model"),
             "corpus": widgets.Dropdown(
-                options=sources, value=corpus if known else FILE, description="corpus"
+                options=sources, value=corpus if known else _FILE, description="corpus"
             ),
             "file": widgets.Text(
                 value="" if known else corpus,
-                placeholder="path, if chosen on the left",
+                placeholder="a path, if chosen on the left",
                 description="file or folder",
             ),
             "path": widgets.Text(value="runs/lab.safetensors", description="checkpoint"),
@@ -244,7 +200,7 @@ class Panel:
             ),
             "precision": widgets.Dropdown(options=offers[0].precisions, description="precision"),
             "lr": widgets.FloatText(value=recipe.lr, step=0.0005, description="learning rate"),
-            "batch": widgets.IntText(value=recipe.batch, description="batch, rows per step"),
+            "batch": widgets.IntText(value=recipe.batch, description="batch, windows per step"),
         }
         for name, widget in self.controls.items():
             widget.add_class(f"q-{name}")
@@ -252,7 +208,7 @@ class Panel:
         self.controls["device"].observe(self._offer_precisions, "value")
         self.controls["model"].observe(self._offer_lr, "value")
         for name in ("lr", "batch"):
-            self.controls[name].observe(self._live, "value")
+            self.controls[name].observe(self._apply_now, "value")
 
     def _make_outputs(self):
         names = ("status", "facts", "loss", "states", "sample", "notes")
@@ -260,13 +216,13 @@ class Panel:
         for name, widget in self.outputs.items():
             widget.add_class(f"q-{name}")
         titles = {
-            "start": "Train what the controls say",
-            "pause": "Pause, or go on",
-            "stop": "End this run",
-            "reset": "End this run and clear the panel",
+            "start": "Train the chosen model on the chosen corpus",
+            "pause": "Pause, or resume",
+            "stop": "Stop this run",
+            "reset": "Stop this run and clear the panel",
             "switch": "Move the running training to the chosen device and precision",
             "save": "Write a checkpoint",
-            "load": "Become the run that the checkpoint holds",
+            "load": "Continue from a checkpoint",
         }
         self.buttons = {
             name: widgets.Button(description=name.capitalize(), tooltip=title)
@@ -287,28 +243,26 @@ class Panel:
         for row, css in rows:
             row.add_class(css)
         controls, buttons, charts, texts = (row for row, _ in rows)
-        out["sample"].layout = widgets.Layout(width="504px")
-        out["notes"].layout = widgets.Layout(width="320px")
-        style, hint = widgets.HTML(STYLE), widgets.HTML(HINT)
+        style, hint = widgets.HTML(_STYLE), widgets.HTML(_HINT)
         return [style, controls, buttons, hint, out["status"], out["facts"], charts, texts]
 
     def _offer_precisions(self, change):
         self.controls["precision"].options = self._precisions[change["new"]]
 
     def _offer_lr(self, change):
-        """What suits the model that Start would train; the run under way keeps its own."""
-        self.controls["lr"].unobserve(self._live, "value")
+        """The learning rate that suits the chosen model; the current run keeps its own."""
+        self.controls["lr"].unobserve(self._apply_now, "value")
         self.controls["lr"].value = peak_lr(change["new"])
-        self.controls["lr"].observe(self._live, "value")
+        self.controls["lr"].observe(self._apply_now, "value")
 
-    def _live(self, change):
-        """A learning rate or batch that is changed while training acts at once."""
+    def _apply_now(self, change):
+        """A change of learning rate or batch during a run is sent to it at once."""
         name = "lr" if change["owner"] is self.controls["lr"] else "batch"
         if self.run.state in ("running", "paused"):
             self._guarded(lambda: self._send(name, change["new"]))(None)
 
-    def _guarded(self, act):
-        """A callback whose errors are seen in the panel."""
+    def _guarded(self, act: Callable[[], None]):
+        """A callback that calls `act`, and shows its errors in the panel."""
 
         def callback(_):
             try:
@@ -320,10 +274,18 @@ class Panel:
         return callback
 
 
-def build_trainer(chosen: dict, recipe: Recipe) -> Trainer:
+def _corpus_choices() -> list[tuple[str, str]]:
+    """(label, source) of each corpus on offer; the last one stands for any path."""
+    named = [(name, name) for name in corpus_names()]
+    tokenized = ("stdlib (1,024 BPE tokens)", "bpe-1024:stdlib")
+    tasks = [(f"{name} (task)", f"task:{name}") for name in TASKS]
+    return [*named, tokenized, *tasks, (_FILE, _FILE)]
+
+
+def _build_trainer(chosen: dict, recipe: Recipe) -> Trainer:
     """The trainer that the controls ask for.
 
-    Raises   ValueError, FileNotFoundError, ConnectionError for choices that cannot work
+    Raises   ValueError, FileNotFoundError, ConnectionError when a choice cannot work
     """
     chosen = dict(chosen)
     name, source = chosen.pop("model"), chosen.pop("corpus")

@@ -1,1 +1,1 @@
-"""Pictures as SVG: of a run, and of figures."""
+"""Figures as SVG text, and the primitives they are drawn with."""

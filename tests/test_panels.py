@@ -1,0 +1,214 @@
+"""The panel without a browser: every control and button, with a real run behind them."""
+
+import signal
+
+import pytest
+from helpers import TINY
+from run_helpers import (  # noqa: F401 - the fixture acts on every test here
+    CORPUS,
+    no_thread_is_left,
+    step_of,
+    wait_for,
+    wait_steps,
+)
+
+from qllk.lab.live import panels
+from qllk.presets import PRESETS
+from qllk.training import devices
+from qllk.training.recipe import Recipe
+
+
+@pytest.fixture
+def panel():
+    sizes = {"window": 64, "batch": 1, "validate_every": 5, "validate_bytes": 256}
+    panel = panels.lab("test", model="qllk-2-nano", corpus=CORPUS.source, **sizes)
+    yield panel
+    panel.run.stop(wait=60)
+
+
+def click(panel, name):
+    wait_for(lambda: not panel.buttons[name].disabled)
+    panel.buttons[name].click()
+
+
+def says(panel, name, text):
+    return wait_for(lambda: text in panel.outputs[name].value)
+
+
+def test_the_panel_offers_every_preset_and_everything_this_machine_can_do(panel):
+    offered = set(panel.controls["model"].options)
+    assert offered == set(PRESETS)
+    assert "noise (task)" in dict(panel.controls["corpus"].options)
+    offered = panel._precisions[panel.controls["device"].value]
+    assert panel.controls["precision"].options == offered
+
+
+@pytest.mark.parametrize(
+    "spec", TINY.values(), ids=TINY
+)  # each preset small, as a learner would run it
+def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", spec)
+    sizes = {"window": 64, "batch": 1, "validate_every": 2, "validate_bytes": 128}
+    panel = panels.lab("test", model="small", corpus=CORPUS.source, **sizes)
+    panel.advance(2)
+    assert "small on copy" in panel.outputs["status"].value
+    assert "held-out loss" in panel.outputs["facts"].value
+    assert "nothing yet" not in panel.outputs["sample"].value
+    now = panel.run.snapshot()
+    assert now.valid
+    assert bool(now.states) == (spec.family != "encoder")
+    said = "this model keeps no state" in panel.outputs["states"].value
+    assert said == (spec.family == "encoder")
+    assert "q-bad" not in panel.outputs["notes"].value
+
+
+def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
+    panel.start()
+    says(panel, "notes", "but cpu has 8.0")
+    says(panel, "status", ">failed<")
+
+
+def test_a_preset_is_given_the_vocabulary_that_the_text_asks_for():
+    panel = panels.lab("test", model="randygpt-0.3", corpus=CORPUS.source, window=64, batch=1)
+    panel.advance(1)
+    assert panel.run.trainer.spec.vocab_size == 256
+    says(panel, "status", "randygpt-0.3 on copy")
+
+
+def test_a_sample_that_cannot_be_written_is_noted_and_training_goes_on(panel, monkeypatch):
+    def broken(*_):
+        raise ValueError("no words")
+
+    monkeypatch.setattr("qllk.training.previews.generate", broken)
+    panel.advance(3)
+    says(panel, "notes", "no sample: no words")
+    says(panel, "facts", "<b>3</b>")
+
+
+def test_every_button_of_the_panel_does_its_work(panel, tmp_path):
+    says(panel, "status", ">idle<")
+    click(panel, "start")
+    says(panel, "status", "qllk-2-nano on copy")
+    wait_steps(panel.run, 3)
+    click(panel, "pause")
+    says(panel, "status", ">paused<")
+    assert panel.buttons["pause"].description == "Resume"
+    click(panel, "pause")
+    says(panel, "status", ">running<")
+    panel.controls["precision"].value = "bfloat16"
+    click(panel, "switch")
+    says(panel, "facts", "cpu bfloat16")
+    panel.controls["lr"].value = 0.001
+    says(panel, "notes", "lr is now 0.001")
+    panel.controls["batch"].value = 2
+    says(panel, "notes", "batch is now 2")
+    panel.controls["path"].value = str(tmp_path / "saved")
+    click(panel, "save")
+    says(panel, "notes", "saved to")
+    click(panel, "load")
+    says(panel, "notes", "loaded")
+    click(panel, "stop")
+    says(panel, "status", ">stopped<")
+    click(panel, "reset")
+    says(panel, "status", ">idle<")
+    assert step_of(panel.run) == 0
+
+
+def test_the_panel_goes_on_with_an_advanced_run_unless_the_controls_ask_for_another(panel):
+    panel.advance(4)
+    says(panel, "facts", "<b>4</b>")
+    first = panel.run
+    panel.start()
+    assert panel.run is first
+    panel.reset()
+    panel.advance(1)
+    panel.controls["model"].value = "qllk-2-local"
+    panel.start()
+    says(panel, "status", "qllk-2-local on copy")
+
+
+def test_a_model_brings_the_learning_rate_that_suits_it_and_the_run_under_way_keeps_its_own(panel):
+    assert panel.controls["lr"].value == Recipe.lr
+    panel.start()
+    wait_steps(panel.run, 2)
+    panel.controls["model"].value = "bert-nano"
+    assert panel.controls["lr"].value == 1e-3
+    wait_steps(panel.run, 2)
+    assert panel.run.trainer.log == []
+    panel.controls["lr"].value = 2e-3
+    says(panel, "notes", "lr is now 0.002")
+    panel.controls["model"].value = "qllk-2"
+    assert panel.controls["lr"].value == Recipe.lr
+    assert panels.lab("other", model="bert-nano").controls["lr"].value == 1e-3
+    assert panels.lab("other", model="bert-nano", lr=0.1).controls["lr"].value == 0.1
+
+
+def test_a_loaded_run_goes_on_with_start(panel, tmp_path):
+    panel.controls["path"].value = str(tmp_path / "saved")
+    panel.advance(4)
+    panel.save()
+    says(panel, "notes", "saved to")
+    panel.reset()
+    panel.load()
+    says(panel, "notes", "loaded")
+    panel.start()
+    wait_for(lambda: step_of(panel.run) >= 6)
+
+
+def test_errors_are_shown_in_the_panel_with_their_reason(panel):
+    panel.controls["corpus"].value = panels._FILE
+    panel.controls["file"].value = "<missing>"
+    panel.start()
+    says(panel, "notes", "no corpus &#x27;&lt;missing&gt;&#x27;: give a file")
+    says(panel, "status", ">failed<")
+    panel.controls["file"].value = CORPUS.source
+    panel.controls["lr"].value = -1
+    panel.start()
+    says(panel, "notes", "lr must be a number above 0")
+    panel.controls["lr"].value = 0.001
+    panel.start()
+    wait_steps(panel.run, 2)
+    panel.controls["batch"].value = 0
+    says(panel, "notes", "batch must be a whole number above 0")
+    assert panel.run.state == "running"
+
+
+def test_a_callback_that_fails_is_seen_in_the_panel(panel):
+    def broken(_=None):
+        raise OSError("the disk is gone")
+
+    panel._guarded(broken)(None)
+    says(panel, "notes", "the disk is gone")
+
+
+def test_making_the_panel_again_stops_its_old_run(panel):
+    panel.start()
+    wait_steps(panel.run, 2)
+    again = panels.lab("test", model="qllk-2-nano", corpus=CORPUS.source)
+    assert panel.run.state == "stopped"
+    assert again.run.state == "idle"
+
+
+def test_an_unchanged_panel_is_not_drawn_again(panel, monkeypatch):
+    panel.advance(2)
+    monkeypatch.setattr(panels, "render", lambda *_: pytest.fail("drawn again"))
+    panel.draw()
+
+
+def test_an_interrupt_of_advance_is_noted_and_the_run_can_go_on(panel, monkeypatch):
+    panel.advance(1)
+    monkeypatch.setattr(panel.run, "advance", lambda n: signal.raise_signal(signal.SIGINT))
+    panel.advance(5)
+    says(panel, "notes", "interrupted")
+    assert panel.run.state == "idle"
+
+
+def test_fast_sizes_are_chosen_by_the_environment(monkeypatch):
+    monkeypatch.setenv("QLLK_FAST", "1")
+    fast = panels.lab("fast")
+    monkeypatch.delenv("QLLK_FAST")
+    full = panels.lab("full")
+    assert (fast.controls["model"].value, fast.recipe.window) == ("qllk-2-nano", 256)
+    assert (full.controls["model"].value, full.recipe.window) == ("qllk-2", 1024)
