@@ -115,7 +115,7 @@ class Spec:
         """This spec with some fields changed."""
         return replace(self, **changes)
 
-    def cut(self, window: int) -> tuple[int, int]:
+    def split_window(self, window: int) -> tuple[int, int]:
         """Split a window into the rows the model can read: (number of rows, ids per row)."""
         check_positive("Spec", window=window)
         length = min(window, self.context or window)
