@@ -90,7 +90,7 @@ class QLLK10(nn.Module):
 
     @property
     def embed(self) -> nn.Embedding:
-        """The embedding, under the name that probes expect."""
+        """The embedding, under the name that probes look for."""
         return self.byte_embedding
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class QLLK11(nn.Module):
 
     @property
     def embed(self) -> nn.Embedding:
-        """The embedding, under the name that probes expect."""
+        """The embedding, under the name that probes look for."""
         return self.byte_embedding
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class MELF(nn.Module):
 
     @property
     def embed(self) -> nn.Embedding:
-        """The embedding, under the name that probes expect."""
+        """The embedding, under the name that probes look for."""
         return self.byte_embedding
 
     def forward(self, ids: Tensor) -> Tensor:
