@@ -1,20 +1,31 @@
-"""Argument checks and table look-ups that every wing needs. Imports no torch."""
+"""Argument checks and table look-ups shared by all wings. Imports no torch."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import fields
+from types import UnionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def check_positive(owner, **numbers: int) -> None:
-    """Refuse a size below one, by name."""
+def check_positive(owner: str, **numbers: int) -> None:
+    """Check that every one of `numbers` is a whole number above 0.
+
+    Raises   ValueError naming the owner and the number
+    """
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
 
 
-def check_fields(cls, values) -> dict:
-    """The JSON object `values` as arguments of `cls`; an unknown name is an error, not noise."""
+def check_fields(cls: type, values: object) -> dict[str, Any]:
+    """Return the JSON object `values` as keyword arguments of the dataclass `cls`.
+
+    Raises   ValueError when it is not an object, or has a name that is not a field
+    """
     known = [f.name for f in fields(cls)]
     if not isinstance(values, dict):
         raise ValueError(f"{cls.__name__} must be a JSON object, got {type(values).__name__}")
@@ -23,17 +34,20 @@ def check_fields(cls, values) -> dict:
     return values
 
 
-def look_up(table: dict, name: str, what: str):
-    """`table[name]`, or an error that lists what there is."""
+def look_up(table: dict[str, Any], name: str, what: str) -> Any:
+    """Return `table[name]`.
+
+    Raises   ValueError listing the known names, when the table does not have it
+    """
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(sorted(table))}")
     return table[name]
 
 
-def build_part(table: dict, part, what: str, *args):
-    """Build the part `(name, options)` from a table of classes.
+def build_part(table: dict[str, Any], part: tuple[str, dict], what: str, args: tuple = ()) -> Any:
+    """Build the part `(name, options)` from a table of classes, called as `cls(*args, **options)`.
 
-    Raises   ValueError when the table has no such name, or the part no such option
+    Raises   ValueError when the table has no such name, or the class no such option
     """
     name, options = part
     cls = look_up(table, name, what)
@@ -43,22 +57,22 @@ def build_part(table: dict, part, what: str, *args):
         raise ValueError(f"{what} {name!r}: {error}") from None
 
 
-def check_same_shape(what, given, ids):
-    """One value for each id.
+def check_same_shape(what: str, given: Tensor, ids: Tensor) -> Tensor:
+    """Return `given`, if it has one value per id.
 
     Raises   ValueError when the shapes differ
     """
     if given.shape != ids.shape:
         raise ValueError(
-            f"{what} must say something of each id, so be {tuple(ids.shape)}; got "
-            f"{tuple(given.shape)}"
+            f"{what} must have the shape of ids, {tuple(ids.shape)}; got {tuple(given.shape)}"
         )
     return given
 
 
-def check_ids(ids, vocab_size):
-    """The ids as torch indexes with them.  Shapes  (B,T) of any integer type -> (B,T) int64
+def check_ids(ids: Tensor, vocab_size: int) -> Tensor:
+    """Return the ids in the type that torch indexes with.
 
+    Shapes   (B,T) of any integer type -> (B,T) int64
     Raises   ValueError when they are not (B,T), are empty, or lie outside the vocabulary
     """
     if ids.ndim != 2 or 0 in ids.shape or ids.dtype.is_floating_point:
@@ -67,8 +81,8 @@ def check_ids(ids, vocab_size):
             f"{tuple(ids.shape)} of {ids.dtype}. For one sequence use ids[None]"
         )
     ids = ids.long()
-    # Looking at values would stall a GPU; there, torch's own device check catches it. Fake ids,
-    # on which models are counted, have no values.
+    # Reading values would stall a GPU, where torch's own check catches bad ids. Fake tensors,
+    # which models are measured with, have no values.
     visible = ids.device.type == "cpu" and not hasattr(ids, "fake_mode")
     if visible and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(
@@ -77,13 +91,21 @@ def check_ids(ids, vocab_size):
     return ids
 
 
-def check_rate(what, value):
+def check_rate(what: str, value: float) -> None:
+    """Check that `value` is a finite number above 0.
+
+    Raises   ValueError naming `what`
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{what} must be a number above 0, got {value!r}")
 
 
-def check_range(what, value, kind, most):
+def check_range(what: str, value: float, kind: type | UnionType, most: float) -> None:
+    """Check that `value` is an `int` or an `int | float`, as `kind` says, from 0 to `most`.
+
+    Raises   ValueError naming `what`
+    """
     if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value <= most:
         limit = "" if most > 1 else " and at most 1"
         whole = "a whole number" if kind is int else "a number"

@@ -1,20 +1,24 @@
-"""The systems as rows of data. Imports no torch."""
+"""The models of the course and the systems that they come from, as rows of data. Imports no torch.
+
+`PRESETS[name]` is a `Spec`; `peak_lr(name)` is the learning rate of the same row.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from .checks import look_up
 from .spec import Patch, Spec
 
 CONV = ("conv", {"width": 8})
-# Channels that forget with half-lives from one patch to 256 of them: 8 to 2,048 bytes.
+# Half-lives from one patch to 256 patches: 8 to 2,048 bytes.
 FADING_SUM = ("cumsum", {"normaliser": "rms", "half_lives": [1, 256]})
 _SQUARED_RELU = ("relu2", {"ratio": 4})
 
 
 def _qllk_2(d_model: int) -> Spec:
-    """One byte layer, the cumulative sum over patches of eight, two byte layers on both."""
+    """One byte layer, the cumulative sum over patches of eight bytes, two byte layers on both."""
     return Spec(
         d_model=d_model,
         layers=3,
@@ -25,7 +29,7 @@ def _qllk_2(d_model: int) -> Spec:
 
 
 def _gpt(d_model: int, layers: int, heads: int) -> Spec:
-    """Softmax attention over everything before, with rotary positions; the rest as in qllk-2."""
+    """Causal softmax attention with rotary positions; everything else as in qllk-2."""
     return Spec(
         d_model=d_model,
         layers=layers,
@@ -35,7 +39,7 @@ def _gpt(d_model: int, layers: int, heads: int) -> Spec:
     )
 
 
-def _gpt2(d_model: int, layers: int, heads: int, **sizes) -> Spec:
+def _gpt2(d_model: int, layers: int, heads: int, context: int, vocab_size: int = 256) -> Spec:
     return Spec(
         d_model=d_model,
         layers=layers,
@@ -43,14 +47,15 @@ def _gpt2(d_model: int, layers: int, heads: int, **sizes) -> Spec:
         mlp=("gelu", {"ratio": 4, "bias": True}),
         norm="layer",
         positions="learned",
+        context=context,
+        vocab_size=vocab_size,
         tied=True,
-        **sizes,
     )
 
 
-def _bert(d_model: int, layers: int, heads: int, **sizes) -> Spec:
+def _bert(d_model: int, layers: int, heads: int, context: int, vocab_size: int) -> Spec:
     norm = ("layer", {"eps": 1e-12})
-    return _gpt2(d_model, layers, heads, **sizes).but(
+    return _gpt2(d_model, layers, heads, context, vocab_size).but(
         mlp=("gelu-exact", {"ratio": 4, "bias": True}),
         norm=norm,
         norm_at="post",
@@ -63,8 +68,8 @@ def _bert(d_model: int, layers: int, heads: int, **sizes) -> Spec:
 
 
 def _t5(d_model: int, layers: int, heads: int, vocab_size: int) -> Spec:
-    """T5 does not divide its scores by sqrt(K), nor skip a division by sqrt(D) before its tied
-    head: the weights of queries and of the last norm hold the same numbers otherwise scaled.
+    """T5 leaves out two factors that we apply: 1/sqrt(K) on the scores and, with a tied head,
+    sqrt(D) on its input. The weights of the queries and of the last norm absorb them.
     """
     attention = ("softmax", {"heads": heads})
     return Spec(
@@ -81,19 +86,25 @@ def _t5(d_model: int, layers: int, heads: int, vocab_size: int) -> Spec:
     )
 
 
-def _swa_mla(d_model: int, layers: int, heads: int, *, window=256, vocab_size=50_257, **sizes):
-    """Two layers that look through a window with sinks, one that keeps latents of everything."""
-    window = ("softmax", {"heads": heads, "window": window, "sinks": 4})
-    widths = {"d_latent": 256, "d_nope": 128, "d_rope": 64, "d_value": 128} | sizes
+def _swa_mla(
+    d_model: int, layers: int, heads: int, vocab_size: int, window: int, latent: dict[str, int]
+) -> Spec:
+    """Two layers of windowed attention with sinks, then one of latent attention over everything."""
+    windowed = ("softmax", {"heads": heads, "window": window, "sinks": 4})
     return Spec(
         d_model=d_model,
         layers=layers,
-        mixers=(window, window, ("latent", {"heads": heads, **widths, "norm": "layer"})),
+        mixers=(windowed, windowed, ("latent", {"heads": heads, **latent, "norm": "layer"})),
         mlp=("swiglu", {"ratio": 4}),
         positions="rotary",
         vocab_size=vocab_size,
         tied=True,
     )
+
+
+def _published_swa_mla(d_model: int, layers: int, heads: int) -> Spec:
+    latent = {"d_latent": 256, "d_nope": 128, "d_rope": 64, "d_value": 128}
+    return _swa_mla(d_model, layers, heads, vocab_size=50_257, window=256, latent=latent)
 
 
 def _randygpt(d_model: int, layers: int, heads: int, context: int, vocab_size: int) -> Spec:
@@ -123,75 +134,84 @@ def _local_code(vocab_size: int, context: int) -> Spec:
     )
 
 
-PRESETS = {
+class _Row(NamedTuple):
+    spec: Spec
+    lr: float = 6e-3  # the peak learning rate; the default was found for qllk-2
+
+
+_ROWS = {
     # QLLK corrected: patches aligned by target, a local decoder, the cumulative sum as the global
     # mixer. Chosen by the race, see README.  1,298,944 parameters.
-    "qllk-2": _qllk_2(128),
-    # The same small enough for a lesson and for tests.  342,272 parameters.
-    "qllk-2-nano": _qllk_2(64),
+    "qllk-2": _Row(_qllk_2(128)),
+    # The same, small enough for lessons and tests.  342,272 parameters.
+    "qllk-2-nano": _Row(_qllk_2(64)),
     # The control of every race: qllk-2 without its global path.
-    "qllk-2-local": _qllk_2(128).but(patch=None),
-    # The baseline, at the parameters of qllk-2.
-    "gpt": _gpt(160, layers=4, heads=5),
-    "gpt-nano": _gpt(64, layers=4, heads=2),
-    # Radford 2019, table 2, the smallest; as openai/gpt-2 has it.  124,439,808 parameters.
-    "gpt2": _gpt2(768, layers=12, heads=12, context=1024, vocab_size=50_257),
-    "gpt2-nano": _gpt2(64, layers=4, heads=2, context=1024),
-    # Devlin 2018, 1810.04805, section 3, base, with the head for masked bytes; as
-    # google-research/bert has it.  109,514,298 parameters.
-    "bert-base": _bert(768, layers=12, heads=12, context=512, vocab_size=30_522),
-    # Bytes, and one more id for the hidden ones.
-    "bert-nano": _bert(64, layers=4, heads=2, context=256, vocab_size=257),
-    # Raffel 2019, 1910.10683, 3.1.1, base, with the vocabulary of the published weights; as
-    # google-research/text-to-text-transfer-transformer has it.  222,903,552 parameters.
-    "t5-base": _t5(768, layers=12, heads=12, vocab_size=32_128),
-    # Bytes, one id to start with and a hundred sentinels.
-    "t5-nano": _t5(64, layers=2, heads=2, vocab_size=357),
-    # SWA-MLA, its README: sizes in words, "about 125M, 400M, 700M, 2B". Here its windows act.
-    # 158,352,896 parameters by the text, 262,516,736 by the sizes that its code builds.
-    "swa-mla-small": _swa_mla(768, layers=12, heads=12),
-    "swa-mla-small-as-coded": _swa_mla(1024, layers=12, heads=16),
+    "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
+    # The baseline, with as many parameters as qllk-2.
+    "gpt": _Row(_gpt(160, layers=4, heads=5)),
+    "gpt-nano": _Row(_gpt(64, layers=4, heads=2)),
+    # Radford 2019, table 2, the smallest; as in openai/gpt-2.  124,439,808 parameters. Learning
+    # rate: Brown 2020 (GPT-3), 2005.14165, table 2.1, for this size.
+    "gpt2": _Row(_gpt2(768, layers=12, heads=12, context=1024, vocab_size=50_257), lr=6e-4),
+    "gpt2-nano": _Row(_gpt2(64, layers=4, heads=2, context=1024)),
+    # Devlin 2018, 1810.04805, section 3, base, with the masked-language-model head; as in
+    # google-research/bert.  109,514,298 parameters. Learning rate: A.2.
+    "bert-base": _Row(_bert(768, layers=12, heads=12, context=512, vocab_size=30_522), lr=1e-4),
+    # Bytes and the id of the mask. Learning rate: found by trying; 6e-3 is too high.
+    "bert-nano": _Row(_bert(64, layers=4, heads=2, context=256, vocab_size=257), lr=1e-3),
+    # Raffel 2019, 1910.10683, 3.1.1, base, with the vocabulary of the published weights; as in
+    # google-research/text-to-text-transfer-transformer.  222,903,552 parameters. Learning rate:
+    # that of its fine-tuning.
+    "t5-base": _Row(_t5(768, layers=12, heads=12, vocab_size=32_128), lr=1e-3),
+    # Bytes, a start id and a hundred sentinels.
+    "t5-nano": _Row(_t5(64, layers=2, heads=2, vocab_size=357)),
+    # SWA-MLA. Its README gives the sizes as "about 125M, 400M, 700M, 2B". Unlike there, the windows
+    # take effect.  158,352,896 parameters by the README's sizes, 262,516,736 by its code's.
+    "swa-mla-small": _Row(_published_swa_mla(768, layers=12, heads=12)),
+    "swa-mla-small-as-coded": _Row(_published_swa_mla(1024, layers=12, heads=16)),
     # 982,981,632, 1,940,808,192 and 8,578,479,104 parameters.
-    "swa-mla-base": _swa_mla(1536, layers=24, heads=16),
-    "swa-mla-large": _swa_mla(2048, layers=28, heads=16),
-    "swa-mla-xl": _swa_mla(4096, layers=32, heads=32),
-    "swa-mla-nano": _swa_mla(
-        *(64, 3, 2), window=64, vocab_size=256, d_latent=32, d_nope=16, d_rope=16, d_value=32
+    "swa-mla-base": _Row(_published_swa_mla(1536, layers=24, heads=16)),
+    "swa-mla-large": _Row(_published_swa_mla(2048, layers=28, heads=16)),
+    "swa-mla-xl": _Row(_published_swa_mla(4096, layers=32, heads=32)),
+    "swa-mla-nano": _Row(
+        _swa_mla(
+            d_model=64,
+            layers=3,
+            heads=2,
+            vocab_size=256,
+            window=64,
+            latent={"d_latent": 32, "d_nope": 16, "d_rope": 16, "d_value": 32},
+        )
     ),
-    # randyGPT 0.1 and 0.3, see `by_hand`; the vocabulary is that of their texts.  13,184 and
+    # randyGPT 0.1 and 0.3, see study.by_hand, with the vocabularies of their texts.  13,184 and
     # 811,776 parameters.
-    "randygpt-0.1": _randygpt(32, layers=1, heads=4, context=8, vocab_size=10),
-    "randygpt-0.3": _randygpt(128, layers=4, heads=8, context=64, vocab_size=67),
-    "randygpt-nano": _randygpt(64, layers=4, heads=4, context=1024, vocab_size=256),
-    # local-code-model, the run of its README: 136,832 parameters, where it says about 50 thousand.
-    "local-code-model": _local_code(vocab_size=259, context=64),
-    "local-code-model-nano": _local_code(vocab_size=256, context=1024),
+    "randygpt-0.1": _Row(_randygpt(32, layers=1, heads=4, context=8, vocab_size=10)),
+    "randygpt-0.3": _Row(_randygpt(128, layers=4, heads=8, context=64, vocab_size=67)),
+    "randygpt-nano": _Row(_randygpt(64, layers=4, heads=4, context=1024, vocab_size=256)),
+    # local-code-model, as run in its README: 136,832 parameters, stated there as about 50 thousand.
+    "local-code-model": _Row(_local_code(vocab_size=259, context=64)),
+    "local-code-model-nano": _Row(_local_code(vocab_size=256, context=1024)),
 }
+PRESETS = {name: row.spec for name, row in _ROWS.items()}
+
+
+def peak_lr(preset: str) -> float:
+    """The peak learning rate of a preset; that of qllk-2 for any other name."""
+    return _ROWS.get(preset, _ROWS["qllk-2"]).lr
 
 
 def name_of(spec: Spec) -> str:
-    """What a spec is called, if it is one of the presets, whatever its vocabulary."""
+    """The name of the preset that a spec equals, apart from the size of the vocabulary."""
     for name, preset in PRESETS.items():
         if preset.but(vocab_size=spec.vocab_size) == spec:
             return name
     return "a spec of your own"
 
 
-# Peaks for presets that the default, found for qllk-2, would throw out of step: Devlin 2018 for
-# bert-base, Brown 2020 (GPT-3, at the size of gpt2) for gpt2, Raffel 2019 (the rate of its
-# fine-tuning) for t5-base; bert-nano's was found by trying.
-PEAK_LR = {"bert-nano": 1e-3, "bert-base": 1e-4, "gpt2": 6e-4, "t5-base": 1e-3}
-
-
-def peak_lr(preset: str, default: float = 6e-3) -> float:
-    """The peak learning rate that suits a preset; 6e-3 was found for qllk-2."""
-    return PEAK_LR.get(preset, default)
-
-
 def find_spec(what: str | Path | Spec) -> Spec:
-    """The Spec of a preset's name, of the path of a Spec's JSON, or the Spec itself.
+    """The Spec of a preset by name, the Spec in a JSON file by path, or the Spec itself.
 
-    Raises   ValueError when there is no such preset, or the file holds no Spec
+    Raises   ValueError when there is no such preset, or the file does not contain a Spec
              FileNotFoundError when there is no such file
     """
     if isinstance(what, Spec):

@@ -1,10 +1,9 @@
-"""What a model is, as plain frozen data. Imports no torch.
+"""The description of a model as plain frozen data. Imports no torch.
 
     Spec(d_model=128, layers=2, mixers=(("conv", {"width": 8}),))
 
-A part is a pair `(name, options)`; where options are rare, the name alone will do. `mixers` is
-cycled over the layers: two mixers and six layers give three of each. Names are looked up, and
-options checked, when the model is built.
+A part of a model is a pair `(name, options)`. Fields whose parts rarely need options also accept
+the name by itself. Names and options are checked when the model is built.
 """
 
 from __future__ import annotations
@@ -17,20 +16,23 @@ from .checks import check_fields, check_positive
 Part = tuple[str, dict]
 
 
-def as_part(value, what: str) -> Part:
-    """A pair of name and options, from a tuple or from JSON's list."""
+def as_part(value: object, what: str) -> Part:
+    """Return `value` as a pair of name and options, if it is a tuple or JSON's list of the two.
+
+    Raises   ValueError naming `what`, when it is anything else
+    """
     match value:
         case (str() as name, dict() as options):
             return name, dict(options)
     raise ValueError(f"{what} must be a pair (name, options), got {value!r}")
 
 
-def as_named(value, what: str) -> Part:
-    """The same, or a name alone, which takes no options."""
-    return (value, {}) if isinstance(value, str) else as_part(value, what)
+def _as_named(value, what) -> Part:
+    """Like `as_part`, where the name may stand by itself."""
+    return as_part((value, {}) if isinstance(value, str) else value, what)
 
 
-def as_parts(values, what: str) -> tuple[Part, ...]:
+def _as_parts(values, what) -> tuple[Part, ...]:
     if not isinstance(values, tuple | list) or not values:
         raise ValueError(f"{what} must be one or more pairs (name, options), got {values!r}")
     return tuple(as_part(value, what) for value in values)
@@ -38,63 +40,62 @@ def as_parts(values, what: str) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Patch:
-    """The slow path of a patched model: a stack that runs once every `size` bytes.
-
-    `after` of the outer model's layers come after the two paths join, the rest come before.
-    """
+    """The slow path of a patched model: a stack of layers that runs once every `size` bytes."""
 
     size: int  # R, bytes per patch
-    d_model: int
-    layers: int
-    mixers: tuple[Part, ...]
-    after: int = 1
+    d_model: int  # width of the slow path
+    layers: int  # of the slow path
+    mixers: tuple[Part, ...]  # cycled over these layers
+    after: int = 1  # how many of the model's byte layers follow the point where both paths join
 
     def __post_init__(self):
         check_positive("Patch", size=self.size, d_model=self.d_model, layers=self.layers)
-        object.__setattr__(self, "mixers", as_parts(self.mixers, "Patch.mixers"))
+        object.__setattr__(self, "mixers", _as_parts(self.mixers, "Patch.mixers"))
 
 
-# Fields that one family of models has.
+# Fields that exist in one family of models only.
 _ONLY_IN = {"patch": "decoder", "segments": "encoder", "cross": "encoder-decoder"}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One model. Change one thing at a time with `spec.but(layers=4)`.
+    """One model. `spec.but(layers=4)` is the same model with one thing changed.
 
-    Raises   ValueError naming the field, when a size is below one or a part is not a pair
+    Raises   ValueError naming the field, when a size is below one, a part is not a pair, or the
+             field belongs to another family
     """
 
     d_model: int  # D
-    layers: int
-    mixers: tuple[Part, ...]
-    mlp: Part = ("gelu", {"ratio": 4})
-    norm: str | Part = "rms"
-    positions: str | Part = "none"
-    context: int | None = None  # longest input; only learned positions need it
-    vocab_size: int = 256
-    patch: Patch | None = None
-    tied: bool = False
-    dropout: float = 0.0
-    norm_at: str = "pre"  # a layer's norms: before its parts, after, or (sublayer) on what they add
+    layers: int  # at full resolution, one step per id
+    mixers: tuple[Part, ...]  # cycled over the layers: two mixers and six layers give three of each
+    mlp: Part = ("gelu", {"ratio": 4})  # the second half of each layer
+    norm: str | Part = "rms"  # of each layer
+    positions: str | Part = "none"  # how a layer learns the order of the ids
+    context: int | None = None  # the longest input; required by learned positions
+    vocab_size: int = 256  # number of ids, including the special ids of the family
+    patch: Patch | None = None  # the slow path, if the model has one
+    tied: bool = False  # the head shares the weights of the embedding
+    dropout: float = 0.0  # the probability of dropping an activation in training
+    norm_at: str = "pre"  # "pre" or "post" each part of a layer, or on its output ("sublayer")
     norm_in: str | Part = "none"  # between the embedding and the layers
-    norm_out: str | Part | None = None  # between the layers and the head; none means as `norm`
-    head: str | Part = "linear"
-    family: str = "decoder"
-    cross: Part | None = None  # how the decoder of an encoder-decoder looks at the encoder's text
-    segments: int = 0  # how many kinds of segments an encoder tells apart
+    norm_out: str | Part = "same"  # between the layers and the head; "same": like `norm`
+    head: str | Part = "linear"  # from the last layer to the logits
+    family: str = "decoder"  # "decoder", "encoder" or "encoder-decoder"
+    cross: Part | None = None  # how the decoder of an encoder-decoder attends to the source
+    segments: int = 0  # number of segment types that an encoder distinguishes
 
     def __post_init__(self):
         check_positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
-        object.__setattr__(self, "mixers", as_parts(self.mixers, "Spec.mixers"))
+        object.__setattr__(self, "mixers", _as_parts(self.mixers, "Spec.mixers"))
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))
         if self.segments:
             check_positive("Spec", segments=self.segments)
         if self.context is not None:
             check_positive("Spec", context=self.context)
-        for name in ("norm", "positions", "norm_in", "norm_out", "head", "cross"):
-            if (part := getattr(self, name)) is not None:
-                object.__setattr__(self, name, as_named(part, f"Spec.{name}"))
+        for name in ("norm", "positions", "norm_in", "norm_out", "head"):
+            object.__setattr__(self, name, _as_named(getattr(self, name), f"Spec.{name}"))
+        if self.cross is not None:
+            object.__setattr__(self, "cross", _as_named(self.cross, "Spec.cross"))
         if isinstance(self.patch, dict):
             object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:
@@ -110,24 +111,25 @@ class Spec:
         if self.family == "encoder-decoder" and not self.cross:
             raise ValueError("Spec: an encoder-decoder needs cross, a pair (name, options)")
 
-    def but(self, **changes) -> Spec:
+    def but(self, **changes: object) -> Spec:
         """This spec with some fields changed."""
         return replace(self, **changes)
 
-    def cut(self, window: int) -> tuple[int, int]:
-        """In how many rows a model reads a window of so many ids, and how many ids each row has."""
+    def split_window(self, window: int) -> tuple[int, int]:
+        """Split a window into the rows the model can read: (number of rows, ids per row)."""
         check_positive("Spec", window=window)
-        reads = min(window, self.context or window)
-        return window // reads, reads
+        length = min(window, self.context or window)
+        return window // length, length
 
     def to_json(self) -> str:
+        """The spec as a JSON object of its fields."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
         """The inverse of `to_json`.
 
-        Raises   ValueError when the text is no JSON or names a field that a Spec has not
+        Raises   ValueError when the text is not JSON, lacks a field, or has an unknown one
         """
         try:
             values = json.loads(text)

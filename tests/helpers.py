@@ -1,4 +1,4 @@
-"""What several test files need: presets made tiny, and exact comparison."""
+"""Shared by several test files: tiny versions of the presets, and exact comparison."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from qllk.presets import PRESETS
 from qllk.spec import Part, Patch, Spec
 from qllk.training import devices
 
-# The smallest model with all parts of qllk-2, and dropout.
+# The smallest model with all parts of qllk-2, plus dropout.
 CONV = ("conv", {"width": 3})
 SPEC = Spec(
     d_model=8,
@@ -22,7 +22,7 @@ SPEC = Spec(
 BFLOAT16 = pytest.mark.skipif(
     devices.unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
-SMALL = {  # the options that cost time
+SMALL = {  # upper bounds of the options that cost time
     **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},
     **{"d_latent": 6, "d_nope": 4, "d_rope": 4, "d_value": 4},
 }
@@ -34,7 +34,7 @@ def tiny_part(part: Part) -> Part:
 
 
 def tiny(spec: Spec) -> Spec:
-    """The same structure, small: each mixer at least once, the patches, the positions."""
+    """The same structure in small, with every mixer of the spec at least once."""
     mixers, patch = tuple(map(tiny_part, spec.mixers)), spec.patch
     needed = max(2, len(mixers))
     if patch:
@@ -61,7 +61,7 @@ def tiny(spec: Spec) -> Spec:
 
 
 class Reading(torch.nn.Module):
-    """An encoder-decoder beside a source that it reads first: a causal model as all others."""
+    """An encoder-decoder with a fixed source, which makes it a causal model like all others."""
 
     def __init__(self, model):
         super().__init__()
@@ -69,14 +69,14 @@ class Reading(torch.nn.Module):
         self.register_buffer("source", torch.arange(11)[None])
 
     def run(self, ids, state=None):
-        return self.model.run(ids, state or self.model.read(self.source.expand(len(ids), -1)))
+        return self.model.run(ids, state or self.model.encode(self.source.expand(len(ids), -1)))
 
     def forward(self, ids):
         return self.run(ids)[0]
 
 
 def built(spec):
-    """The model of a spec as something that maps ids to logits."""
+    """The model of a spec, wrapped if needed so that it maps ids to logits."""
     model = build(spec, seed=0)
     return Reading(model) if spec.family == "encoder-decoder" else model
 
@@ -85,5 +85,10 @@ TINY = {name: tiny(spec) for name, spec in PRESETS.items()}
 
 
 def same(actual, expected, atol=1e-10):
-    """Equal in shape, type and value, to `atol` and no relative error."""
+    """Assert equal shape, dtype and values, within `atol` and without relative tolerance."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def vectors(*shape):
+    """Random numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64)

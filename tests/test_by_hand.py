@@ -16,19 +16,16 @@ from qllk.spec import Spec
 from qllk.study import by_hand
 from qllk.study.by_hand import (
     ATTENTION,
-    EPSILON,
     IGNORED,
-    RANDYGPT_01,
-    RANDYGPT_03,
+    RANDYGPT,
     Adam,
     Shape,
     compare,
-    cross_entropy,
     forward,
     gradients,
+    init_weights,
     loss_by_position,
     main,
-    new_weights,
     train,
     workers,
 )
@@ -40,7 +37,7 @@ each_precision = pytest.mark.parametrize(("dtype", "atol"), PRECISIONS.values(),
 
 
 def batch(shape=SHAPE, B=5, T=None, seed=0):
-    """Random ids and targets of which a third is ignored, in some rows more than in others."""
+    """Random ids and targets, a third of them ignored, in some rows more than in others."""
     draw = np.random.default_rng(seed)
     ids, targets = draw.integers(shape.vocab_size, size=(2, B, T or shape.context))
     targets[draw.random(targets.shape) < np.linspace(0, 0.6, B)[:, None]] = IGNORED
@@ -67,7 +64,7 @@ def twin(shape, weights):
     model.norm = torch.nn.Identity()
     for module in model.modules():
         if isinstance(module, torch.nn.RMSNorm):  # its weight is one, as good as none
-            module.eps = EPSILON
+            module.eps = by_hand._EPSILON
     named = {"embed": model.embed.weight, "positions": model.positions.table.weight}
     for i, block in enumerate(model.body.blocks):
         named |= {f"{i}.qkv": block.mix.qkv.weight, f"{i}.out": block.mix.out.weight}
@@ -88,20 +85,22 @@ def turned(name, w):
 # ---------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize(("shape", "count"), [(RANDYGPT_01, 13_184), (RANDYGPT_03, 811_776)])
+@pytest.mark.parametrize(
+    ("shape", "count"), [(RANDYGPT["0.1"], 13_184), (RANDYGPT["0.3"], 811_776)]
+)
 def test_the_originals_shapes_have_their_parameters(shape, count):
-    assert sum(w.size for w in new_weights(shape).values()) == count
+    assert sum(w.size for w in init_weights(shape).values()) == count
 
 
 def test_the_attention_is_a_third_of_the_original():
-    weights = new_weights(RANDYGPT_03)
+    weights = init_weights(RANDYGPT["0.3"])
     frozen = sum(w.size for name, w in weights.items() if name.split(".")[-1] in ATTENTION)
     assert frozen == 262_144
 
 
-@pytest.mark.parametrize("shape", [RANDYGPT_01, RANDYGPT_03])
+@pytest.mark.parametrize("shape", RANDYGPT.values(), ids=RANDYGPT)
 def test_a_new_model_knows_nothing(shape):
-    loss, _ = gradients(shape, new_weights(shape), *batch(shape))
+    loss, _ = gradients(shape, init_weights(shape), *batch(shape))
     assert abs(loss - np.log(shape.vocab_size)) < 0.1
 
 
@@ -111,7 +110,7 @@ def test_a_new_model_knows_nothing(shape):
 @each_precision
 @pytest.mark.parametrize("T", [1, 6, 9])
 def test_logits_loss_and_every_gradient_equal_torchs(dtype, atol, T):
-    weights, (ids, targets) = lively(new_weights(SHAPE, dtype=dtype)), batch(T=T)
+    weights, (ids, targets) = lively(init_weights(SHAPE, dtype=dtype)), batch(T=T)
     loss, grads = gradients(SHAPE, weights, ids, targets)
     model, named = twin(SHAPE, weights)
     logits = model(torch.tensor(ids))
@@ -129,7 +128,7 @@ def test_logits_loss_and_every_gradient_equal_torchs(dtype, atol, T):
 
 @pytest.mark.parametrize("kind", ["embed", "positions", "0.qkv", "0.out", "1.up", "1.down", "head"])
 def test_the_gradient_is_how_fast_the_loss_grows(kind):
-    weights, (ids, targets) = lively(new_weights(SHAPE, dtype=np.float64)), batch()
+    weights, (ids, targets) = lively(init_weights(SHAPE, dtype=np.float64)), batch()
     _, grads = gradients(SHAPE, weights, ids, targets)
     where = np.unravel_index(np.abs(grads[kind]).argmax(), grads[kind].shape)
     losses = []
@@ -141,13 +140,13 @@ def test_the_gradient_is_how_fast_the_loss_grows(kind):
 
 
 def test_no_number_is_too_large_for_the_loss():
-    losses, dlogits = cross_entropy(np.array([[[1e4, 0.0, -1e4]]]), np.array([[1]]))
+    losses, dlogits = by_hand._cross_entropy(np.array([[[1e4, 0.0, -1e4]]]), np.array([[1]]))
     assert losses.item() == 1e4
     assert dlogits.tolist() == [[[1.0, -1.0, 0.0]]]
 
 
 def test_the_future_changes_nothing():
-    weights, (ids, _) = new_weights(SHAPE, dtype=np.float64), batch()
+    weights, (ids, _) = init_weights(SHAPE, dtype=np.float64), batch()
     changed = ids.copy()
     changed[:, 5:] = (changed[:, 5:] + 1) % SHAPE.vocab_size
     before, after = (forward(SHAPE, weights, x)[0] for x in (ids, changed))
@@ -159,7 +158,7 @@ def test_the_future_changes_nothing():
 
 
 def check_shares(shares, run):
-    weights, (ids, targets) = new_weights(SHAPE, dtype=np.float64), batch()
+    weights, (ids, targets) = init_weights(SHAPE, dtype=np.float64), batch()
     loss, grads = gradients(SHAPE, weights, ids, targets)
     shared_loss, shared = gradients(SHAPE, weights, ids, targets, shares, run)
     assert shared_loss == pytest.approx(loss, abs=1e-12)
@@ -183,7 +182,7 @@ def test_two_processes_give_the_gradients_of_one():
 
 
 def test_a_share_that_trains_nothing_adds_nothing():
-    weights, (ids, targets) = new_weights(SHAPE, dtype=np.float64), batch(B=2)
+    weights, (ids, targets) = init_weights(SHAPE, dtype=np.float64), batch(B=2)
     targets[1] = IGNORED
     _, alone = gradients(SHAPE, weights, ids[:1], targets[:1])
     _, shared = gradients(SHAPE, weights, ids, targets, shares=2)
@@ -192,7 +191,7 @@ def test_a_share_that_trains_nothing_adds_nothing():
 
 def test_training_over_shares_equals_training_alone(monkeypatch):
     text = np.random.default_rng(0).integers(11, size=60)
-    alone, shared = (new_weights(SHAPE, dtype=np.float64) for _ in range(2))
+    alone, shared = (init_weights(SHAPE, dtype=np.float64) for _ in range(2))
     losses = train(SHAPE, alone, text, steps=3, batch=5)
     monkeypatch.setattr(by_hand, "ProcessPoolExecutor", InThisProcess)
     np.testing.assert_allclose(train(SHAPE, shared, text, steps=3, batch=5, processes=2), losses)
@@ -234,8 +233,8 @@ def test_adam_equals_torchs():
 
 def test_a_tiny_text_is_learned_by_heart():
     alphabet, text = np.unique(list("hello world, hello word. "), return_inverse=True)
-    shape = replace(RANDYGPT_01, vocab_size=len(alphabet), context=16)
-    weights = new_weights(shape)
+    shape = replace(RANDYGPT["0.1"], vocab_size=len(alphabet), context=16)
+    weights = init_weights(shape)
     losses = train(shape, weights, np.tile(text, 4), steps=250, batch=8, lr=0.01)
     assert losses[0] > 2.0
     assert losses[-1] < 0.2  # the first characters of a window can only be guessed
@@ -258,7 +257,7 @@ def test_freezing_the_attention_and_training_one_position_cost_held_out_nats():
 
 
 def test_what_is_frozen_stays_and_all_else_moves():
-    before, after = new_weights(SHAPE), new_weights(SHAPE)
+    before, after = init_weights(SHAPE), init_weights(SHAPE)
     text = np.arange(40) % SHAPE.vocab_size
     train(SHAPE, after, text, steps=2, frozen=ATTENTION)
     stayed = {name for name in before if (before[name] == after[name]).all()}
@@ -275,12 +274,12 @@ def test_training_the_last_position_hears_of_no_other_target(monkeypatch):
     monkeypatch.setattr(by_hand, "gradients", spy)
     text = np.arange(40) % SHAPE.vocab_size
     for last in (None, 9, 2, 1):
-        train(SHAPE, new_weights(SHAPE), text, steps=1, batch=4, last=last)
+        train(SHAPE, init_weights(SHAPE), text, steps=1, batch=4, last=last)
     assert seen == [[4] * 9, [4] * 9, [0] * 7 + [4, 4], [0] * 8 + [4]]
 
 
 def test_loss_by_position_is_the_mean_over_neighbouring_windows():
-    weights, text = new_weights(SHAPE, dtype=np.float64), batch(B=1, T=9)[0].repeat(5)
+    weights, text = init_weights(SHAPE, dtype=np.float64), batch(B=1, T=9)[0].repeat(5)
     nats = loss_by_position(SHAPE, weights, text)
     windows = np.stack([text[start : start + 10] for start in (0, 9, 18, 27)])
     loss, _ = gradients(SHAPE, weights, windows[:, :-1], windows[:, 1:])
@@ -311,14 +310,14 @@ def test_a_shape_that_cannot_be_is_refused():
 )
 def test_ids_that_do_not_fit_are_refused(ids, message):
     with pytest.raises(ValueError, match=message):
-        forward(SHAPE, new_weights(SHAPE), ids)
+        forward(SHAPE, init_weights(SHAPE), ids)
 
 
 @pytest.mark.parametrize(
     ("targets", "shares", "message"),
     [
-        ([[1, 2]], 1, r"shaped as the ids, \(2, 2\).*got \(1, 2\)"),
-        ([[IGNORED] * 2] * 2, 1, "not all be IGNORED.*0 of them to train"),
+        ([[1, 2]], 1, r"have the shape of ids, \(2, 2\).*got \(1, 2\)"),
+        ([[IGNORED] * 2] * 2, 1, "not all be IGNORED.*with 0 targets that count"),
         ([[1, 11]] * 2, 1, "targets must lie in 0 … 10, got 1 … 11"),
         ([[1, -2]] * 2, 1, "targets must lie in 0 … 10, got -2 … 1"),
         ([[1, 2]] * 2, 3, "shares=3 must lie in 1 … 2"),
@@ -328,7 +327,7 @@ def test_ids_that_do_not_fit_are_refused(ids, message):
 def test_targets_and_shares_that_do_not_fit_are_refused(targets, shares, message):
     ids = np.zeros((2, 2), int)
     with pytest.raises(ValueError, match=message):
-        gradients(SHAPE, new_weights(SHAPE), ids, np.array(targets), shares)
+        gradients(SHAPE, init_weights(SHAPE), ids, np.array(targets), shares)
 
 
 @pytest.mark.parametrize(
@@ -343,12 +342,12 @@ def test_targets_and_shares_that_do_not_fit_are_refused(targets, shares, message
 )
 def test_training_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        train(SHAPE, new_weights(SHAPE), np.zeros(40, int), steps=1, **options)
+        train(SHAPE, init_weights(SHAPE), np.zeros(40, int), steps=1, **options)
 
 
 def test_a_text_shorter_than_a_window_is_refused():
-    for run in (lambda text: train(SHAPE, new_weights(SHAPE), text, steps=1),
-                lambda text: loss_by_position(SHAPE, new_weights(SHAPE), text)):  # fmt: skip
+    for run in (lambda text: train(SHAPE, init_weights(SHAPE), text, steps=1),
+                lambda text: loss_by_position(SHAPE, init_weights(SHAPE), text)):  # fmt: skip
         with pytest.raises(ValueError, match="9 characters, a window needs 10"):
             run(np.zeros(9, int))
 
@@ -362,7 +361,7 @@ def test_the_command_prints_a_row_for_each_variant(tmp_path, capsys):
     assert main(["--corpus", str(path), "--steps", "2"]) == 0
     out = capsys.readouterr().out
     assert "text, 11 characters, 2 steps" in out
-    rows = [line for line in out.splitlines() if line.startswith(tuple(by_hand.VARIANTS))]
+    rows = [line for line in out.splitlines() if line.startswith(tuple(by_hand._VARIANTS))]
     assert [len(row.split()[-3:]) for row in rows] == [3] * 4
     assert "bigram table" in out
 

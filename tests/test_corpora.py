@@ -1,10 +1,12 @@
-"""Corpora by name and by path, their splits and cache, downloads, and windows."""
+"""Corpora by name and by path, their splits and cache, downloads, and streams."""
 
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
+import sys
 import threading
 import zipfile
 
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from qllk import files
+from qllk.__main__ import main
+from qllk.model.families import build
+from qllk.presets import PRESETS
 from qllk.text import corpora
-from qllk.text.corpora import corpus
+from qllk.text.corpora import corpus, documents
+from qllk.text.objectives import count_targets, next_token, token_losses
 from qllk.text.tokens import BPE, Characters, HuggingFace
-from qllk.text.windows import iterate_windows, sample_windows
+from qllk.text.windows import pack, shard
 
 TEXT = bytes(np.random.default_rng(0).integers(32, 127, 5000, np.uint8))
 
@@ -292,16 +297,6 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
     assert cached(cache) == made
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file.bin"
-    files.write_atomically(path, b"old")
-    monkeypatch.setattr(corpora.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        files.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # ---------------------------------------------------------------- errors
 
 
@@ -482,50 +477,113 @@ def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
         assert row["licence"] in readme
 
 
-# ---------------------------------------------------------------- windows
+# ---------------------------------------------------------------- streams
 
 
-def windows(seed, rows=64):
-    numbers = np.arange(200, dtype=np.uint8)
-    return sample_windows(numbers, rows, 9, torch.Generator().manual_seed(seed))
+class FakeDatasets:
+    """Stands in for the package: remembers what was asked for, and counts what was read."""
+
+    def __init__(self, rows=None, error=None):
+        self.rows, self.error, self.asked, self.read = rows, error, [], 0
+
+    def load_dataset(self, place, part, **options):
+        self.asked.append((place, part, options))
+        if self.error:
+            raise self.error
+        return self
+
+    def __iter__(self):
+        for row in self.rows or ({"text": f"document {n}"} for n in itertools.count()):
+            self.read += 1
+            yield row
 
 
-def test_windows_are_pieces_of_the_text_with_the_byte_that_follows():
-    drawn = windows(0)
-    assert drawn.shape == (64, 10)
-    assert drawn.dtype == torch.uint8
-    assert (drawn.diff(dim=1) == 1).all()
+@pytest.fixture
+def fake(monkeypatch):
+    def install(**options):
+        package = FakeDatasets(**options)
+        monkeypatch.setitem(sys.modules, "datasets", package)
+        return package
+
+    return install
 
 
-def test_windows_are_drawn_by_their_generator_alone():
-    first = windows(0)
-    torch.rand(1)
-    assert torch.equal(windows(0), first)
-    assert not torch.equal(windows(1), first)
+def test_documents_are_streamed_as_they_are_asked_for(fake):
+    package = fake()
+    stream = documents("fineweb-edu")
+    assert [bytes(text) for text in itertools.islice(stream, 2)] == [b"document 0", b"document 1"]
+    assert package.read == 2
+    assert package.asked == [
+        (
+            "HuggingFaceFW/fineweb-edu",
+            "CC-MAIN-2024-10",
+            {"split": "train", "streaming": True},
+        )
+    ]
 
 
-def test_every_start_can_be_drawn():
-    assert set(windows(0, rows=5000)[:, 0].tolist()) == set(range(191))
+def test_a_stream_can_be_shared_packed_and_asked_about(fake):
+    fake()
+    ids, owners = next(pack(shard(documents(), 1, 2), 30))
+    assert bytes(ids.numpy()) == b"document 1document 3document 5d"
+    assert count_targets(next_token(ids[None], owners[None]).targets) == 27
 
 
-def test_drawing_from_a_mapped_file_reads_only_the_windows(tmp_path):
-    path = tmp_path / "large.bin"
-    with open(path, "wb") as file:
-        file.truncate(1 << 40)  # a terabyte of nothing: a copy of it would fit nowhere
-    large = np.memmap(path, np.uint8, mode="r")
-    drawn = sample_windows(large, 4, 100, torch.Generator().manual_seed(0))
-    assert drawn.shape == (4, 101)
-    assert drawn.sum() == 0
-    drawn[0, 0] = 1  # the batch is its own memory, not the file's
-    assert next(iterate_windows(large, 2, 100)).shape == (2, 101)
+def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
+    fake()
+    model = build(PRESETS["gpt-nano"].but(d_model=16, layers=1), seed=0)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-2)
+    losses = []
+    for ids, owners in itertools.islice(pack(shard(documents(), 1, 2), 40), 40):
+        batch = next_token(ids[None], owners[None])
+        logits = model(*batch.inputs, documents=owners[None, :-1])
+        loss = token_losses(logits, batch.targets).sum() / count_targets(batch.targets)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1.5 < losses[0]
 
 
-@pytest.mark.parametrize("size", [2, 9, 10, 11, 12, 31, 100, 101, 102])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_all_windows_hold_every_byte_but_the_first_once_as_a_target(size, rows):
-    text = np.arange(size, dtype=np.uint8)
-    batches = list(iterate_windows(text, rows, 10))
-    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
-    assert targets.tolist() == list(range(1, size))
-    assert all(batch.shape[0] <= rows and batch.shape[1] <= 11 for batch in batches)
-    assert all(((batch[:, 1:] - batch[:, :-1]) == 1).all() for batch in batches)
+def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpora, "STREAM_BYTES", 1000)
+    package = fake()
+    found = corpus("fineweb-edu")
+    text = found.train.tobytes() + found.valid.tobytes()
+    assert text.startswith(b"document 0\ndocument 1\n")
+    assert 1000 <= len(text) < 1020
+    assert found.name == found.source == "fineweb-edu"
+    assert package.read == text.count(b"\n")
+    assert corpus("fineweb-edu").fingerprint == found.fingerprint
+    assert len(package.asked) == 1
+
+
+def test_a_folder_of_parquet_is_streamed_by_the_real_package(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = ["one", "zwei ü", "", "three\nlines"]
+    for n, piece in enumerate((texts[:2], texts[2:])):
+        table = arrow.table({"text": piece, "score": [1] * len(piece)})
+        parquet.write_table(table, tmp_path / f"{n}.parquet")
+    assert [bytes(text).decode() for text in documents(tmp_path)] == texts
+    with pytest.raises(ValueError, match="no text in column 'words'; the columns are score, text"):
+        next(documents(tmp_path, column="words"))
+    with pytest.raises(ValueError, match="no text in column 'score'"):
+        next(documents(tmp_path, column="score"))
+
+
+def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QLLK_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "datasets", None)  # which is how Python says "not installed"
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[text\]'.*'stdlib'"):
+        documents()
+    assert main(["train", "--corpus", "fineweb-edu", "--steps", "1"]) == 1
+    assert "pip install -e '.[text]'" in capsys.readouterr().err
+
+
+def test_a_stream_out_of_reach_says_what_works_without_a_network(fake):
+    fake(error=ConnectionError("Couldn't reach it"))
+    with pytest.raises(ConnectionError, match=r"'fineweb-edu' could not be reached.*'stdlib'"):
+        documents()

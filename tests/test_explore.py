@@ -64,7 +64,7 @@ def test_an_error_is_shown_kept_and_gone_with_the_next_picture():
     assert "things" in settled(explorer)
 
 
-def test_only_the_newest_wish_is_drawn():
+def test_only_the_latest_request_is_drawn():
     seen, gate = [], threading.Event()
 
     def slow(n):
@@ -73,7 +73,7 @@ def test_only_the_newest_wish_is_drawn():
             gate.wait(10)
         return Note(f"n {n}", [])
 
-    explorer = Explorer("How many?", {"n": slider("n", list(range(9)))}, slow)
+    explorer = Explorer("How many?", {"n": slider("n", list(range(9)))(0)}, slow)
     for n in range(1, 9):
         explorer.controls["n"].value = n
     gate.set()
@@ -97,7 +97,7 @@ def wait_for(condition):
 
 
 def test_a_runner_runs_when_told_and_stops_when_told():
-    runner = Runner("How long?", {"n": slider("n", [1, 2])}, endless)
+    runner = Runner("How long?", {"n": slider("n", [1, 2])(1)}, endless)
     assert "Press Run." in runner.picture.value
     runner.controls["n"].value = 2
     assert not threads()
@@ -149,39 +149,39 @@ def values_of(control):
 
 
 @pytest.fixture(params=DRAWN)
-def explorer(request):
+def shown(request):
     made = drawing(request.param).widget()
     yield made
     made.wait()
 
 
 @pytest.mark.slow
-def test_every_control_of_a_lesson_is_moved_through_its_range(explorer):
-    runs = isinstance(explorer, Runner)
-    assert 1 <= len(explorer.controls) <= 5
-    for name, control in explorer.controls.items():
+def test_every_control_of_a_lesson_is_moved_through_its_range(shown):
+    runs = isinstance(shown, Runner)
+    assert 1 <= len(shown.controls) <= 5
+    for name, control in shown.controls.items():
         pictures = set()
         for value in values_of(control):
             control.value = value
             if runs:
-                explorer.buttons["run"].click()
-                wait_for(lambda: "Press Run." not in explorer.picture.value)
-                explorer.buttons["stop"].click()
-            pictures.add(settled(explorer))
+                shown.buttons["run"].click()
+                wait_for(lambda: "Press Run." not in shown.picture.value)
+                shown.buttons["stop"].click()
+            pictures.add(settled(shown))
         assert len(pictures) > 1 or runs, f"{name} has no visible effect"
-        explorer.buttons["reset"].click()
-        explorer.wait()
+        shown.buttons["reset"].click()
+        shown.wait()
     assert not threads()
 
 
 @pytest.mark.slow
-def test_every_button_of_a_lesson_is_pressed_twice(explorer):
-    for button in explorer.buttons.values():
+def test_every_button_of_a_lesson_is_pressed_twice(shown):
+    for button in shown.buttons.values():
         button.click()
         button.click()
-    explorer.buttons.get("stop", explorer.buttons["reset"]).click()
-    explorer.wait()
-    assert "q-bad" not in explorer.picture.value
+    shown.buttons.get("stop", shown.buttons["reset"]).click()
+    shown.wait()
+    assert "q-bad" not in shown.picture.value
     assert not threads()
 
 

@@ -124,6 +124,20 @@ def test_all_layers_but_the_head_are_simulated_and_keep_their_weights():
     assert not torch.allclose(model(ids), plain(ids), atol=1e-4)
 
 
+@pytest.mark.parametrize("fields", [{"head": "linear"}, {"head": "masked"}, {"tied": True}])
+def test_no_head_is_simulated_whatever_its_kind(fields):
+    plain, model = (
+        build(SPEC.but(**fields), seed=0),
+        float8.convert(
+            build(SPEC.but(**fields), seed=0), "float8-simulated", device="cpu", precision="float32"
+        ),
+    )
+    assert isinstance(model.head, LinearHead)
+    assert type(model.head) is type(plain.head)
+    x = torch.randn(2, 3, 8)
+    assert torch.equal(LinearHead.forward(model.head, x), LinearHead.forward(plain.head, x))
+
+
 def test_a_simulated_model_sees_no_future_and_no_other_row():
     model, ids = simulated().double(), torch.randint(256, (3, 20))
     expected = model(ids)

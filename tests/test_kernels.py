@@ -14,26 +14,27 @@ import torch.nn.functional as F
 from helpers import same
 
 from qllk.model import kernels
-from qllk.model.kernels import causal_mask, softmax_attention_loop
+from qllk.model.kernels import softmax_attention_loop
+from qllk.model.masks import Mask, causal_mask
 from qllk.probes.measure import trace_memory
 
 
 class Case(NamedTuple):
-    """A kernel, the axes of its tensors, and how it is called beside its twin."""
+    """A kernel, the axes of its tensors, and how it and its twin are called."""
 
     kernel: str
     tensors: dict[str, str]  # argument -> one letter per axis, "1" for an axis of one
-    options: dict  # the fast form's alone: how it computes, never what
-    makes: Callable | None  # (T, N) -> mask: the kernel's own, which its twin has to be given
-    keep: Callable | None  # (B, T, N) -> mask: what both are given
+    options: dict  # only of the fast form: how it computes, never what
+    mask: Callable | None  # (B, T, N) -> Mask: what both obey
+    implied: bool  # whether the kernel obeys the mask without being given it
 
     def twin(self):
         named = re.search(r"Twin\s+(\w+_loop)", getattr(kernels, self.kernel).__doc__)
         return getattr(kernels, named[1])
 
 
-def case(kernel, options=None, makes=None, keep=None, **tensors):
-    return Case(kernel, tensors, options or {}, makes, keep)
+def case(kernel, options=None, mask=None, implied=False, **tensors):
+    return Case(kernel, tensors, options or {}, mask, implied)
 
 
 SUM = {"x": "BTD"}
@@ -47,23 +48,38 @@ DELTA = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "beta": "BHT1"}
 LATENT = {"q": "BHTM", "c": "BNL", "r": "BNU", "to_k": "HKL", "to_v": "HVL"}
 
 
-def window(T, N):
-    return causal_mask(T, N, window=3)
+def causal(B, T, N):
+    return Mask()
 
 
-def sinking(T, N):
-    return causal_mask(T, N, window=3, sinks=2)
+def window(B, T, N):
+    return Mask(window=3)
 
 
-def everywhere(mask):
-    """The same for every row."""
-    return lambda B, T, N: mask(T, N)
+def sinking(B, T, N):
+    return Mask(window=3, sinks=2)
+
+
+def owners(B, N):
+    """Two documents to a row, the second longer by one in each row that follows."""
+    return torch.arange(N) + torch.arange(B)[:, None] >= N // 2
 
 
 def documents(B, T, N):
-    """Two to a row, the second longer by one in each row that follows. Queries stand last."""
-    owners = torch.arange(N) + torch.arange(B)[:, None] >= N // 2
-    return kernels.document_mask(owners)[:, :, N - T :]
+    return Mask(documents=owners(B, N))
+
+
+def windowed_documents(B, T, N):
+    return Mask(window=3, documents=owners(B, N))
+
+
+def open_documents(B, T, N):
+    return Mask(causal=False, documents=owners(B, N))
+
+
+def padded(B, T, N):
+    """The second row is shorter than the first. No query is without a key."""
+    return Mask(text=torch.arange(N) < N - torch.arange(B)[:, None] * T)
 
 
 CASES = {
@@ -85,29 +101,32 @@ CASES = {
     ),
     "linear, default chunk": case("linear_attention", **LINEAR, log_decay="BHTK", S="BHKV"),
     "softmax, seeing all": case("softmax_attention", **RAGGED),
-    "softmax, causal": case("softmax_attention", keep=everywhere(causal_mask), **RAGGED),
-    "softmax, window": case("softmax_attention", keep=everywhere(window), **RAGGED),
-    "softmax, documents": case("softmax_attention", keep=documents, **RAGGED),
-    "causal": case("causal_attention", makes=causal_mask, **SOFTMAX),
-    "causal, window": case("causal_attention", {"window": 3}, window, **SOFTMAX),
-    "causal, after other keys": case("causal_attention", makes=causal_mask, **RAGGED),
-    "causal, window, after other keys": case("causal_attention", {"window": 3}, window, **RAGGED),
-    "causal, sinks": case("causal_attention", {"window": 3, "sinks": 2}, sinking, **SOFTMAX),
-    "causal, sinks, after other keys": case(
-        "causal_attention", {"window": 3, "sinks": 2}, sinking, **RAGGED
-    ),
-    "causal, documents": case("causal_attention", makes=causal_mask, keep=documents, **SOFTMAX),
+    "softmax, causal": case("softmax_attention", mask=causal, **RAGGED),
+    "softmax, window": case("softmax_attention", mask=window, **RAGGED),
+    "softmax, documents": case("softmax_attention", mask=open_documents, **RAGGED),
+    "causal": case("causal_attention", mask=causal, implied=True, **SOFTMAX),
+    "causal, by a mask": case("causal_attention", mask=causal, **SOFTMAX),
+    "causal, window": case("causal_attention", mask=window, **SOFTMAX),
+    "causal, after other keys": case("causal_attention", mask=causal, implied=True, **RAGGED),
+    "causal, window, after other keys": case("causal_attention", mask=window, **RAGGED),
+    "causal, sinks": case("causal_attention", mask=sinking, **SOFTMAX),
+    "causal, sinks, after other keys": case("causal_attention", mask=sinking, **RAGGED),
+    "causal, documents": case("causal_attention", mask=documents, **SOFTMAX),
+    "causal, padding": case("causal_attention", mask=padded, **RAGGED),
+    "causal, bias": case("causal_attention", mask=causal, **SOFTMAX, bias="HTT"),
     "causal, documents, window, bias": case(
-        "causal_attention", {"window": 3}, window, documents, **RAGGED, bias="HTN"
+        "causal_attention", mask=windowed_documents, **RAGGED, bias="HTN"
     ),
-    "tiled": case("tiled_attention", {"tile": 4}, causal_mask, **SOFTMAX),
-    "tiled, after other keys": case("tiled_attention", {"tile": 3}, causal_mask, **RAGGED),
-    "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, causal_mask, **RAGGED),
-    "tiled, default tile": case("tiled_attention", makes=causal_mask, **RAGGED),
+    "tiled": case("tiled_attention", {"tile": 4}, causal, True, **SOFTMAX),
+    "tiled, after other keys": case("tiled_attention", {"tile": 3}, causal, True, **RAGGED),
+    "tiled, in tiles of one": case("tiled_attention", {"tile": 1}, causal, True, **RAGGED),
+    "tiled, default tile": case("tiled_attention", mask=causal, implied=True, **RAGGED),
     "latent": case("latent_attention", **LATENT),
-    "latent, documents": case("latent_attention", keep=documents, **LATENT),
-    "latent, absorbed, documents": case("absorbed_attention", keep=documents, **LATENT),
+    "latent, documents": case("latent_attention", mask=documents, **LATENT),
+    "latent, absorbed, documents": case("absorbed_attention", mask=documents, **LATENT),
     "latent, absorbed": case("absorbed_attention", **LATENT),
+    "latent, windowed": case("latent_attention", mask=window, **LATENT),
+    "latent, absorbed, open documents": case("absorbed_attention", mask=open_documents, **LATENT),
     "delta": case("delta_rule", {"chunk": 4}, **DELTA),
     "delta, from a state": case("delta_rule", {"chunk": 3}, **DELTA, S="BHKV"),
     "delta, in chunks of one": case("delta_rule", {"chunk": 1}, **DELTA, S="BHKV"),
@@ -117,12 +136,10 @@ CASES = {
     ),
     "delta, default chunk": case("delta_rule", **DELTA, log_decay="BHTK", S="BHKV"),
     "fused, seeing all": case("fused_attention", **RAGGED),
-    "fused, masked": case("fused_attention", keep=everywhere(window), **RAGGED),
+    "fused, masked": case("fused_attention", mask=window, **RAGGED),
     "fused, biased": case("fused_attention", **RAGGED, bias="HTN"),
-    "fused, masked and biased": case(
-        "fused_attention", keep=everywhere(window), **RAGGED, bias="HTN"
-    ),
-    "fused, documents and bias": case("fused_attention", keep=documents, **RAGGED, bias="HTN"),
+    "fused, masked and biased": case("fused_attention", mask=window, **RAGGED, bias="HTN"),
+    "fused, documents and bias": case("fused_attention", mask=open_documents, **RAGGED, bias="HTN"),
     "convolution": case("causal_conv", x="BTD", weight="WD"),
     "convolution, from a past": case("causal_conv", x="BTD", weight="WD", past="BLD"),
     "convolution of width one": case("causal_conv", x="BTD", weight="1D"),
@@ -160,24 +177,24 @@ def inputs(case, sizes):
 def call(case, tensors, **options):
     """What the kernel returns, as a tuple."""
     kernel = getattr(kernels, case.kernel)
-    return as_tuple(kernel(**tensors, **masks(case.keep, tensors), **{**case.options, **options}))
+    given = {} if case.implied else masks(case, kernel, tensors)
+    return as_tuple(kernel(**tensors, **given, **{**case.options, **options}))
 
 
 def call_twin(case, tensors):
-    """The same of the loop that defines it, which makes no mask of its own."""
-    given = masks(case.keep, tensors)
-    if case.makes:
-        T, N = tensors["q"].shape[2], tensors["k"].shape[2]
-        given["keep"] = case.makes(T, N) & given.get("keep", torch.tensor(True))
-    return as_tuple(case.twin()(**tensors, **given))
+    """The same of the loop that defines it, which is always given the mask."""
+    return as_tuple(case.twin()(**tensors, **masks(case, case.twin(), tensors)))
 
 
-def masks(keep, tensors):
-    if keep is None:
+def masks(case, function, tensors):
+    """The mask as this function takes it: as a value, or as its table."""
+    if case.mask is None:
         return {}
     B, _, T, _ = tensors["q"].shape
     N = tensors["k"].shape[2] if "k" in tensors else tensors["c"].shape[1]
-    return {"keep": keep(B, T, N)}
+    mask = case.mask(B, T, N)
+    takes_value = inspect.signature(function).parameters["mask"].annotation == "Mask"
+    return {"mask": mask if takes_value else mask.table(T, N)}
 
 
 def as_tuple(value):
@@ -235,7 +252,8 @@ def test_every_loop_is_the_twin_of_a_kernel():
 def test_every_argument_of_a_kernel_has_a_row():
     for name in {case.kernel for case in CASES.values()}:
         rows = [case for case in CASES.values() if case.kernel == name]
-        covered = {a for c in rows for a in (*c.tensors, *c.options, *(["keep"] * bool(c.keep)))}
+        covered = {a for c in rows for a in (*c.tensors, *c.options)}
+        covered |= {"mask" for c in rows if c.mask and not c.implied}
         missing = set(inspect.signature(getattr(kernels, name)).parameters) - covered
         assert not missing, f"{name}: no row passes {missing}"
 
@@ -243,7 +261,7 @@ def test_every_argument_of_a_kernel_has_a_row():
 def test_the_cumsum_kernel_is_linear_attention_with_heads_of_width_one():
     q, k, v = (torch.randn(2, 9, 5, dtype=torch.float64) for _ in range(3))
     S, log_decay = torch.randn(2, 5, dtype=torch.float64), -torch.rand(5, dtype=torch.float64)
-    y, after = kernels.cumsum_kernel(q, k, v, S, log_decay)
+    y, after = kernels.cumsum_kernel(q, k, v, log_decay, S)
 
     def heads(x):  # (B,T,D) -> (B,D,T,1)
         return x.transpose(1, 2)[..., None]
@@ -256,11 +274,11 @@ def test_the_cumsum_kernel_is_linear_attention_with_heads_of_width_one():
     same(memory[..., 0, 0], after)
 
 
-def test_causal_attention_equals_softmax_attention_over_the_band():
+def test_causal_attention_equals_softmax_attention_with_a_table():
     q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
     for T, window in ((7, None), (7, 2), (3, None), (3, 2), (1, None), (1, 1)):
         table = kernels.softmax_attention(q[:, :, -T:], k, v, causal_mask(T, 7, window))
-        same(kernels.causal_attention(q[:, :, -T:], k, v, window), table)
+        same(kernels.causal_attention(q[:, :, -T:], k, v, Mask(window=window)), table)
 
 
 @pytest.mark.parametrize("tile", [32, 64, 128])
@@ -310,42 +328,42 @@ def test_scores_too_large_for_an_exponential_stay_finite():
         same(attend(1e4 * q, k, v), kernels.softmax_attention(1e4 * q, k, v, causal_mask(9, 9)))
 
 
-def test_attention_weights_are_shares_of_what_may_be_seen():
+def test_attention_weights_are_shares_of_the_visible_keys():
     q, k = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 7, 5).double()
-    keep = causal_mask(4, 7, window=2, sinks=1)
-    table = kernels.attention_weights(q, k, keep)
+    mask = causal_mask(4, 7, window=2, sinks=1)
+    table = kernels.attention_weights(q, k, mask)
     same(table.sum(dim=-1), torch.ones(2, 3, 4, dtype=torch.float64))
-    assert ((table > 0) == keep).all()
+    assert ((table > 0) == mask).all()
     each = torch.eye(7, dtype=torch.float64).expand(2, 3, 7, 7)  # every key's value is its name
-    same(table, softmax_attention_loop(q, k, each, keep))
+    same(table, softmax_attention_loop(q, k, each, mask))
 
 
 def test_a_window_of_one_returns_the_newest_value():
     q, k, v = (torch.randn(1, 2, 5, 3, dtype=torch.float64) for _ in range(3))
-    same(kernels.causal_attention(q, k, v, window=1), v)
+    same(kernels.causal_attention(q, k, v, Mask(window=1)), v)
 
 
-def rows(keep):
-    return ["".join(".x"[seen] for seen in row) for row in keep.tolist()]
+def rows(mask):
+    return ["".join(".x"[visible] for visible in row) for row in mask.tolist()]
 
 
-def test_the_band_of_equal_lengths_is_the_lower_triangle():
+def test_the_causal_mask_of_equal_lengths_is_the_lower_triangle():
     assert rows(causal_mask(3, 3)) == ["x..", "xx.", "xxx"]
 
 
-def test_the_band_puts_queries_at_the_last_places():
+def test_the_causal_mask_puts_queries_at_the_last_positions():
     assert rows(causal_mask(2, 4)) == ["xxx.", "xxxx"]
     assert rows(causal_mask(1, 4)) == ["xxxx"]
 
 
-def test_the_band_of_a_window_shows_that_many_places_and_no_more():
+def test_a_window_shows_its_positions_and_no_more():
     assert rows(causal_mask(4, 4, window=2)) == ["x...", "xx..", ".xx.", "..xx"]
     assert rows(causal_mask(2, 4, window=3)) == ["xxx.", ".xxx"]
     assert rows(causal_mask(3, 3, window=1)) == ["x..", ".x.", "..x"]
     assert rows(causal_mask(2, 3, window=99)) == rows(causal_mask(2, 3))
 
 
-def test_the_band_of_sinks_shows_the_first_places_beside_the_window():
+def test_sinks_are_visible_outside_the_window():
     assert rows(causal_mask(5, 5, window=2, sinks=1)) == [
         "x....",
         "xx...",
@@ -355,6 +373,87 @@ def test_the_band_of_sinks_shows_the_first_places_beside_the_window():
     ]
     assert rows(causal_mask(1, 6, window=2, sinks=2)) == ["xx..xx"]
     assert rows(causal_mask(3, 3, window=1, sinks=99)) == rows(causal_mask(3, 3))
+
+
+# ---------------------------------------------------------------- masks
+
+
+NUMBERS = torch.tensor([[0, 0, 1, 1]])
+TEXT = torch.tensor([[True, True, True, False]])
+
+
+def test_a_mask_that_hides_nothing_has_no_table():
+    assert Mask(causal=False).table(3, 4) is None
+
+
+def test_the_default_mask_is_causal():
+    assert rows(Mask().table(3, 3)) == rows(causal_mask(3, 3))
+    assert rows(Mask().table(1, 4)) == ["xxxx"]
+
+
+def test_the_table_of_a_window_with_sinks_is_that_of_the_causal_mask():
+    assert rows(Mask(window=2, sinks=1).table(5, 5)) == rows(causal_mask(5, 5, window=2, sinks=1))
+    assert rows(Mask(window=2).table(2, 4)) == rows(causal_mask(2, 4, window=2))
+
+
+def test_the_table_of_documents_is_block_diagonal():
+    table = Mask(causal=False, documents=NUMBERS).table(4, 4)
+    assert table.shape == (1, 1, 4, 4)
+    assert rows(table[0, 0]) == ["xx..", "xx..", "..xx", "..xx"]
+    assert rows(Mask(documents=NUMBERS).table(4, 4)[0, 0]) == ["x...", "xx..", "..x.", "..xx"]
+
+
+def test_queries_of_a_table_of_documents_stand_at_the_last_positions():
+    assert rows(Mask(documents=NUMBERS).table(2, 4)[0, 0]) == ["..x.", "..xx"]
+    assert rows(Mask(causal=False, documents=NUMBERS).table(3, 4)[0, 0]) == ["xx..", "..xx", "..xx"]
+
+
+def test_the_table_of_padding_hides_it_from_every_query():
+    table = Mask(causal=False, text=TEXT).table(3, 4)
+    assert table.shape == (1, 1, 3, 4)
+    assert rows(table[0, 0]) == ["xxx."] * 3
+    assert rows(Mask(text=TEXT).table(3, 4)[0, 0]) == ["xx..", "xxx.", "xxx."]
+
+
+def test_a_table_combines_all_that_a_mask_says_row_by_row():
+    mask = Mask(window=2, documents=torch.cat((NUMBERS, 0 * NUMBERS)), text=torch.cat((TEXT, TEXT)))
+    first, second = mask.table(4, 4)[:, 0]
+    assert rows(first) == ["x...", "xx..", "..x.", "..x."]
+    assert rows(second) == ["x...", "xx..", ".xx.", "..x."]
+
+
+@pytest.mark.parametrize(("field", "values"), [("documents", NUMBERS), ("text", TEXT)])
+def test_a_mask_needs_a_value_for_each_key(field, values):
+    for wrong in (values, values[0], values[..., None]):
+        message = rf"{field} must have a value for each of the 5 positions .* \(batch, 5\); got"
+        with pytest.raises(ValueError, match=message):
+            Mask(**{field: wrong}).table(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
+        ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
+        ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
+        ({"window": 4, "sinks": True}, "sinks must be a whole number, 0 or more, got True"),
+        ({"sinks": 2}, "sinks=2 need a window: without one, every position stays visible"),
+        ({"window": 4, "causal": False}, "a window needs a causal mask, got window=4, causal=F"),
+    ],
+)
+def test_a_mask_refuses_what_does_not_fit_together(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Mask(**fields)
+
+
+def test_a_plain_mask_hides_nothing_but_the_future():
+    assert Mask().plain
+    assert Mask(causal=False).plain
+    for mask in (Mask(window=2), Mask(documents=NUMBERS), Mask(text=TEXT)):
+        assert not mask.plain
+
+
+# ---------------------------------------------------------------- by hand
 
 
 def row(*numbers):
@@ -373,7 +472,7 @@ def test_running_sum_by_hand():
 
 def test_running_sum_by_hand_forgets_half_each_step():
     S = torch.tensor([[8.0]], dtype=torch.float64)
-    sums, S = kernels.running_sum(row(1, 2, 4), S, HALF, chunk=2)
+    sums, S = kernels.running_sum(row(1, 2, 4), HALF, S, chunk=2)
     same(sums, row(5, 4.5, 6.25))
     same(S, row(6.25)[0])
 
@@ -434,8 +533,8 @@ def test_softmax_attention_by_hand():
     q = torch.zeros(1, 1, 1, 2, dtype=torch.float64)  # a query that prefers nothing
     k = torch.randn(1, 1, 4, 2, dtype=torch.float64)
     v = torch.tensor([1.0, 2.0, 6.0, 99.0], dtype=torch.float64)[None, None, :, None]
-    keep = torch.tensor([[True, True, True, False]])
-    same(kernels.softmax_attention(q, k, v, keep).item(), 3.0)
+    mask = torch.tensor([[True, True, True, False]])
+    same(kernels.softmax_attention(q, k, v, mask).item(), 3.0)
 
 
 def test_causal_conv_by_hand_puts_the_first_tap_on_the_newest():

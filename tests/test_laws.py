@@ -13,20 +13,19 @@ import torch
 from helpers import BFLOAT16, TINY, built, same
 
 from qllk.checks import build_part
-from qllk.model import mixers
+from qllk.model import attention
 from qllk.model.blocks import NORMS_AT
-from qllk.model.families import FAMILIES, ModelState, build
-from qllk.model.kernels import document_mask
-from qllk.model.layers import HEADS, MLPS, NORMS
-from qllk.model.mixers import DECAYS, MASKED, MIXERS, NORMALISERS
+from qllk.model.families import FAMILIES, build
+from qllk.model.layers import HEADS, MLPS, NORMS, join_heads
+from qllk.model.masks import Mask
+from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
+from qllk.model.recurrent import DECAYS, NORMALISERS
 from qllk.probes.inside import (
+    _state_tensors,
     attention_weights,
-    positions_seen,
-    state_bytes,
     state_numbers,
     state_rms,
-    state_tensors,
     visibility,
 )
 from qllk.spec import Patch, Spec
@@ -250,7 +249,7 @@ each_published = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PU
 
 def mixer_of(row):
     positions = POSITIONS[row.positions](D)
-    return build_part(MIXERS, (row.name, row.options), "mixer", D, positions).double()
+    return build_part(MIXERS, (row.name, row.options), "mixer", (D, positions)).double()
 
 
 def model_of(spec):
@@ -299,10 +298,10 @@ def test_model_in_pieces_equals_whole(spec, cuts):
 
 def check_the_old_state_stays_valid(step, first, second):
     _, state = step(first, None)
-    before = [tensor.clone() for tensor in state_tensors(state)]
+    before = [tensor.clone() for tensor in _state_tensors(state)]
     y, _ = step(second, state)
     step(second.flip(1), state)
-    same(state_tensors(state), before, atol=0)
+    same(_state_tensors(state), before, atol=0)
     same(step(second, state)[0], y, atol=0)
 
 
@@ -440,6 +439,9 @@ def test_a_row_of_ids_equals_that_row_alone_in_the_published_models(published):
 OWNERS = torch.tensor([[0] * 10 + [1] + [2] * 12 + [-1] * 6, [7] * SHORT])
 
 
+MASKED = {"softmax", "latent"}
+
+
 def obeys_a_mask(part):
     name, options = part
     return name in MASKED and not options.get("sinks") and not options.get("tile")
@@ -465,17 +467,52 @@ READERS = {name: spec for name, spec in MODELS.items() if spec.family == "encode
 
 
 @each_mixing
-def test_a_mixer_given_a_mask_reads_each_document_as_if_alone(row):
-    mixer, x, keep = mixer_of(row), vectors(B=2, T=SHORT), document_mask(OWNERS)
+def test_a_mixer_given_documents_reads_each_as_if_alone_or_refuses(row):
+    mixer, x, mask = mixer_of(row), vectors(B=2, T=SHORT), Mask(documents=OWNERS)
     if not obeys_a_mask(row[:2]):
-        with pytest.raises((ValueError, TypeError), match=r"takes no mask|takes .* arguments"):
-            mixer(x, None, keep)
+        with pytest.raises(ValueError, match=r"cannot be masked"):
+            mixer(x, None, mask)
         return
-    y, _ = mixer(x, None, keep)
+    y, _ = mixer(x, None, mask)
     for i, owners in enumerate(OWNERS):
         for owner in owners.unique():
             own = owners == owner
             same(y[i : i + 1, own], mixer(x[i : i + 1, own])[0])
+
+
+@each_mixing
+def test_a_mixer_given_padding_never_reads_it_or_refuses(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    mask = Mask(text=torch.arange(SHORT) < torch.tensor([[SHORT], [17]]))
+    if not obeys_a_mask(row[:2]):
+        with pytest.raises(ValueError, match=r"cannot be masked"):
+            mixer(x, None, mask)
+        return
+    y, _ = mixer(x, None, mask)
+    changed = torch.where(mask.text[..., None], x, vectors(B=2, T=SHORT))
+    same(mixer(changed, None, mask)[0][mask.text], y[mask.text])
+    same(y[1:, :17], mixer(x[1:, :17])[0])
+
+
+@each_mixing
+def test_a_mixer_takes_a_mask_that_hides_nothing_but_the_future(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    y, state = mixer(x[:, :20])
+    same(mixer(x[:, :20], None, Mask()), (y, state), atol=0)
+    same(mixer(x[:, 20:], state, Mask()), mixer(x[:, 20:], state, None), atol=0)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in MIXING.values() if obeys_a_mask(row[:2]) and "window" not in row.options]
+)
+def test_documents_continue_from_a_state_that_keeps_all_keys(row):
+    mixer, x = mixer_of(row), vectors(B=2, T=SHORT)
+    whole, _ = mixer(x, None, Mask(documents=OWNERS))
+    first, state = mixer(x[:, :12], None, Mask(documents=OWNERS[:, :12]))
+    second, _ = mixer(x[:, 12:], state, Mask(documents=OWNERS))
+    same(torch.cat((first, second), dim=1), whole)
+    with pytest.raises(ValueError, match=rf"documents must have a value for each of the {SHORT}"):
+        mixer(x[:, 12:], state, Mask(documents=OWNERS[:, 12:]))
 
 
 @each(DISTANCES)
@@ -512,7 +549,7 @@ def test_a_padded_row_equals_the_row_alone(spec):
 
 @each(LEAKY)
 def test_a_model_that_would_carry_one_document_into_the_next_refuses_them(spec):
-    with pytest.raises(ValueError, match=r"carry one document of a row into the next|sinks=2"):
+    with pytest.raises(ValueError, match=r"carry one document .* into the next|sinks=2, tile"):
         model_of(spec)(random_ids(spec, B=2), OWNERS)
 
 
@@ -528,7 +565,7 @@ def test_a_decoder_and_its_encoder_see_no_padding_of_the_source(spec):
     same(model(other, ids, text), logits)
     assert not torch.allclose(model(other, ids), model(source, ids))
     pieces, _ = in_pieces(
-        lambda x, state: model.run(x, state or model.read(source, text)), ids, (1, 10, 18)
+        lambda x, state: model.run(x, state or model.encode(source, text)), ids, (1, 10, 18)
     )
     same(pieces, logits)  # the state remembers what is text
 
@@ -624,7 +661,7 @@ def test_a_mixer_in_half_precision_is_close_to_itself(row):
 
 
 ATTENDING = {
-    name: row for name, row in MIXING.items() if issubclass(MIXERS[row.name], mixers.Attention)
+    name: row for name, row in MIXING.items() if issubclass(MIXERS[row.name], attention.Attention)
 }
 each_attending = pytest.mark.parametrize("row", ATTENDING.values(), ids=ATTENDING)
 
@@ -645,14 +682,23 @@ def test_weights_of_attention_are_those_that_made_the_output(row):
     _, state = mixer(x[:, :9])
     for inputs in ((x,), (x[:, 9:], state)):
         o = mixer.weights(*inputs) @ values_of(mixer, *inputs)
-        same(mixer.out(mixers._join_heads(o)), mixer(*inputs)[0])
+        same(mixer.out(join_heads(o)), mixer(*inputs)[0])
 
 
-def values_of(mixer, *inputs):
-    if isinstance(mixer, mixers.LatentAttention):
-        _, c, _ = mixer.look(*inputs)
-        return c[:, None] @ mixer.to_keys_and_values()[1].transpose(1, 2)
-    return mixer.look(*inputs)[2]
+@pytest.mark.parametrize("row", [row for row in ATTENDING.values() if obeys_a_mask(row[:2])])
+def test_weights_of_attention_obey_a_mask(row):
+    mixer, x, mask = mixer_of(row), vectors(B=2, T=SHORT), Mask(documents=OWNERS)
+    weights = mixer.weights(x, None, mask)
+    assert not weights[~mask.table(SHORT, SHORT).expand_as(weights)].any()
+    o = weights @ values_of(mixer, x)
+    same(mixer.out(join_heads(o)), mixer(x, None, mask)[0])
+
+
+def values_of(mixer, x, state=None):
+    if isinstance(mixer, attention.LatentAttention):
+        _, c, _ = mixer.project_latent(x, state)
+        return c[:, None] @ mixer.split_up()[1].transpose(1, 2)
+    return mixer.project_qkv(x, state)[2]
 
 
 def test_mixers_with_weights_are_those_that_obey_a_mask():
@@ -673,25 +719,6 @@ def test_every_attention_of_a_preset_shows_its_weights(spec):
         assert future == (".cross" in name or "encoder" in name), name
 
 
-def test_a_decoder_beside_a_source_shows_weights_of_both_texts_by_layer():
-    model = build(SPECS["encoder-decoder, relative"].but(layers=1))
-    found = attention_weights(model, torch.randint(256, (2, 7)))
-    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
-        "encoder.body.blocks.0.mix": (2, 2, 7, 7),
-        "body.blocks.0.mix": (2, 2, 7, 7),
-        "body.blocks.0.cross": (2, 2, 7, 7),
-    }
-
-
-def test_attention_on_patches_shows_weights_of_patches():
-    model = build(patched(3, (SOFTMAX,), layers=2))
-    found = attention_weights(model, torch.randint(256, (1, 11)))
-    assert {name: tuple(weights.shape) for name, weights in found.items()} == {
-        "body.path.trunk.blocks.0.mix": (1, 2, 3, 3),
-        "body.path.trunk.blocks.1.mix": (1, 2, 3, 3),
-    }
-
-
 # ---------------------------------------------------------------- the probes and the rows above
 
 
@@ -702,69 +729,6 @@ def test_a_layers_memory_is_named_after_its_mixer(row):
     names = list(state_rms(model.run(random_ids(model.spec, T=9))[1]))
     clock, name = ("patch", inner[0]) if inner else ("byte", row.name)
     assert names == [f"{clock} 1 {name}", f"{clock} 2 {name}"]
-
-
-def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
-    class Unknown(NamedTuple):
-        S: torch.Tensor
-
-    with pytest.raises(ValueError, match="a layer's state must say its kind; got Unknown"):
-        state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
-
-
-def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
-    model = built(SPECS["encoder-decoder, none"])
-    assert list(state_rms(model.run(random_ids(model.spec))[1])) == [
-        "byte 1 softmax",
-        "byte 2 softmax",
-    ]
-
-
-def test_state_bytes_follow_the_precision():
-    state = mixers.SumState(torch.zeros(2, 5), 3)
-    assert state_numbers(state) == 10
-    assert state_bytes(state) == 40
-    nested = (None, state, (mixers.ConvState(torch.zeros(1, 4, dtype=torch.float64)), 9))
-    assert state_numbers(nested) == 14
-    assert state_bytes(nested) == 72
-
-
-def test_a_state_that_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match="tuples, tensors, counts and None; got 'S'"):
-        state_numbers((torch.zeros(1), "S"))
-
-
-def test_positions_seen_is_a_row_of_visibility():
-    model = model_of(SPECS["patches of 3"])
-    seen = visibility(model, 11)
-    assert seen.shape == (11, 11)
-    assert seen.dtype == torch.bool
-    for t in range(11):
-        same(positions_seen(model, t, 11), seen[t])
-
-
-def test_a_decoder_beside_a_source_sees_its_own_past():
-    model = build("t5-nano", seed=0)
-    assert positions_seen(model, 3, 8).tolist() == [True] * 4 + [False] * 4
-    same(visibility(model, 8), torch.ones(8, 8).tril().bool())
-
-
-def test_the_probe_leaves_the_model_as_it_was():
-    model = model_of(SPECS["hybrid"].but(dropout=0.5)).requires_grad_(False)
-    state = torch.get_rng_state()
-    with torch.no_grad():
-        check_causality(model, 9)  # with dropout drawn, a position could miss itself
-    assert model.training
-    assert not model.embed._forward_hooks
-    assert all(p.grad is None for p in model.parameters())
-    same(torch.get_rng_state(), state)
-
-
-def test_the_probe_refuses_a_position_outside_and_a_model_without_embedding():
-    with pytest.raises(ValueError, match="t=9 must lie in 0 … 8"):
-        positions_seen(model_of(SPECS["hybrid"]), 9, 9)
-    with pytest.raises(ValueError, match="Linear has neither `embed` nor `byte_embedding`"):
-        visibility(torch.nn.Linear(2, 2), 4)
 
 
 def test_every_mixer_and_every_option_has_a_row():
@@ -782,18 +746,18 @@ def test_every_choice_of_an_option_has_a_row(option, table):
     assert {r.options[option] for r in MIXING.values() if option in r.options} == set(table)
 
 
-def test_mixers_that_obey_a_mask_are_those_that_take_one():
-    takes = {
-        name for name, cls in MIXERS.items() if "keep" in inspect.signature(cls.forward).parameters
-    }
-    assert takes == MASKED
+def test_all_mixers_have_one_signature_and_attention_obeys_a_mask():
+    for cls in MIXERS.values():
+        parameters = inspect.signature(cls.forward).parameters
+        assert list(parameters) == ["self", "x", "state", "mask"]
+        assert parameters["state"].default is parameters["mask"].default is None
     assert {row.name for row in MIXING.values() if obeys_a_mask(row[:2])} == MASKED
 
 
 def test_every_kind_of_positions_has_a_row():
     assert {spec.positions[0] for spec in SPECS.values()} == set(POSITIONS)
-    turning = {name for name, cls in POSITIONS.items() if cls.turn is not NoPositions.turn}
-    assert turning <= {row.positions for row in MIXING.values()}
+    rotating = {name for name, cls in POSITIONS.items() if cls.rotate is not NoPositions.rotate}
+    assert rotating <= {row.positions for row in MIXING.values()}
 
 
 @pytest.mark.parametrize(

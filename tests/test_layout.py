@@ -1,4 +1,4 @@
-"""The wings are real: imports run one way, and nobody hides an import inside a function."""
+"""The layout: imports run one way, none hides in a function, every module has its test file."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import qllk
 
 ROOT = Path(qllk.__file__).parent
-# What each wing may import besides itself. Model and text know nothing of each other.
+# What each wing may import besides itself. Model and text do not know each other.
 BASE = {"checks", "files", "presets", "spec"}
 MAY_IMPORT = {
     "checks": set(),
@@ -25,13 +25,16 @@ MAY_IMPORT = {
     "lab": BASE | {"model", "text", "probes", "training", "study"},
     "__main__": BASE | {"model", "text", "probes", "training", "study"},
 }
-# Inside a wing, a file imports only from files to its left.
+# Inside a wing, a file imports only from the files before it.
 ORDER = {
     "model": [
+        "masks",
         "kernels",
         "positions",
         "layers",
         "patching",
+        "attention",
+        "recurrent",
         "mixers",
         "blocks",
         "families",
@@ -44,6 +47,13 @@ ORDER = {
         *("trainer", "checkpoint", "costs"),
     ],
     "study": ["published", "by_hand", "axes", "figures", "plots", "race"],
+}
+# Modules that are tested in the file of what they serve.
+TESTED_ELSEWHERE = {
+    "model/masks": "test_kernels",
+    "training/recipe": "test_trainer",
+    "training/place": "test_trainer",
+    "training/snapshot": "test_checkpoint",
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 WIDGETS = {"ipywidgets", "IPython", "anywidget"}
@@ -70,7 +80,7 @@ def wing_of(path):
 
 
 def wings(names):
-    """The wings and top files among imported names; what __init__ itself defines is none."""
+    """The wings and top files among imported names, without what __init__ itself defines."""
     found = {name.split(".")[1] for name in names if name.startswith("qllk.")}
     return found - {"__version__"}
 
@@ -84,13 +94,22 @@ def siblings(names, wing):
 each_file = pytest.mark.parametrize(
     "path", FILES, ids=lambda path: path.relative_to(ROOT).with_suffix("").as_posix()
 )
+# The lessons' tests are named after the lessons that they belong to.
+each_module = pytest.mark.parametrize(
+    "module",
+    [
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for path in FILES
+        if "lessons" not in path.parts
+    ],
+)
 
 
 @each_file
 def test_imports_run_one_way(path):
     wing = wing_of(path)
     assert wings(imported(path)) - {wing} <= MAY_IMPORT[wing]
-    assert "qllk" not in imported(path), "import the file that is meant, not the whole package"
+    assert "qllk" not in imported(path), "import the module, not the whole package"
 
 
 @each_file
@@ -98,7 +117,7 @@ def test_inside_a_wing_a_file_imports_only_from_files_before_it(path):
     wing = wing_of(path)
     if wing in ORDER:
         order = ORDER[wing]
-        assert path.stem in order, f"{path.name} has no place in the order of {wing}; give it one"
+        assert path.stem in order, f"add {path.name} to the order of {wing}"
         assert siblings(imported(path), wing) <= set(order[: order.index(path.stem)])
 
 
@@ -133,11 +152,18 @@ def test_the_order_would_catch_a_file_that_reads_upwards():
     ) == {"training"}
 
 
+@each_module
+def test_every_module_has_a_test_file_of_its_name(module):
+    name = f"test_{Path(module).name.strip('_')}"
+    expected = Path(__file__).with_name(f"{TESTED_ELSEWHERE.get(module, name)}.py")
+    assert expected.exists(), f"{module} has no {expected.name}"
+
+
 @pytest.mark.parametrize("name", ["spec", "presets", "checks", "files"])
 def test_plain_data_needs_no_torch(name):
     code = (
         "import importlib, sys, types\n"
-        "package = types.ModuleType('qllk')\n"  # stands in for __init__, which opens everything
+        "package = types.ModuleType('qllk')\n"  # instead of __init__, which imports everything
         f"package.__path__ = [{str(ROOT)!r}]\n"
         "sys.modules['qllk'] = package\n"
         f"importlib.import_module('qllk.{name}')\n"

@@ -8,7 +8,7 @@ from helpers import same
 
 from qllk.lab import check
 from qllk.lab.exercise import WRONG_VALUES
-from qllk.lab.lessons import attention
+from qllk.lab.lessons import attention, exercises
 from qllk.model import kernels
 from qllk.probes import measure
 from qllk.study.figures import digest
@@ -28,7 +28,7 @@ def test_every_row_of_the_map_shares_out_one(length, mask, sharpness):
 
 def test_the_map_is_of_the_lessons_own_weights():
     _, q, k = attention.tiny(attention.CHANNELS, attention.SEED, "q", "k")
-    same(attention.attended(16, True, 1.0), attention.weights_loop(q, k)[0])
+    same(attention.attended(16, True, 1.0), exercises.attention.weights_loop(q, k)[0])
 
 
 def test_without_sharpness_all_bytes_count_alike():

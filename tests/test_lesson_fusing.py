@@ -8,6 +8,7 @@ import torch
 from helpers import same
 
 from qllk.lab.lessons import fusing
+from qllk.probes import measure
 
 
 @pytest.mark.parametrize("parts", [3, 4])

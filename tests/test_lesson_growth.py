@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from qllk.lab.lessons import growth
+from qllk.lab.lessons import exercises, growth
 from qllk.lab.pictures.charts import page_html
-from qllk.model import kernels, mixers
+from qllk.model import kernels, recurrent
 
 
 def page(**changes):
@@ -22,11 +22,11 @@ def ends(page):
 @pytest.mark.parametrize("step", [1.0, 4.0, 0.5])
 def test_the_truth_of_stall_is_what_torch_does(dtype, bits, step):
     terms = torch.full((1, 2**bits + 5, 1), step, dtype=dtype)
-    assert kernels.running_sum_loop(terms)[1].item() == growth.stall_loop(bits, step)
+    assert kernels.running_sum_loop(terms)[1].item() == exercises.growth.stall_loop(bits, step)
 
 
 def test_dividing_by_powers_is_right_until_they_run_out():
-    verdict = growth.EXERCISES[1].judge(growth.by_quotients)
+    verdict = exercises.growth.EXERCISES[1].judge(exercises.growth.by_quotients)
     assert verdict.state == "right when short, wrong when long"
 
 
@@ -62,7 +62,7 @@ def test_a_normaliser_changes_what_is_read_and_not_what_is_kept():
     [
         ("kind", growth.INPUTS),
         ("half_life", growth.HALF_LIVES),
-        ("normaliser", mixers.NORMALISERS),
+        ("normaliser", recurrent.NORMALISERS),
         ("precision", growth.PRECISIONS),
     ],
 )
@@ -73,7 +73,7 @@ def test_every_control_changes_the_picture(name, values):
 
 def test_all_combinations_of_the_controls_can_be_drawn():
     for kind, life, normaliser, precision in itertools.product(
-        growth.INPUTS, growth.HALF_LIVES, mixers.NORMALISERS, growth.PRECISIONS
+        growth.INPUTS, growth.HALF_LIVES, recurrent.NORMALISERS, growth.PRECISIONS
     ):
         assert "<svg" in page_html(growth.grown(kind, life, normaliser, precision, steps=9))
 

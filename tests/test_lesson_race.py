@@ -10,9 +10,9 @@ import torch
 
 from qllk import Recipe, build
 from qllk.lab.lessons import claims, race
-from qllk.study.race import Point, Result, equal_bytes, make_trainer, race_here
 from qllk.model.mixers import CumsumMixer
 from qllk.study import published
+from qllk.study.race import Point, Result, equal_bytes, make_trainer, race_here
 from qllk.text import objectives
 from qllk.text.corpora import task
 
@@ -62,9 +62,10 @@ def test_the_published_model_is_trained_from_its_own_seed_and_may_lose_its_hashi
     fresh = published.QLLK11(dim=8)
     for mine, wanted in zip(trainer.model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(mine, wanted)
-    assert race_here({"it": race.published_model(8)}, text, RECIPE, seeds=1)["it"][0].model.hash_proj.abs().sum() > 0
-    without = race_here({"it": race.published_model(8, hashing=False)}, text, RECIPE, seeds=1)["it"][0]
-    assert without.model.hash_proj.abs().sum() == 0
+    entries = {"it": race.published_model(8), "without": race.published_model(8, hashing=False)}
+    results = race_here(entries, text, RECIPE, seeds=1)
+    assert results["it"][0].model.hash_proj.abs().sum() > 0
+    assert results["without"][0].model.hash_proj.abs().sum() == 0
 
 
 def test_a_run_is_read_off_between_its_points():

@@ -31,18 +31,18 @@ class Sabotage(NamedTuple):
 
 SABOTAGES = {
     "the mask removed": Sabotage(
-        "01", "model/kernels.py", "scores.masked_fill(~keep,", "scores.masked_fill(keep & ~keep,"
+        "01", "model/kernels.py", "scores.masked_fill(~mask,", "scores.masked_fill(mask & ~mask,"
     ),
     "a chunk sees its future": Sabotage(
         "02",
         "model/kernels.py",
-        "future = ~band(q.shape[2], q.shape[2], device=q.device)",
+        "future = ~causal_mask(q.shape[2], q.shape[2], device=q.device)",
         "future = torch.zeros(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)",
     ),
     "key in the place of the query": Sabotage(
         "03", "model/kernels.py", "return q * sums, S", "return k * sums, S"
     ),
-    "a sum in half precision": Sabotage("04", "model/kernels.py", "    (x,) = wide(x)\n", ""),
+    "a sum in half precision": Sabotage("04", "model/kernels.py", "    x = _widen(x)\n", ""),
     "a patch that leaks": Sabotage(
         "05",
         "model/patching.py",
@@ -51,7 +51,7 @@ SABOTAGES = {
     ),
     "query and key swapped after fusing": Sabotage(
         "06",
-        "model/mixers.py",
+        "model/recurrent.py",
         "q, k, v, g = self.qkvg(x).chunk",
         "k, q, v, g = self.qkvg(x).chunk",
     ),

@@ -1,4 +1,4 @@
-"""What claims are measured with: growth, crossings, counted bytes and operations, seconds."""
+"""What claims are measured with: exponents, crossings, counted bytes and operations, seconds."""
 
 import math
 
@@ -9,7 +9,7 @@ from qllk.model import kernels
 from qllk.probes import measure
 
 
-def test_growth_is_the_exponent_and_its_range():
+def test_an_exponent_is_fitted_with_its_range():
     xs = [1, 2, 4, 8]
     grown = measure.fit_exponent(xs, [3 * x**2 for x in xs])
     assert grown == pytest.approx((2.0, 2.0, 2.0))
@@ -22,8 +22,8 @@ def test_growth_is_the_exponent_and_its_range():
 @pytest.mark.parametrize(
     ("xs", "ys"), [([1], [1]), ([1, 2], [1]), ([0, 1], [1, 2]), ([1, 2], [0, 1])]
 )
-def test_growth_refuses_what_has_none(xs, ys):
-    with pytest.raises(ValueError, match="two or more pairs of numbers above 0"):
+def test_an_exponent_needs_two_points_above_zero(xs, ys):
+    with pytest.raises(ValueError, match="at least two pairs of numbers above 0"):
         measure.fit_exponent(xs, ys)
 
 
@@ -96,7 +96,7 @@ def test_operations_look_inside_fused_attention():
     )
 
 
-def test_one_core_is_given_back_even_after_an_error():
+def test_all_threads_are_given_back_even_after_an_error():
     before = torch.get_num_threads()
     seen = []
 

@@ -214,10 +214,10 @@ def test_a_length_that_fills_no_patch_is_refused_with_the_cure(cls):
     piece = 32 if cls is MELF else 8
     model = cls(dim=16, n_layers=1)
     with pytest.raises(
-        ValueError, match=f"takes {piece} bytes at once, .* 67 .* 64 or {64 + piece} b"
+        ValueError, match=f"reads {piece} bytes at once, .* 67 .* 64 or {64 + piece} b"
     ):
         model(torch.zeros(1, 67, dtype=torch.long))
-    with pytest.raises(ValueError, match=f"length of 3 is no multiple .*; give it {piece}"):
+    with pytest.raises(ValueError, match=f"length 3 is not a multiple .*; pass {piece}"):
         model(torch.zeros(1, 3, dtype=torch.long))
     assert model(torch.zeros(1, 64, dtype=torch.uint8)).shape == (1, 64, 256)
 

@@ -8,6 +8,7 @@ import torch
 
 from qllk import presets
 from qllk.model.families import build
+from qllk.probes.evaluate import LN2
 from qllk.study import race
 from qllk.training.recipe import Recipe
 
@@ -42,7 +43,7 @@ def asked(monkeypatch):
         off = abs(run.spec.d_model - best_width) / 100 + (run.recipe.lr != 8e-3)
         return 1.0 + off + run.recipe.seed / 1000
 
-    monkeypatch.setattr(race, "run_all", pretend)
+    monkeypatch.setattr(race, "_run_all", pretend)
     monkeypatch.setattr(race, "corpus", lambda name: SimpleNamespace(fingerprint=name * 4))
     return runs
 
@@ -52,7 +53,7 @@ def runs_of(asked):
 
 
 def raced(budgets, seeds=3):
-    entries = ["qllk-2", race.CONTROL]
+    entries = ["qllk-2", race._CONTROL]
     return race.run_race(
         "text", budgets, entries=entries, seeds=seeds, recipe=Recipe(), folder="runs", jobs=1
     )
@@ -61,7 +62,7 @@ def raced(budgets, seeds=3):
 def test_every_size_is_searched_with_every_rate_at_a_quarter_of_the_smallest_budget(asked):
     raced([100, 900])
     search = [run for run in runs_of(asked) if run.recipe.seconds == 25]
-    sizes = sum(len(race.ENTRIES[entry]) for entry in ("qllk-2", race.CONTROL))
+    sizes = sum(len(race.ENTRIES[entry]) for entry in ("qllk-2", race._CONTROL))
     assert len(search) == sizes * len(race.LEARNING_RATES)
     assert {run.recipe.seed for run in search} == {0}
 
@@ -94,21 +95,21 @@ def test_results_of_another_text_or_version_are_not_taken_for_these(asked, monke
     assert len({first, second, asked["folder"]}) == 3
 
 
-def test_runs_that_are_read_and_not_trained_are_told(tmp_path, capsys):
+def test_runs_that_are_read_and_not_trained_are_reported(tmp_path, capsys):
     run = race.Run("qllk-2", presets.PRESETS["qllk-2"], Recipe(), "text")
     (tmp_path / f"{run.key}.json").write_text('{"nats_per_byte": 1.0}')
-    assert race.run_all([run], tmp_path, jobs=1) == {run.key: {"nats_per_byte": 1.0}}
+    assert race._run_all([run], tmp_path, jobs=1) == {run.key: {"nats_per_byte": 1.0}}
     assert f"1 of 1 runs are read from {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_control_races_in_the_size_that_is_best_at_each_budget(asked):
     rows = {(row["entry"], row["seconds"]): row for row in raced([100, 900])}
-    assert rows[race.CONTROL, 100]["d_model"] == 96
-    assert rows[race.CONTROL, 900]["d_model"] == 192
+    assert rows[race._CONTROL, 100]["d_model"] == 96
+    assert rows[race._CONTROL, 900]["d_model"] == 192
     assert {row["lr"] for row in rows.values()} == {8e-3}
 
 
-def test_a_row_tells_every_seed_their_mean_and_their_spread(asked):
+def test_a_row_has_every_seed_their_mean_and_their_spread(asked):
     row = raced([100])[0]
     assert len(row["nats"]) == 3
     assert row["spread"] == pytest.approx(0.002)
@@ -126,12 +127,31 @@ def test_a_run_is_known_by_all_that_decides_it():
 def test_the_table_has_the_best_first_within_a_budget(asked):
     lines = race.format_rows(raced([100])).splitlines()
     assert lines[0].startswith("| seconds | model |")
-    assert [line.split(" | ")[1] for line in lines[2:]] == [race.CONTROL, "qllk-2"]
+    assert [line.split(" | ")[1] for line in lines[2:]] == [race._CONTROL, "qllk-2"]
 
 
 def test_levels_whose_labels_would_overlap_share_one():
     levels = {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73}
-    assert race.merge_levels(levels) == {"lzma, bz2": 1.73, "uniform": 8.0}
+    assert race._merge_levels(levels) == {"lzma, bz2": 1.73, "uniform": 8.0}
+
+
+def test_curves_are_drawn_in_bits_with_the_baselines_that_they_pass():
+    curves = {"qllk-2": [(1.0, 4.0 * LN2), (2.0, 2.0 * LN2)]}
+    chart = race.draw_curves(curves, {"uniform": 8.0, "bz2": 1.74, "lzma": 1.73})
+    assert chart.lines == {"qllk-2": [(1.0, pytest.approx(4.0)), (2.0, pytest.approx(2.0))]}
+    assert chart.levels == {"lzma, bz2": 1.73}
+    assert race.draw_curves({"not yet validated": []}, {"uniform": 8.0}).levels == {}
+
+
+def test_a_race_is_drawn_against_its_control(asked):
+    rows = raced([100])
+    ((curves, gaps),) = race.draw_race(rows, {})
+    assert curves.lines.keys() == gaps.lines.keys() == {"qllk-2", race._CONTROL}
+    assert {gap for _, gap in gaps.lines[race._CONTROL]} == {0.0}
+    assert [x for x, _ in gaps.lines["qllk-2"]] == [(i + 0.5) / 16 for i in range(16)]
+    by_entry = {row["entry"]: row["mean_nats"] for row in rows}
+    expected = (by_entry["qllk-2"] - by_entry[race._CONTROL]) / LN2
+    assert gaps.lines["qllk-2"][0][1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("entry", race.ENTRIES)

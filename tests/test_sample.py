@@ -83,7 +83,7 @@ def test_a_stream_of_an_encoder_decoder_starts_from_what_it_read():
     model = made(TINY["t5-nano"])
     source, ids = torch.arange(9)[None], torch.tensor([[7]])
     with torch.no_grad():
-        written = stream(model, ids, greedy, model.read(source))
+        written = stream(model, ids, greedy, model.encode(source))
         for _ in range(12):
             ids = torch.cat((ids, model(source, ids)[:, -1:].argmax(-1)), dim=1)
     assert [int(i) for i in islice(written, 12)] == ids[0, 1:].tolist()
@@ -323,7 +323,7 @@ def test_with_a_draft_an_encoder_decoder_starts_from_what_both_read():
     model, draft = build(TINY["t5-nano"], seed=0).double(), build(TINY["t5-nano"], seed=1).double()
     source, start = torch.arange(9)[None], torch.tensor([[7]])
     with torch.no_grad():
-        states = model.read(source), draft.read(source)
+        states = model.encode(source), draft.encode(source)
     plain = list(islice(stream(model, start, greedy, states[0]), 20))
     written = speculate(model, draft, start, probabilities(0), states=states)
     assert list(islice(written, 20)) == plain
@@ -407,21 +407,21 @@ def test_ids_have_the_chances_of_the_model_whatever_the_draft(setting):
 
 
 def all_stand(guesses, p, q, generator):
-    return torch.cat((guesses, sample.sample_ids(p[-1:], generator)))
+    return torch.cat((guesses, sample._sample_ids(p[-1:], generator)))
 
 
 def drawn_anew(guesses, p, q, generator):
     """Leaves out that what falls was likelier in q, so that the rest must be likelier here."""
     kept = len(RIGHT(guesses, p, q, generator)) - 1
-    return torch.cat((guesses[:kept], sample.sample_ids(p[kept][None], generator)))
+    return torch.cat((guesses[:kept], sample._sample_ids(p[kept][None], generator)))
 
 
-RIGHT = sample.accept_proposals
+RIGHT = sample._accept_proposals
 
 
 @pytest.mark.parametrize("wrong", [all_stand, drawn_anew])
 def test_judging_wrongly_would_be_seen_in_the_chances(wrong, monkeypatch):
-    monkeypatch.setattr(sample, "accept_proposals", wrong)
+    monkeypatch.setattr(sample, "_accept_proposals", wrong)
     assert surprise_of_speculating({}) > 10
 
 
@@ -477,8 +477,8 @@ def test_a_penalty_that_is_not_above_0_is_refused(penalty):
     ("draft", "shape", "ahead", "message"),
     [
         (PATCHED.but(vocab_size=300), (1, 3), 4, "the draft has 300 ids, the model 256; a draft"),
-        (PATCHED, (2, 3), 4, r"writes one row, as shape \(1, time\), got \(2, 3\)"),
-        (PATCHED, (3,), 4, r"writes one row, as shape \(1, time\), got \(3,\)"),
+        (PATCHED, (2, 3), 4, r"writes one row, of shape \(1, time\), got \(2, 3\)"),
+        (PATCHED, (3,), 4, r"writes one row, of shape \(1, time\), got \(3,\)"),
         (PATCHED, (1, 3), 0, "speculate: ahead must be a whole number above 0, got 0"),
         (PATCHED, (1, 0), 4, "neither empty"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qllk.lab import TEXT, digits, same, show, sized, tiny
-from qllk.model import kernels
+from qllk.model import masks
 
 
 def said(capsys):
@@ -27,9 +27,9 @@ def test_same_says_so_or_raises_with_the_first_place(capsys):
 
 
 def test_show_prints_the_real_source(capsys):
-    show(kernels.causal_mask)
+    show(masks.causal_mask)
     text = said(capsys)
-    assert text.startswith("# qllk/model/kernels.py\ndef causal_mask(")
+    assert text.startswith("# qllk/model/masks.py\ndef causal_mask(")
     assert "torch.arange(N - T, N" in text
 
 

@@ -1,161 +1,188 @@
-"""Residual blocks and stacks of them: where the norms go, and what is recomputed for gradients."""
+"""Residual blocks and stacks of them: where norms are placed, and what is recomputed."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import build_part, look_up
+from ..spec import Part, Spec
+from .attention import CrossAttention
 from .layers import MLPS, NORMS, Dropout
-from .mixers import BIDIRECTIONAL_MIXERS, CROSS_MIXERS, MIXERS
+from .masks import Mask
+from .mixers import MIXERS
+from .positions import NoPositions
+
+# How decoders attend to what an encoder read.
+_CROSS = {"softmax": CrossAttention}
 
 
-def pre_norm(x, norm, dropout, part, *state):
-    """The norm acts on what the part reads: the skip runs through unchanged."""
-    y, state = part(norm(x), *state)
+def pre_norm(x, norm, dropout, part):
+    """Normalise the part's input, so that nothing interrupts the skip connection."""
+    y, state = part(norm(x))
     return x + dropout(y), state
 
 
-def post_norm(x, norm, dropout, part, *state):
-    """The norm acts on the sum, so that no skip runs through unchanged.  Vaswani 2017, 3.1."""
-    y, state = part(x, *state)
+def _post_norm(x, norm, dropout, part):
+    """Normalise the sum, the skip connection included.  Vaswani 2017, 3.1."""
+    y, state = part(x)
     return norm(x + dropout(y)), state
 
 
-def sublayer_norm(x, norm, dropout, part, *state):
-    """The norm acts on what the part adds.  Swin v2, Liu 2021, 2111.09883, 3.2."""
-    y, state = part(x, *state)
+def _sublayer_norm(x, norm, dropout, part):
+    """Normalise the part's output.  Swin v2, Liu 2021, 2111.09883, 3.2."""
+    y, state = part(x)
     return x + dropout(norm(y)), state
 
 
-NORMS_AT = {"pre": pre_norm, "post": post_norm, "sublayer": sublayer_norm}
+NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 
 
 class Block(nn.Module):
-    """Mix over time, then think at each position, each beside a skip, with norms as `add` has it.
+    """A mixer over time, then an MLP at each position, each added to the residual stream.
 
-    Options  add, a function of NORMS_AT
+    Options  norm, a function from a width to a norm
+             add, a function of NORMS_AT, which decides where the norms go
     """
 
-    def __init__(self, mixer, mlp, norm, d_model, dropout, add=pre_norm):
+    def __init__(
+        self,
+        mixer: nn.Module,
+        mlp: nn.Module,
+        norm: Callable[[int], nn.Module],
+        d_model: int,
+        dropout: float,
+        add: Callable = pre_norm,
+    ):
         super().__init__()
         self.norm_mix, self.mix = norm(d_model), mixer
         self.norm_mlp, self.mlp = norm(d_model), mlp
         self.dropout = Dropout(dropout)
         self.add = add
 
-    def forward(self, x, state=None, *keep):
-        x, state = self.add(x, self.norm_mix, self.dropout, self.mix, state, *keep)
-        x, _ = self.add(x, self.norm_mlp, self.dropout, self.think)
-        return x, state
+    def forward(self, x: Tensor, state=None, mask: Mask | None = None) -> tuple[Tensor, object]:
+        x, state = self.add(x, self.norm_mix, self.dropout, lambda x: self.mix(x, state, mask))
+        return self.feed_forward(x), state
 
-    def think(self, x):
-        """The MLP as a part without a state."""
-        return self.mlp(x), None
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP with its norm and its skip connection."""
+        x, _ = self.add(x, self.norm_mlp, self.dropout, lambda x: (self.mlp(x), None))
+        return x
 
 
-class CrossBlock(Block):
-    """A block that looks, between the two, at what an encoder read.
+class _CrossBlock(Block):
+    """A block that attends to an encoder's output between its mixer and its MLP.
 
-    State    the mixer's, and that of `cross`, which must be given
+    State    (the mixer's, that of `cross`); the second must be given
     """
 
-    def __init__(self, *block, cross):
-        super().__init__(*block)
-        _, _, norm, d_model, *_ = block
+    def __init__(
+        self,
+        mixer: nn.Module,
+        mlp: nn.Module,
+        norm: Callable[[int], nn.Module],
+        d_model: int,
+        dropout: float,
+        add: Callable = pre_norm,
+        *,
+        cross: nn.Module,
+    ):
+        super().__init__(mixer, mlp, norm, d_model, dropout, add)
         self.norm_cross, self.cross = norm(d_model), cross
 
-    def forward(self, x, state):
-        before, source = state
-        x, before = self.add(x, self.norm_mix, self.dropout, self.mix, before)
-        x, source = self.add(x, self.norm_cross, self.dropout, self.cross, source)
-        x, _ = self.add(x, self.norm_mlp, self.dropout, self.think)
-        return x, (before, source)
+    def forward(self, x: Tensor, state: tuple, mask: Mask | None = None) -> tuple[Tensor, tuple]:
+        own, source = state
+        x, own = self.add(x, self.norm_mix, self.dropout, lambda x: self.mix(x, own, mask))
+        x, source = self.add(x, self.norm_cross, self.dropout, lambda x: self.cross(x, source))
+        return self.feed_forward(x), (own, source)
 
 
 class Stack(nn.Module):
-    """Layers one after the other; the mixers of `parts` in turn, over and over.
+    """Layers one after the other. `parts` are their mixers, looked up in the table `mixers`; given
+    `cross`, a part too, every layer also attends to an encoder's output.
 
-    Given `recompute` = K, autograd keeps only the input of every K blocks, and the backward pass
-    computes the blocks once more; no number changes.
+    With `recompute` = K, autograd keeps only the input of every K blocks, and the backward pass
+    computes the blocks again; no number changes.
 
-    Shapes   x (B,T,D) -> (B,T,D); a mask, if there is one, as the mixers take it
-    State    a tuple, one state per layer
-    Cost     with `recompute` a second forward pass. Kept are layers / K inputs and, while the
-             backward pass is at K blocks, all that these make: since one block makes ten times
-             what it is given and more, K = 1 has the lowest peak in all but very deep models
+    Shapes   x (B,T,D) -> (B,T,D)
+    State    a tuple with one state per layer
+    Cost     `recompute` adds a second forward pass. It keeps layers / K inputs and, while the
+             backward pass is at K blocks, everything that these compute: one block computes over
+             ten times its input, so K = 1 has the lowest peak in all but very deep models
     Paper    Chen 2016, 1604.06174, section 4
     """
 
-    mixers = MIXERS
-
-    def __init__(self, spec, d_model, parts, positions):
+    def __init__(
+        self,
+        spec: Spec,
+        d_model: int,
+        parts: Sequence[Part],
+        positions: NoPositions,
+        mixers: dict[str, type] = MIXERS,
+        cross: Part | None = None,
+    ):
         super().__init__()
-        norm = norm_of(spec.norm)
         self.blocks = nn.ModuleList(
-            self.block(spec)(
-                build_part(self.mixers, part, "mixer", d_model, positions),
-                build_part(MLPS, spec.mlp, "mlp", d_model),
-                norm,
-                d_model,
-                spec.dropout,
-                look_up(NORMS_AT, spec.norm_at, "norm_at"),
-            )
-            for part in parts
+            _build_block(spec, d_model, part, positions, mixers, cross) for part in parts
         )
-        self.recompute = 0  # set by whoever trains; 0 keeps all
+        self.recompute = 0  # set by the trainer; 0 keeps everything
 
-    def block(self, spec):
-        return Block
-
-    def forward(self, x, states=None, *keep):
+    def forward(
+        self, x: Tensor, states: tuple | None = None, mask: Mask | None = None
+    ) -> tuple[Tensor, tuple]:
         states = states or (None,) * len(self.blocks)
         if not self.recompute:
-            return run_blocks(self.blocks, x, states, *keep)
+            return _run_blocks(self.blocks, x, states, mask)
         after = ()
         for start in range(0, len(self.blocks), self.recompute):
             piece = slice(start, start + self.recompute)
             blocks = self.blocks[piece]
             x, found = checkpoint(
-                *(run_blocks, blocks, x, states[piece], *keep),
+                _run_blocks,
+                blocks,
+                x,
+                states[piece],
+                mask,
                 use_reentrant=False,
-                context_fn=blocks[0].dropout.twice,
+                context_fn=blocks[0].dropout.recompute_contexts,
             )
             after += found
         return x, after
 
 
-def run_blocks(blocks, x, states, *keep):
+def _build_block(spec, d_model, part, positions, mixers, cross):
+    cross = cross and build_part(_CROSS, cross, "cross", (d_model,))
+    parts = (
+        build_part(mixers, part, "mixer", (d_model, positions)),
+        build_part(MLPS, spec.mlp, "mlp", (d_model,)),
+        norm_of(spec.norm),
+        d_model,
+        spec.dropout,
+        look_up(NORMS_AT, spec.norm_at, "norm_at"),
+    )
+    return _CrossBlock(*parts, cross=cross) if cross else Block(*parts)
+
+
+def _run_blocks(blocks, x, states, mask):
     """Each block after the one before.  Shapes  x (B,T,D) -> (B,T,D), and a tuple of states"""
     after = []
     for block, state in zip(blocks, states, strict=True):
-        x, state = block(x, state, *keep)
+        x, state = block(x, state, mask)
         after.append(state)
     return x, tuple(after)
 
 
-class BidirectionalStack(Stack):
-    """Layers of an encoder. They keep no state."""
+def norm_of(part: Part) -> Callable[[int], nn.Module]:
+    """The norm with this name and these options, as a function from its width.
 
-    mixers = BIDIRECTIONAL_MIXERS
-
-
-class CrossStack(Stack):
-    """Layers of a decoder that looks at an encoder's text."""
-
-    def block(self, spec):
-        return partial(
-            CrossBlock, cross=build_part(CROSS_MIXERS, spec.cross, "cross", spec.d_model)
-        )
-
-
-def norm_of(part):
-    """A norm by name and options, yet without its width."""
+    Raises   ValueError for an unknown name or option
+    """
     look_up(NORMS, part[0], "norm")
-    return partial(build_part, NORMS, part, "norm")
+    return lambda d_model: build_part(NORMS, part, "norm", (d_model,))
 
 
-def cycle(parts, layers):
+def cycle(parts: Sequence[Part], layers: int) -> list[Part]:
+    """The parts in turn, from the start again after the last, one for each layer."""
     return [parts[i % len(parts)] for i in range(layers)]

@@ -1,68 +1,72 @@
-"""Sequence rules as pure functions, each beside the slow loop that defines it: the heart.
+"""Sequence rules as pure functions, each next to the slow loop that defines it.
 
 Axes     B batch, T time, D model width, H heads, K key width, V value width, W window, C chunk,
          S state; N keys, L latent width, U width of the key that all heads share.
-State    what came before, as a value. None means that nothing did. A new one is returned; the
-         one passed in stays valid.
-Twins    `name_loop` is the definition, one step at a time: slow, obvious, trusted. The tests hold
-         each fast form equal to it on outputs, final state and every gradient.
+State    what came before, as a value; None at the start of a sequence. A new state is returned,
+         and the one passed in stays valid.
+Twins    `name_loop` is the definition, one step at a time: slow, obvious, trusted. The tests
+         require each fast form to equal it in outputs, final state and every gradient.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .masks import Mask, causal_mask
 
-def disable_autocast(device):
-    """Work at the inputs' own precision, whatever the caller's autocast says.
 
-    The meta device, on which models are counted, computes nothing and has no autocast.
+def _disable_autocast(device: torch.device) -> AbstractContextManager:
+    """Compute in the inputs' own precision, even inside a caller's autocast.
+
+    The meta device, which computes shapes only, has no autocast.
     """
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
-def _wide(*tensors) -> list[Tensor]:
-    """All of them in float32 at least, or in what the first has if that is wider."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return [x.to(dtype) for x in tensors]
+def _widen(x: Tensor) -> Tensor:
+    """Cast to float32, unless x is wider already: sums in half precision soon stop growing."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # ---------------------------------------------------------------- the cumulative sum
 
 
-def running_sum(x: Tensor, S: Tensor | None = None, log_decay: Tensor | None = None, chunk=64):
+def running_sum(
+    x: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
     """Add up a sequence, forgetting at fixed speeds.
 
         S_t = exp(g) S_{t-1} + x_t
 
-    Shapes   x (B,T,D)   S (B,D), none means zeros   log_decay g (D,), none means 0
-             ->  sums (B,T,D), S (B,D), in float32 at least: a half-precision sum soon stops growing
+    Shapes   x (B,T,D)   log_decay g (D,), default: 0   S (B,D), default: zeros
+             ->  sums (B,T,D), S (B,D), in float32 or wider
     Cost     time O(T D), or O(T C D) with decay, in chunks of C; memory O(T D)
     Twin     running_sum_loop, equal to 1e-12 in float64
     """
-    (x,) = _wide(x)
+    x = _widen(x)
     S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
     if log_decay is None:
         sums = x.cumsum(dim=1) + S[:, None]
         return sums, sums[:, -1].clone()  # a view would keep all of the sums alive
-    with disable_autocast(x.device):
-        return _decaying_sum(x, S, log_decay, chunk)
+    with _disable_autocast(x.device):
+        return _decaying_sum(x, log_decay, S, chunk)
 
 
-def _decaying_sum(x, S, log_decay, chunk):
+def _decaying_sum(x, log_decay, S, chunk):
     """Within a chunk, one triangular matrix of powers per channel; between chunks, one state."""
     log_decay = log_decay.to(x.dtype)
     steps = torch.arange(min(chunk, x.shape[1]), device=x.device)
-    ages = (steps[:, None] - steps).to(log_decay.dtype)  # (C,C): how long ago j was, seen from i
+    ages = (steps[:, None] - steps).to(log_decay.dtype)  # (C,C): how long before i step j was
     weight = (log_decay[:, None, None] * ages.clamp(min=0)).exp().tril()  # (D,C,C)
-    fade = (log_decay * (steps[:, None] + 1)).exp()  # (C,D): what is left of S after each step
+    fade = (log_decay * (steps[:, None] + 1)).exp()  # (C,D): the share of S left after each step
     pieces = []
     for piece in x.split(chunk, dim=1):
         C = piece.shape[1]
@@ -73,7 +77,9 @@ def _decaying_sum(x, S, log_decay, chunk):
     return torch.cat(pieces, dim=1), S.clone()
 
 
-def running_sum_loop(x, S=None, log_decay=None):
+def running_sum_loop(
+    x: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The definition of `running_sum`."""
     S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
     sums = []
@@ -83,50 +89,61 @@ def running_sum_loop(x, S=None, log_decay=None):
     return torch.stack(sums, dim=1), S
 
 
-def cumsum_kernel(q, k, v, S=None, log_decay=None):
+def cumsum_kernel(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """QLLK's kernel: read each query, channel by channel, from the sum of key-value products.
 
         S_t = exp(g) S_{t-1} + k_t v_t        y_t = q_t S_t        (all elementwise)
 
-    It is linear attention with D heads of width one, and HGRN with a fixed decay. Nothing
+    This is linear attention with D heads of width one, and HGRN with a fixed decay. Nothing
     normalises S: without decay it grows as sqrt(t) on random input and as t on constant input.
 
-    Shapes   q, k, v (B,T,D)   S (B,D)   log_decay g (D,), none means 0  ->  y (B,T,D), S (B,D)
-    State    D numbers, whatever T
+    Shapes   q, k, v (B,T,D)   log_decay g (D,), default: 0   S (B,D), default: zeros
+             ->  y (B,T,D), S (B,D)
+    State    D numbers, for any T
     Cost     time and memory O(T D)
     Paper    QLLK 1.0 (2025); Katharopoulos 2020, 2006.16236, with heads of width one
     Twin     cumsum_kernel_loop, equal to 1e-12 in float64
     """
-    sums, S = running_sum(k * v, S, log_decay)
+    sums, S = running_sum(k * v, log_decay, S)
     return q * sums, S
 
 
-def cumsum_kernel_loop(q, k, v, S=None, log_decay=None):
+def cumsum_kernel_loop(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The definition of `cumsum_kernel`."""
-    sums, S = running_sum_loop(k * v, S, log_decay)
+    sums, S = running_sum_loop(k * v, log_decay, S)
     return torch.stack([q[:, t] * sums[:, t] for t in range(q.shape[1])], dim=1), S
 
 
 # ---------------------------------------------------------------- linear attention
 
 
-def linear_attention(q, k, v, log_decay=None, S=None, chunk=32):
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    S: Tensor | None = None,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
     """Read each query from a decaying sum of key-value products.
 
         S_t = exp(g_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t
 
-    Shapes   q, k (B,H,T,K)   v (B,H,T,V)   log_decay g (B,H,T,1 or K), none means 0
-             S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 at least:
-             a half-precision sum soon stops growing
-    State    H K V numbers, whatever T
+    Shapes   q, k (B,H,T,K)   v (B,H,T,V)   log_decay g (B,H,T,1 or K), default: 0
+             S (B,H,K,V), default: zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 or wider
+    State    H K V numbers, for any T
     Cost     time O(T (C K + K V)); memory O(C^2) per chunk of C, O(C^2 K) with a decay per channel
     Paper    Katharopoulos 2020, 2006.16236; RetNet, 2307.08621; GLA, 2312.06635
     Twin     linear_attention_loop, equal to 1e-12 in float64
     """
-    q, k, v, log_decay, S = _widened(q, k, v, log_decay, S)
+    q, k, v, log_decay, S = _fill_in(q, k, v, log_decay, S)
     outputs = []
-    with disable_autocast(q.device):
-        for q_, k_, v_, g_ in _chunks(chunk, q, k, v, log_decay):
+    with _disable_autocast(q.device):
+        for q_, k_, v_, g_ in _chunks((q, k, v, log_decay), chunk):
             total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
             scores = _decayed_scores(q_, k_, total)
             outputs.append(scores @ v_ + (q_ * total.exp()) @ S)
@@ -134,15 +151,16 @@ def linear_attention(q, k, v, log_decay=None, S=None, chunk=32):
     return torch.cat(outputs, dim=2), S
 
 
-def _widened(q, k, v, log_decay, S, *others):
-    """All of them in float32 at least, with zeros for a state or a decay that is none."""
+def _fill_in(q, k, v, log_decay, S):
+    """Zeros for a missing decay or state, and all tensors in float32 or in q's wider dtype."""
     S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
     log_decay = q.new_zeros(*q.shape[:3], 1) if log_decay is None else log_decay
-    return _wide(q, k, v, log_decay, S, *others)
+    q = _widen(q)
+    return q, *(x.to(q.dtype) for x in (k, v, log_decay, S))
 
 
-def _chunks(size, *tensors):
-    """So many steps of each at a time."""
+def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """The next `size` steps of every tensor, until the sequences end."""
     return zip(*(x.split(size, dim=2) for x in tensors), strict=True)
 
 
@@ -162,7 +180,9 @@ def _fade_and_add(S, k, v, total):
     return last.exp().transpose(2, 3) * S + (k * (last - total).exp()).transpose(2, 3) @ v
 
 
-def linear_attention_loop(q, k, v, log_decay=None, S=None):
+def linear_attention_loop(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The definition of `linear_attention`."""
     S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
     outputs = []
@@ -174,29 +194,36 @@ def linear_attention_loop(q, k, v, log_decay=None, S=None):
     return torch.stack(outputs, dim=2), S
 
 
-def delta_rule(q, k, v, beta, log_decay=None, S=None, chunk=32):
-    """Linear attention that corrects itself: write the part of v that reading k does not give yet.
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    S: Tensor | None = None,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Linear attention that corrects itself: write what is missing between v and the value read.
 
         S'_t = exp(g_t) S_{t-1}      S_t = S'_t + k_t^T beta_t (v_t - k_t S'_t)      o_t = q_t S_t
 
-    Within a chunk the corrections u depend on each other, each on those before: a triangular
-    system, solved at once. Keys should have length 1, so that beta = 1 replaces and 0 keeps.
+    Within a chunk each correction u depends on the earlier ones: a triangular system, solved at
+    once. Keys should have length 1, so that beta = 1 replaces the old value and 0 leaves it.
 
-    Shapes   q, k (B,H,T,K)   v (B,H,T,V)   beta (B,H,T,1)   log_decay g (B,H,T,1 or K), none
-             means 0   S (B,H,K,V), none means zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32
-             at least, as linear_attention
-    State    H K V numbers, whatever T
+    Shapes   q, k (B,H,T,K)   v (B,H,T,V)   beta (B,H,T,1)   log_decay g (B,H,T,1 or K), default: 0
+             S (B,H,K,V), default: zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 or wider
+    State    H K V numbers, for any T
     Cost     time O(T (C K + C V + K V)); memory as linear_attention
     Paper    DeltaNet, Yang 2024, 2406.06484; gated, Yang 2024, 2412.06464, equation 10; with a
              decay per channel, Kimi Linear 2025, 2510.26692
     Twin     delta_rule_loop, equal to 1e-12 in float64
     """
-    q, k, v, log_decay, S, beta = _widened(q, k, v, log_decay, S, beta)
+    q, k, v, log_decay, S = _fill_in(q, k, v, log_decay, S)
     outputs = []
-    with disable_autocast(q.device):
-        for q_, k_, v_, beta_, g_ in _chunks(chunk, q, k, v, beta, log_decay):
+    with _disable_autocast(q.device):
+        for q_, k_, v_, beta_, g_ in _chunks((q, k, v, beta.to(q.dtype), log_decay), chunk):
             total = g_.cumsum(dim=2)  # (B,H,C,1|K): log decay since the chunk began
-            known = (k_ * total.exp()) @ S  # what reading k gives, before this chunk's corrections
+            known = (k_ * total.exp()) @ S  # what k reads, before this chunk's corrections
             links = beta_ * _decayed_scores(k_, k_, total)  # the solver takes its diagonal as ones
             u = torch.linalg.solve_triangular(
                 links, beta_ * (v_ - known), upper=False, unitriangular=True
@@ -206,7 +233,14 @@ def delta_rule(q, k, v, beta, log_decay=None, S=None, chunk=32):
     return torch.cat(outputs, dim=2), S
 
 
-def delta_rule_loop(q, k, v, beta, log_decay=None, S=None):
+def delta_rule_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    S: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The definition of `delta_rule`."""
     S = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]) if S is None else S
     outputs = []
@@ -222,129 +256,112 @@ def delta_rule_loop(q, k, v, beta, log_decay=None, S=None):
 # ---------------------------------------------------------------- softmax attention
 
 
-def causal_mask(
-    T: int, N: int, window: int | None = None, sinks=0, device=None, keep=None
-) -> Tensor:
-    """Which of N keys each of T queries may see; the queries are the *last* T of the N places.
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The weight of each key for each query, each row adding up to 1: the T x N table itself.
 
-    Shapes   keep (T,N) or (B,1,T,N) bool: what else must hold, none means nothing
-             ->  as keep, (T,N) without one. Query i stands at place N - T + i and sees that place
-             and those before it, at most `window` of them, and the first `sinks` places beside.
-             So training, prefill and one cached step need no case of their own.
-    Paper    sinks: StreamingLLM, Xiao 2023, 2309.17453
-    """
-    rows = torch.arange(N - T, N, device=device)[:, None]
-    cols = torch.arange(N, device=device)
-    past = cols <= rows if keep is None else keep & (cols <= rows)
-    return past if window is None else past & ((cols > rows - window) | (cols < sinks))
+        A = softmax(q k^T / sqrt(K)), with -inf where `mask` is False
 
-
-def document_mask(documents) -> Tensor:
-    """Which keys each query may see when documents share a row: those of its own document.
-
-    Block-diagonal; a causal model sees `same_document(d) & band(T, T)`. Padding sees padding, so
-    that no query is left without a key.
-
-    Shapes   documents (B,T) of any type  ->  keep (B,1,T,T) bool, one for all heads
-    """
-    return (documents[:, :, None] == documents[:, None, :])[:, None]
-
-
-def attention_weights(q, k, keep=None):
-    """How much each query takes of each key, row by row a share of 1: the N x N table itself.
-
-        A = softmax(q k^T / sqrt(K)), with -inf where `keep` is False
-
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   keep (T,N) or (B,1,T,N) bool, none means see all
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   mask (T,N) or (B,1,T,N) bool, default: attend to all
              ->  A (B,H,T,N)
     Cost     time O(T N K), memory O(T N)
     """
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
-    if keep is not None:
-        scores = scores.masked_fill(~keep, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1)
 
 
-def softmax_attention(q, k, v, keep=None):
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Average the values, weighted by how well each key matches the query.
 
-        o = A v,    A = attention_weights(q, k, keep)
+        o = A v,    A = attention_weights(q, k, mask)
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep as in attention_weights
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   mask as in attention_weights
              ->  o (B,H,T,V)
     Cost     time O(T N (K + V)), memory O(T N)
     Paper    Vaswani 2017, 1706.03762, equation 1
     Twin     softmax_attention_loop, equal to 1e-12 in float64
     """
-    return attention_weights(q, k, keep) @ v
+    return attention_weights(q, k, mask) @ v
 
 
-def causal_attention(q, k, v, window=None, sinks=0, keep=None, bias=None):
-    """Softmax attention over the past, through torch's fused kernel, which stores no table.
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask = Mask(), bias: Tensor | None = None
+) -> Tensor:
+    """Softmax attention under a `Mask`, through torch's fused kernel, which stores no table.
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V), the queries standing at the last T places
-             keep, bias as in fused_attention   ->   o (B,H,T,V)
-    Cost     time O(T N (K + V)), memory O(T + N), or O(T N) with a mask, a window or a bias
+    Shapes   q (B,H,T,K), the queries at the last T positions   k (B,H,N,K)   v (B,H,N,V)
+             bias (H,T,N), default: 0   ->   o (B,H,T,V)
+    Cost     time O(T N (K + V)); memory O(T + N) for the default mask, else O(T N)
     Paper    FlashAttention, Dao 2022, 2205.14135
-    Twin     softmax_attention_loop with band(T, N, window, sinks) & keep, equal to 1e-12 in float64
+    Twin     softmax_attention_loop with mask.table(T, N), equal to 1e-12 in float64
     """
     T, N = q.shape[2], k.shape[2]
-    if T == N and window is keep is bias is None:  # torch is fastest when it skips the future
+    if T == N and mask.causal and mask.plain and bias is None:  # torch then skips the future
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return fused_attention(q, k, v, causal_mask(T, N, window, sinks, q.device, keep), bias)
+    return fused_attention(q, k, v, mask.table(T, N, q.device), bias)
 
 
-def fused_attention(q, k, v, keep=None, bias=None):
-    """Softmax attention to all keys or to those of an explicit mask, through torch's fused kernel.
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Softmax attention to all keys, or to those of a mask, through torch's fused kernel.
 
-        A = softmax(q k^T / sqrt(K) + bias), with -inf where `keep` is False        o = A v
+        A = softmax(q k^T / sqrt(K) + bias), with -inf where `mask` is False        o = A v
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   keep (T,N) or (B,1,T,N) bool, none means
-             see all; T may be 1 for all queries   bias (H,T,N), none means 0   ->   o (B,H,T,V)
+    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V)   mask as in attention_weights
+             bias (H,T,N), default: 0   ->   o (B,H,T,V)
     Cost     time O(T N (K + V)), memory O(T + N), or O(T N) with a bias
     Twin     softmax_attention_loop, equal to 1e-12 in float64
     """
     if bias is not None:
-        keep = bias.to(q.dtype) if keep is None else bias.to(q.dtype).where(keep, float("-inf"))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+        mask = bias.to(q.dtype) if mask is None else bias.to(q.dtype).where(mask, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def softmax_attention_loop(q, k, v, keep=None, bias=None):
-    """The definition of `softmax_attention`: one query at a time, only over the keys it sees."""
+def softmax_attention_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The definition of `softmax_attention`: one query at a time, only over its visible keys."""
     outputs = []
     for t in range(q.shape[2]):
         scores = (q[:, :, t, None] * k).sum(-1) * q.shape[-1] ** -0.5  # (B,H,N)
         weight = (scores if bias is None else scores + bias[:, t]).exp()
-        weight = weight if keep is None else weight * keep[..., t, :]
+        weight = weight if mask is None else weight * mask[..., t, :]
         weight = weight / weight.sum(-1, keepdim=True)
         outputs.append((weight[..., None] * v).sum(2))
     return torch.stack(outputs, dim=2)
 
 
-def tiled_attention(q, k, v, tile=64):
-    """Causal attention as fused kernels compute it: tile by tile, never holding the table.
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor, tile: int = 64) -> Tensor:
+    """Causal attention as fused kernels compute it: tile by tile, without storing the table.
 
         with each tile's scores s:    m' = max(m, s)      l = e^(m-m') l + sum e^(s-m')
-                                      o = e^(m-m') o + e^(s-m') v      and at last  o / l
+                                      o = e^(m-m') o + e^(s-m') v      and in the end  o / l
 
-    What was summed before is corrected whenever a larger score arrives (online softmax). The
-    backward pass keeps m + log l of each query and makes every tile's weights from it again.
-    It is here to be read: in Python the loop is slow. `causal_attention` is the one to use.
+    Earlier sums are rescaled when a larger score arrives (online softmax). The backward pass keeps
+    m + log l of each query and recomputes the weights of every tile from it.
+    It is written to be read: in Python the loop is slow. Use `causal_attention` instead.
 
-    Shapes   q (B,H,T,K)   k (B,H,N,K)   v (B,H,N,V), the queries standing at the last T places
+    Shapes   q (B,H,T,K), the queries at the last T positions   k (B,H,N,K)   v (B,H,N,V)
              ->  o (B,H,T,V)
     Cost     time O(T N (K + V)); memory O(T + N), and one tile of tile^2
     Paper    Milakov 2018, 1805.02867, algorithm 3; FlashAttention-2, Dao 2023, 2307.08691
-    Twin     softmax_attention_loop with keep = band(T, N), equal to 1e-12 in float64
+    Twin     softmax_attention_loop with causal_mask(T, N), equal to 1e-12 in float64
     """
-    return _Tiled.apply(*_wide(q, k, v), tile).to(v.dtype)
+    wide = _widen(q)
+    return _Tiled.apply(wide, k.to(wide.dtype), v.to(wide.dtype), tile).to(v.dtype)
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, tile):
         outputs, logsums = [], []
-        with disable_autocast(q.device):
+        with _disable_autocast(q.device):
             for rows, columns in _tiles(q.shape[2], k.shape[2], tile):
                 m = q.new_full((*q[:, :, rows].shape[:3], 1), float("-inf"))
                 total = o = torch.zeros_like(m)
@@ -367,7 +384,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx, do):
         q, k, v, o, logsum = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        shared = (do * o).sum(dim=-1, keepdim=True)  # a row sums to 1: what one gains, others lose
+        shared = (do * o).sum(dim=-1, keepdim=True)  # each row of weights adds up to 1
         for rows, columns in _tiles(q.shape[2], k.shape[2], ctx.tile):
             do_ = do[:, :, rows]
             for cols in columns:
@@ -381,52 +398,54 @@ class _Tiled(torch.autograd.Function):
 
 
 def _tiles(T, N, tile):
-    """Tiles of queries, each with the tiles of keys that some of them may see."""
+    """Tiles of queries, each with the tiles of keys that at least one of them may attend to."""
     for row in range(0, T, tile):
         stop = min(row + tile, T)
-        seen = N - T + stop
-        yield slice(row, stop), [slice(c, min(c + tile, seen)) for c in range(0, seen, tile)]
+        end = N - T + stop
+        yield slice(row, stop), [slice(c, min(c + tile, end)) for c in range(0, end, tile)]
 
 
 def _tile_scores(q, k, rows, cols):
-    """A tile of q k^T / sqrt(K), with -inf where a key lies in a query's future."""
+    """A tile of q k^T / sqrt(K), with -inf where the key comes after the query."""
     scores = q[:, :, rows] @ k[:, :, cols].transpose(2, 3) * q.shape[-1] ** -0.5
-    places = torch.arange(rows.start, rows.stop, device=q.device) + k.shape[2] - q.shape[2]
-    future = torch.arange(cols.start, cols.stop, device=q.device) > places[:, None]
+    positions = torch.arange(rows.start, rows.stop, device=q.device) + k.shape[2] - q.shape[2]
+    future = torch.arange(cols.start, cols.stop, device=q.device) > positions[:, None]
     return scores.masked_fill(future, float("-inf"))
 
 
-def latent_attention(q, c, r, to_k, to_v, keep=None):
-    """Causal attention whose keys and values are made from one latent, and a key that all share.
+def latent_attention(
+    q: Tensor, c: Tensor, r: Tensor, to_k: Tensor, to_v: Tensor, mask: Mask = Mask()
+) -> Tensor:
+    """Attention whose keys and values are computed from a latent, plus a key that all heads share.
 
         k_h = [to_k_h c, r]      v_h = to_v_h c      o_h = softmax(q_h k_h^T / sqrt(K + U)) v_h
 
-    This is the naive form: every head rebuilds its keys and values. It suits many queries.
+    This is the naive form, for many queries: every head rebuilds its keys and values.
 
-    Shapes   q (B,H,T,K+U)   latent c (B,N,L)   shared key r (B,N,U)   to_k (H,K,L)   to_v (H,V,L),
-             the queries standing at the last T places   keep as in fused_attention
-             ->   o (B,H,T,V)
+    Shapes   q (B,H,T,K+U), the queries at the last T positions   latent c (B,N,L)
+             shared key r (B,N,U)   to_k (H,K,L)   to_v (H,V,L)   ->   o (B,H,T,V)
     Cost     time O(H N (L (K + V) + T (K + U + V))), memory O(H N (K + U + V))
     Paper    DeepSeek-V2, 2405.04434, equations 9 to 19
     Twin     latent_attention_loop, equal to 1e-12 in float64
     """
-    k = latent_keys(c, r, to_k)
-    return causal_attention(q, k, c[:, None] @ to_v.transpose(1, 2), keep=keep)
+    return causal_attention(q, latent_keys(c, r, to_k), c[:, None] @ to_v.transpose(1, 2), mask)
 
 
-def latent_keys(c, r, to_k):
-    """What queries of `latent_attention` look at.  Shapes   as there  ->  (B,H,N,K+U)"""
+def latent_keys(c: Tensor, r: Tensor, to_k: Tensor) -> Tensor:
+    """The keys of `latent_attention`, head by head.  Shapes   as there  ->  (B,H,N,K+U)"""
     k = c[:, None] @ to_k.transpose(1, 2)
     return torch.cat((k, r[:, None].expand(-1, k.shape[1], -1, -1)), dim=-1)
 
 
-def absorbed_attention(q, c, r, to_k, to_v, keep=None):
-    """`latent_attention` without rebuilding: queries move into the latent, averages move out.
+def absorbed_attention(
+    q: Tensor, c: Tensor, r: Tensor, to_k: Tensor, to_v: Tensor, mask: Mask = Mask()
+) -> Tensor:
+    """`latent_attention` without rebuilding: the projections are absorbed by queries and outputs.
 
         o_h = to_v_h ( softmax([q_h to_k_h, q_r] [c, r]^T / sqrt(K + U)) c )
 
-    All heads then look at the same keys, so they are further queries of one head. It suits few
-    queries and a long cache, which is read once for all heads and as it lies.
+    All heads then share their keys, as if they were further queries of one head. This form is for
+    few queries and a long cache, which is read once for all heads.
 
     Shapes   as latent_attention
     Cost     time O(H T (L (K + V) + N (L + U))), memory O(H T N)
@@ -434,44 +453,47 @@ def absorbed_attention(q, c, r, to_k, to_v, keep=None):
     Twin     latent_attention_loop, equal to 1e-12 in float64
     """
     H, T, width = q.shape[1:]
-    plain, turned = q.split((to_k.shape[1], r.shape[-1]), dim=-1)
-    q = torch.cat((plain @ to_k, turned), dim=-1)  # (B,H,T,L+U)
-    q = q * (q.shape[-1] / width) ** 0.5  # scores stay those of the original width
-    past = causal_mask(T, c.shape[1], device=q.device, keep=keep).tile(H, 1)  # anew for each head
+    plain, rotated = q.split((to_k.shape[1], r.shape[-1]), dim=-1)
+    q = torch.cat((plain @ to_k, rotated), dim=-1)  # (B,H,T,L+U)
+    q = q * (q.shape[-1] / width) ** 0.5  # scores are still divided by the root of K + U
+    table = mask.table(T, c.shape[1], q.device)
+    table = None if table is None else table.tile(H, 1)  # once for the queries of each head
     k = torch.cat((c, r), dim=-1)
-    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], past)
+    o = softmax_attention(q.flatten(1, 2)[:, None], k[:, None], c[:, None], table)
     return o[:, 0].unflatten(1, (H, T)) @ to_v.transpose(1, 2)
 
 
-def latent_attention_loop(q, c, r, to_k, to_v, keep=None):
+def latent_attention_loop(
+    q: Tensor, c: Tensor, r: Tensor, to_k: Tensor, to_v: Tensor, mask: Mask = Mask()
+) -> Tensor:
     """The definition of `latent_attention` and `absorbed_attention`: one head at a time."""
-    past = causal_mask(q.shape[2], c.shape[1], device=q.device, keep=keep)
+    table = mask.table(q.shape[2], c.shape[1], q.device)
     heads = []
     for h in range(q.shape[1]):
         k = torch.cat((c @ to_k[h].T, r), dim=-1)[:, None]  # (B,1,N,K+U)
         v = (c @ to_v[h].T)[:, None]
-        heads.append(softmax_attention_loop(q[:, h : h + 1], k, v, past))
+        heads.append(softmax_attention_loop(q[:, h : h + 1], k, v, table))
     return torch.cat(heads, dim=1)
 
 
 # ---------------------------------------------------------------- local mixing
 
 
-def causal_conv(x, weight, past=None):
+def causal_conv(x: Tensor, weight: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mix each channel with its own last W values: a causal depthwise convolution.
 
         y_t = sum_j  w_j x_{t-j},    j = 0 … W-1
 
-    Shapes   x (B,T,D)   weight w (W,D)   past (B,W-1,D): the inputs before x, none means zeros
+    Shapes   x (B,T,D)   weight w (W,D)   past (B,W-1,D): the inputs before x, default: zeros
              ->  y (B,T,D), past (B,W-1,D)
-    State    (W-1) D numbers, whatever T
+    State    (W-1) D numbers, for any T
     Cost     time O(T W D), memory O(T D)
     Twin     causal_conv_loop, equal to 1e-12 in float64
     """
     W, D = weight.shape
     past = x.new_zeros(x.shape[0], W - 1, D) if past is None else past
     x = torch.cat((past.to(x.dtype), x), dim=1)
-    # As a picture of height 1 in channels-last order, which is how (B,T,D) lies in memory anyway:
+    # As an image of height 1 in channels-last order, the order in which (B,T,D) lies in memory:
     # twice as fast on CPU as conv1d, which copies.
     image = x.transpose(1, 2)[:, :, None]  # (B,D,1,W-1+T)
     taps = weight.flip(0).t()[:, None, None]  # (D,1,1,W)
@@ -479,13 +501,15 @@ def causal_conv(x, weight, past=None):
     return y[:, :, 0].transpose(1, 2), x[:, x.shape[1] - (W - 1) :].clone()
 
 
-def causal_conv_loop(x, weight, past=None):
+def causal_conv_loop(
+    x: Tensor, weight: Tensor, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The definition of `causal_conv`."""
     W, D = weight.shape
     past = x.new_zeros(x.shape[0], W - 1, D) if past is None else past
     outputs = []
     for t in range(x.shape[1]):
-        recent = torch.cat((past, x[:, t : t + 1]), dim=1)  # (B,W,D), the newest last
+        recent = torch.cat((past, x[:, t : t + 1]), dim=1)  # (B,W,D), oldest first
         outputs.append((recent.flip(1) * weight).sum(1))
         past = recent[:, 1:]
     return torch.stack(outputs, dim=1), past

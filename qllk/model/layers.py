@@ -1,133 +1,140 @@
-"""Norms, feed-forward layers, dropout and heads: the parts that act on each position alone."""
+"""Norms, MLPs, dropout and heads, which act on each position by itself, and attention heads."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_positive
 
 
-def _hidden_width(d_model, ratio) -> int:
-    """F, the width of an MLP inside: `ratio` times D, rounded.
+class ResidualLinear(nn.Linear):
+    """The last linear layer of a part whose output is added to the residual stream.
 
-    Raises   ValueError when it is below one
+    Its type is its role: `initialise` draws these layers smaller, the more of them add up.
     """
+
+
+class _ReluMLP(nn.Module):
+    """x -> W2 relu(W1 x), with `ratio` times D hidden units.  Shapes  (B,T,D) -> (B,T,D)"""
+
+    def __init__(self, d_model: int, *, ratio: float = 4, bias: bool = False):
+        super().__init__()
+        width = _hidden_width(d_model, ratio)
+        self.up = nn.Linear(d_model, width, bias=bias)
+        self.out = ResidualLinear(width, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.activation(self.up(x)))
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class GeluMLP(_ReluMLP):
+    """x -> W2 gelu(W1 x), with GPT-2's tanh approximation of the Gaussian CDF."""
+
+    def activation(self, x):
+        return F.gelu(x, approximate="tanh")
+
+
+class _ExactGeluMLP(_ReluMLP):
+    """x -> W2 gelu(W1 x), with the exact Gaussian CDF.  Hendrycks 2016, 1606.08415."""
+
+    def activation(self, x):
+        return F.gelu(x)
+
+
+class SquaredReluMLP(_ReluMLP):
+    """x -> W2 relu(W1 x)^2.  Primer, So 2021, 2109.08668, 3."""
+
+    def activation(self, x):
+        return F.relu(x).square()
+
+
+class _SwiGLU(nn.Module):
+    """x -> W3 ( silu(W1 x) * W2 x ), with `ratio` times D hidden units.  Shazeer 2020, 2002.05202.
+
+    It has three matrices: at a ratio of 8/3, as many parameters as the other MLPs at 4.
+
+    Shapes   (B,T,D) -> (B,T,D)
+    """
+
+    def __init__(self, d_model: int, *, ratio: float = 4, bias: bool = False):
+        super().__init__()
+        width = _hidden_width(d_model, ratio)
+        self.gate_up = nn.Linear(d_model, 2 * width, bias=bias)
+        self.out = ResidualLinear(width, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up)
+
+
+def _hidden_width(d_model, ratio):
     width = round(ratio * d_model)
     check_positive(f"an MLP of ratio={ratio}", width=width)
     return width
 
 
-class ReluMLP(nn.Module):
-    """x -> W2 relu(W1 x), `ratio` times as wide inside.  Shapes  (B,T,D) -> (B,T,D)"""
-
-    def __init__(self, d_model, *, ratio=4, bias=False):
-        super().__init__()
-        width = _hidden_width(d_model, ratio)
-        self.up = nn.Linear(d_model, width, bias=bias)
-        self.out = nn.Linear(width, d_model, bias=bias)
-
-    def forward(self, x):
-        return self.out(self.bend(self.up(x)))
-
-    def bend(self, x):
-        return F.relu(x)
-
-
-class GeluMLP(ReluMLP):
-    """x -> W2 gelu(W1 x), by the tanh that GPT-2 takes for the bell curve's sum."""
-
-    def bend(self, x):
-        return F.gelu(x, approximate="tanh")
-
-
-class ExactGeluMLP(ReluMLP):
-    """x -> W2 gelu(W1 x), by the bell curve's sum itself.  Hendrycks 2016, 1606.08415."""
-
-    def bend(self, x):
-        return F.gelu(x)
-
-
-class SquaredReluMLP(ReluMLP):
-    """x -> W2 relu(W1 x)^2.  Primer, So 2021, 2109.08668, 3."""
-
-    def bend(self, x):
-        return F.relu(x).square()
-
-
-class SwiGLU(nn.Module):
-    """x -> W3 ( silu(W1 x) * W2 x ), `ratio` times as wide inside.  Shazeer 2020, 2002.05202.
-
-    Three matrices: a ratio of 8/3 has the parameters of the other MLPs at 4.
-
-    Shapes   (B,T,D) -> (B,T,D)
-    """
-
-    def __init__(self, d_model, *, ratio=4, bias=False):
-        super().__init__()
-        width = _hidden_width(d_model, ratio)
-        self.gate_up = nn.Linear(d_model, 2 * width, bias=bias)
-        self.out = nn.Linear(width, d_model, bias=bias)
-
-    def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * up)
-
-
 class RMSNorm(nn.RMSNorm):
-    """torch's, at the precision of its weight: half precision it would take with a warning, slowly.
+    """torch's RMSNorm, computed in its weight's dtype: torch warns about half precision, and takes
+    a slow path for it.
 
     Shapes   x (B,T,D) -> (B,T,D)
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
-class DynamicTanh(nn.Module):
-    """x -> tanh(a x) w + b: squeezes like a norm and measures nothing.  Zhu 2025, 2503.10622.
+class _DynamicTanh(nn.Module):
+    """x -> tanh(a x) w + b: limits values as a norm does, without any statistics.
+    Zhu 2025, 2503.10622.
 
     Shapes   (B,T,D) -> (B,T,D)
     """
 
-    def __init__(self, d_model, *, slope=0.5):
+    def __init__(self, d_model: int, *, slope: float = 0.5):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor([slope]))
         self.weight, self.bias = (nn.Parameter(f(d_model)) for f in (torch.ones, torch.zeros))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.slope * x) * self.weight + self.bias
 
 
 class Dropout(nn.Module):
-    """Zero a share of the numbers while training and scale up the rest.
+    """Zero a share of the values while training, and scale up the rest.
 
-    The mask is drawn by `generator`, which whoever trains sets and seeds, so that nothing else in
-    the process can change a run.
+    The trainer sets and seeds `generator`, so that other random draws in the process do not change
+    a run.
     """
 
-    def __init__(self, share):
+    def __init__(self, share: float):
         super().__init__()
         self.share = share
         self.generator: torch.Generator | None = None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.share == 0.0:
             return x
-        mask = torch.empty_like(x).bernoulli_(1.0 - self.share, generator=self.generator)
-        return x * mask / (1.0 - self.share)
+        kept = torch.empty_like(x).bernoulli_(1.0 - self.share, generator=self.generator)
+        return x * kept / (1.0 - self.share)
 
-    def twice(self):
-        """Two contexts, for a first computation and for its repetition with the same masks."""
+    def recompute_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts for a forward pass and for its recomputation, which drops the same values."""
         start = self.generator and self.generator.get_state()
-        return contextlib.nullcontext(), self._from(start)
+        return contextlib.nullcontext(), self._rewound(start)
 
     @contextlib.contextmanager
-    def _from(self, start):
-        if start is None:  # torch's global generator is the repeater's own care
+    def _rewound(self, start) -> Iterator[None]:
+        if start is None:  # torch.utils.checkpoint restores the global generator itself
             yield
             return
         now = self.generator.get_state()
@@ -141,29 +148,50 @@ class Dropout(nn.Module):
 class LinearHead(nn.Linear):
     """Vectors to logits.  Shapes  (B,T,D) -> (B,T,vocab_size)"""
 
-    def __init__(self, d_model, vocab_size, *, bias=False):
+    def __init__(self, d_model: int, vocab_size: int, *, bias: bool = False):
         super().__init__(d_model, vocab_size, bias=bias)
 
 
-class MaskedHead(LinearHead):
-    """BERT's: one more layer at each position, then logits.  Devlin 2018, 1810.04805, code."""
+class _MaskedHead(LinearHead):
+    """BERT's head: one more layer at each position, then logits.  Devlin 2018, 1810.04805, code."""
 
-    def __init__(self, d_model, vocab_size, *, eps=1e-5):
+    def __init__(self, d_model: int, vocab_size: int, *, eps: float = 1e-5):
         super().__init__(d_model, vocab_size, bias=True)
         self.transform = nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model, eps)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.norm(F.gelu(self.transform(x))))
 
 
-# Options of the norms are torch's own: eps; for "rms" also elementwise_affine, false for no weight.
-NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": DynamicTanh}
+# Norms take torch's own options: eps, and elementwise_affine for "rms" (false: no weight).
+NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": _DynamicTanh}
 MLPS = {
     "gelu": GeluMLP,
-    "gelu-exact": ExactGeluMLP,
-    "relu": ReluMLP,
+    "gelu-exact": _ExactGeluMLP,
+    "relu": _ReluMLP,
     "relu2": SquaredReluMLP,
-    "swiglu": SwiGLU,
+    "swiglu": _SwiGLU,
 }
-HEADS = {"linear": LinearHead, "masked": MaskedHead}
+HEADS = {"linear": LinearHead, "masked": _MaskedHead}
+
+
+def check_heads(heads: int, d_model: int) -> int:
+    """The number of attention heads.
+
+    Raises   ValueError when it is not a whole number above 0 that divides d_model
+    """
+    check_positive("a mixer", heads=heads)
+    if d_model % heads:
+        raise ValueError(f"heads={heads} must divide d_model={d_model}")
+    return heads
+
+
+def split_heads(x: Tensor, n: int, heads: int) -> Tensor:
+    """Shapes   (B,T,n D) -> (n,B,H,T,D/H), to be unpacked into n tensors"""
+    return x.unflatten(-1, (n, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Shapes   (B,H,T,K) -> (B,T,H K)"""
+    return x.transpose(1, 2).flatten(2)

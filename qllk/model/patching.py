@@ -1,8 +1,8 @@
 """Bytes to patches and back, without a leak: align by target.
 
 The logit at position t predicts byte u = t + 1. It may use the patches that are *complete* before
-byte u, that is patches 0 … floor(u / R) - 1, and it stands at offset u mod R of the next one. The
-bytes of the unfinished patch reach it through the byte layers around this module.
+byte u, namely patches 0 … floor(u / R) - 1, and byte u is number u mod R of the next patch. The
+bytes of the unfinished patch reach the logit through the byte layers around this module.
 """
 
 from __future__ import annotations
@@ -12,44 +12,52 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .layers import ResidualLinear
+from .masks import Mask, refuse_mask
+
 
 class PatchState(NamedTuple):
-    """A fixed number of values, whatever the length (given a trunk whose state is fixed)."""
+    """The state of a patch path: of fixed size, given a trunk whose state is of fixed size."""
 
     t: int
-    recent: Tensor  # (B,R-1,D): the last byte vectors, some of which await their patch
-    hint: Tensor  # (B,R,D): what the last complete patch says of the next R bytes
+    recent: Tensor  # (B,R-1,D): the last byte vectors, including those of the unfinished patch
+    hint: Tensor  # (B,R,D): the last complete patch's hints for the next R bytes
     trunk: tuple  # the trunk's own states
 
 
 class PatchPath(nn.Module):
-    """Fold R byte vectors into one, run the trunk on that slow clock, unfold it to R hints.
+    """Fold R byte vectors into one patch, run the trunk once per patch, unfold it to R hints.
 
         patch_p = W_fold [x_{pR} … x_{pR+R-1}]     hints of p = W_unfold trunk(patch_0 … patch_p)
         y_t = hint number (t + 1) mod R of patch floor((t + 1) / R) - 1, zero before the first
 
     `fold` is a strided convolution and `unfold` a transposed one, written as the matrices they are.
+    A patch mixes its bytes, so that no mask can hide one of them.
 
     Shapes   x (B,T,D), any T  ->  y (B,T,D)
     State    PatchState: (2R-1) D numbers and the trunk's state
     Cost     one R-th of the trunk's cost per byte
     Paper    aligned as SpaceByte, Slagle 2024, 2404.14408: a patch is read at its last byte
+    Raises   ValueError for a mask that hides more than the future
     """
 
-    def __init__(self, d_model, size, trunk, d_trunk):
+    def __init__(self, d_model: int, size: int, trunk: nn.Module, d_trunk: int):
         super().__init__()
         self.size, self.trunk = size, trunk
         self.fold = nn.Linear(size * d_model, d_trunk, bias=False)
-        self.unfold = nn.Linear(d_trunk, size * d_model, bias=False)
+        self.unfold = ResidualLinear(d_trunk, size * d_model, bias=False)
 
-    def forward(self, x, state=None):
+    def forward(
+        self, x: Tensor, state: PatchState | None = None, mask: Mask | None = None
+    ) -> tuple[Tensor, PatchState]:
+        refuse_mask(mask, self)
         B, T, D = x.shape
         R = self.size
         if state is None:
             state = PatchState(0, x.new_zeros(B, R - 1, D), x.new_zeros(B, R, D), None)
         loose = state.t % R
         seen = torch.cat((state.recent.to(x.dtype), x), dim=1)
-        pending = seen[:, R - 1 - loose :]  # (B, loose + T, D), starts where a patch starts
+        pending = seen[:, R - 1 - loose :]  # (B, loose + T, D), starting at a patch's first byte
         n = pending.shape[1] // R
         hints, trunk = state.hint.to(x.dtype), state.trunk
         if n:

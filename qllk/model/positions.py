@@ -1,8 +1,8 @@
-"""How a model knows where a byte stands. Three verbs, and a mixer never asks which kind it has.
+"""Position encodings, with one interface that hides from a mixer which of them is used.
 
-`add(x, t0)` acts once, where bytes are embedded; `turn(x, t0)` acts on queries and keys, *before*
-they are cached; `bias(heads, T, N)` is added to the scores. `t0` is the number of steps that came
-before x.
+`add(x, t0)` acts once, on the embedded ids; `rotate(x, t0)` acts on queries and keys, *before* they
+are cached; `bias(heads, T, N)` is added to the attention scores. `t0` is the number of steps that
+came before x.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_positive
 
 
 class NoPositions(nn.Module):
-    """Nothing added, nothing turned. Recurrences and convolutions know the order by themselves."""
+    """No encoding: recurrences and convolutions depend on the order by themselves."""
 
-    def __init__(self, d_model, context=None):
+    def __init__(self, d_model: int, context: int | None = None):
         super().__init__()
 
-    def add(self, x, t0):
+    def add(self, x: Tensor, t0: int) -> Tensor:
         """Shapes   x (B,T,D) -> (B,T,D)"""
         return x
 
-    def turn(self, x, t0):
+    def rotate(self, x: Tensor, t0: int) -> Tensor:
         """Shapes   x (B,H,T,K) -> (B,H,T,K)"""
         return x
 
-    def bias(self, heads, T, N):
-        """For T queries at the last of N places.  Shapes   -> (H,T,N), or none for zeros"""
+    def bias(self, heads: int, T: int, N: int) -> Tensor | None:
+        """For queries at the last T of N positions.  Shapes   -> (H,T,N), or None for zeros"""
         return None
 
 
 class Learned(NoPositions):
     """One trained vector for each position.  GPT-2, Radford 2019.
 
-    Raises   ValueError when the context is missing, or the input goes past it
+    Raises   ValueError when the context is missing, or the input is longer
     """
 
-    def __init__(self, d_model, context=None):
+    def __init__(self, d_model: int, context: int | None = None):
         super().__init__(d_model)
         if context is None:
             raise ValueError("learned positions need a context length; set Spec.context")
@@ -57,14 +57,14 @@ class Learned(NoPositions):
 
 
 class Sinusoidal(NoPositions):
-    """Fixed waves, from one radian a step to one in 10,000 steps.  Vaswani 2017, 1706.03762, 3.5.
+    """Fixed waves, from 1 radian per step to 1/10,000 radian.  Vaswani 2017, 1706.03762, 3.5.
 
-    The first D/2 channels hold sines and the rest cosines; any length is allowed.
+    The first D/2 channels are sines and the rest cosines; inputs may have any length.
     """
 
-    def __init__(self, d_model, context=None):
+    def __init__(self, d_model: int, context: int | None = None):
         super().__init__(d_model)
-        _even(d_model, "sinusoidal positions need an even d_model")
+        _check_even(d_model, "sinusoidal positions need an even d_model")
 
     def add(self, x, t0):
         angle = _angles(t0, x.shape[1], x.shape[2], x.device)
@@ -72,21 +72,21 @@ class Sinusoidal(NoPositions):
 
 
 class Rotary(NoPositions):
-    """Turn pairs of channels by an angle that grows with position, so that scores depend on
-    distance alone.  RoFormer, Su 2021, 2104.09864, equation 34.
+    """Rotate pairs of channels by an angle that grows with position, so that scores depend only on
+    distances.  RoFormer, Su 2021, 2104.09864, equation 34.
 
-    Options  scaling   turn so many times slower, to fit a longer text into the angles of a
+    Options  scaling   divides all angles, to fit a longer text into the range of angles of a
                        shorter one.  Chen 2023, 2306.15595
     """
 
-    def __init__(self, d_model, context=None, *, scaling=1.0):
+    def __init__(self, d_model: int, context: int | None = None, *, scaling: float = 1.0):
         super().__init__(d_model)
         if not scaling > 0:
             raise ValueError(f"the scaling of rotary positions must be above 0, got {scaling}")
         self.scaling = scaling
 
-    def turn(self, x, t0):
-        _even(x.shape[-1], "rotary positions need an even width per head")
+    def rotate(self, x, t0):
+        _check_even(x.shape[-1], "rotary positions need an even width per head")
         angle = _angles(t0, x.shape[2], x.shape[3], x.device) / self.scaling
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, dim=-1)
@@ -94,41 +94,52 @@ class Rotary(NoPositions):
 
 
 class Relative(NoPositions):
-    """A trained number for each head and each distance between query and key, added to the score.
+    """A trained bias for each head and each distance between query and key, added to the score.
 
-    The nearer half of the buckets hold one distance each, the others ever more of them, on a log
-    scale; whatever lies `distance` steps away or farther shares the last.
+    Near distances have a bucket each, for the first half of the buckets; the other half covers
+    growing ranges on a log scale. All distances of `distance` steps or more share the last bucket.
 
-    Options  heads, those of the mixers; buckets; distance in steps
+    Options  heads, as many as the mixers have; buckets; distance in steps
     Paper    T5, Raffel 2019, 1910.10683, 2.1
-    Raises   ValueError when the mixers have another number of heads
+    Raises   ValueError when the mixers have a different number of heads
     """
 
-    def __init__(self, d_model, context=None, *, heads, buckets=32, distance=128):
+    def __init__(
+        self,
+        d_model: int,
+        context: int | None = None,
+        *,
+        heads: int,
+        buckets: int = 32,
+        distance: int = 128,
+    ):
         super().__init__(d_model)
         check_positive("relative positions", heads=heads, buckets=buckets, distance=distance)
         if buckets < 4 or distance <= buckets:
             raise ValueError(
-                f"relative positions need 4 buckets or more and a distance beyond them, got "
-                f"buckets={buckets}, distance={distance}"
+                "relative positions need at least 4 buckets and a distance above their number, "
+                f"got buckets={buckets}, distance={distance}"
             )
         self.distance, self.table = distance, nn.Embedding(buckets, heads)
 
     def bias(self, heads, T, N):
         buckets, known = self.table.weight.shape
         if heads != known:
-            raise ValueError(f"relative positions of heads={known} meet a mixer of heads={heads}")
-        places = torch.arange(N, device=self.table.weight.device)
-        ahead = places - places[N - T :, None]  # (T,N): how far the key stands after the query
+            raise ValueError(
+                f"relative positions and mixers must have the same heads, got heads={known} for "
+                f"the positions and heads={heads} for a mixer"
+            )
+        positions = torch.arange(N, device=self.table.weight.device)
+        ahead = positions - positions[N - T :, None]  # (T,N): steps from the query to the key
         return self.table(self.bucket(ahead, buckets)).permute(2, 0, 1)
 
-    def bucket(self, ahead, buckets):
-        """Which row of the table: one for each distance back."""
+    def bucket(self, ahead: Tensor, buckets: int) -> Tensor:
+        """The row of the table for each distance; what lies ahead counts as distance 0."""
         return _log_bucket((-ahead).clamp(min=0), buckets, self.distance)
 
 
 class BidirectionalRelative(Relative):
-    """The same where queries see both ways: half of the buckets for each."""
+    """Relative positions for encoders: half of the buckets for keys before, half for keys after."""
 
     def bucket(self, ahead, buckets):
         half = buckets // 2
@@ -136,7 +147,7 @@ class BidirectionalRelative(Relative):
 
 
 def _log_bucket(steps, buckets, distance):
-    """0, 1, 2 … up to half of the buckets, then on a log scale up to the last at `distance`."""
+    """0, 1, 2 … for the first half of the buckets, then a log scale that ends at `distance`."""
     near = buckets // 2
     octaves = (steps.float().clamp(min=1) / near).log() / math.log(distance / near)
     far = near + (octaves * (buckets - near)).long()
@@ -144,18 +155,18 @@ def _log_bucket(steps, buckets, distance):
 
 
 def _angles(t0, T, width, device):
-    """Position times frequency, in float64 so that far positions stay exact: (T, width/2)."""
+    """Position times frequency, in float64 to stay exact at far positions: (T, width/2)."""
     wide = _widest_float(device)
     frequency = 10_000.0 ** -(torch.arange(0, width, 2, device=device, dtype=wide) / width)
     return torch.arange(t0, t0 + T, device=device, dtype=wide)[:, None] * frequency
 
 
 def _widest_float(device):
-    """float64, except on MPS, which has none."""
+    """float64, or float32 on MPS, which has no float64."""
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
-def _even(width, message):
+def _check_even(width, message):
     if width % 2:
         raise ValueError(f"{message}, got {width}")
 
@@ -167,5 +178,3 @@ POSITIONS = {
     "rotary": Rotary,
     "relative": Relative,
 }
-# The same for encoders, whose queries see both ways.
-BIDIRECTIONAL_POSITIONS = POSITIONS | {"relative": BidirectionalRelative}

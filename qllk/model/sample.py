@@ -1,59 +1,74 @@
-"""Writing with a model: one id at a time, at constant cost where the state is constant.
+"""Sampling from a model: one id at a time, at constant cost where the state is of constant size.
 
-    pick    newest logits (B,vocab) -> ids (B,)          greedy, sampler(…), penalised(pick, …)
-    weigh   logits (…,vocab) -> what to draw with        chances(…)
+    sampler            the last logits (B,vocab) -> ids (B,)
+                       greedy, sampler(…), penalize_repetition(sampler, …)
+    to_probabilities   logits (…,vocab) -> what to draw from
+                       probabilities(…)
 
-`stream` picks one id for each call of the model. `speculate` lets a draft guess several, which the
-model reads in one call, and yields ids of the same chances. Models must be in eval mode.
+`stream` calls the model once for each id. In `speculate` a draft proposes several ids, which the
+model checks in one call; the ids have the same distribution. Models must be in eval mode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..checks import check_positive
-from .families import eval_mode
+from .families import ModelState, eval_mode
+
+_Sampler = Callable[[Tensor], Tensor]
 
 
-def stream(model, prompt, pick, state=None):
-    """Yield ids for ever. `pick` turns the newest logits (B,vocab) into ids (B,).
+def stream(
+    model: nn.Module, prompt: Tensor, sampler: _Sampler, state: ModelState | None = None
+) -> Iterator[Tensor]:
+    """Yield ids without end, each drawn by `sampler` from the last logits.
 
-    Every id is read once: the state carries what came before, also before the prompt.
+    Every id is read once: the state carries what came before, and so does a state given for what
+    came before the prompt.
 
     Shapes   prompt (B,T) ids, T >= 1  ->  yields (B,)
     """
     with torch.no_grad():
         logits, state = model.run(prompt, state)
     while True:
-        ids = pick(logits[:, -1])
+        ids = sampler(logits[:, -1])
         yield ids
         with torch.no_grad():
             logits, state = model.run(ids[:, None], state)
 
 
-def generate(model, prompt: bytes | str, length: int, pick=None, tokenizer=None) -> bytes:
-    """The text of the `length` ids that follow the prompt; greedy unless another `pick` is given.
+def generate(
+    model: nn.Module,
+    prompt: bytes | str,
+    length: int,
+    sampler: _Sampler | None = None,
+    tokenizer=None,
+) -> bytes:
+    """The text of the `length` ids that follow the prompt; greedy by default.
 
     Ids are bytes unless a tokenizer is given: an object with `encode`, `decode` and `vocab_size`.
 
-    Raises   ValueError when the prompt is empty, the length negative, or the tokenizer has ids that
-             the model has not
+    Raises   ValueError when the prompt is empty, the length is negative, or the tokenizer has more
+             ids than the model
     """
     vocab_size = tokenizer.vocab_size if tokenizer else 256
-    pick = restrict_vocabulary(pick or greedy, vocab_size)
-    ids = stream(model, encode_prompt(model, prompt, tokenizer), pick)
+    sampler = restrict_vocabulary(sampler or greedy, vocab_size)
+    ids = stream(model, encode_prompt(model, prompt, tokenizer), sampler)
     with eval_mode(model):
         found = [int(id) for id in take_first(ids, length)]
     return tokenizer.decode(found) if tokenizer else bytes(found)
 
 
-def encode_prompt(model, prompt: bytes | str, tokenizer=None) -> torch.Tensor:
+def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tensor:
     """The prompt as ids (1,T) on the model's device.
 
-    Raises   ValueError when it is empty, or the tokenizer has ids that the model has not
+    Raises   ValueError when it is empty, or the tokenizer has more ids than the model
     """
     if tokenizer and tokenizer.vocab_size > model.spec.vocab_size:
         raise ValueError(
@@ -63,48 +78,50 @@ def encode_prompt(model, prompt: bytes | str, tokenizer=None) -> torch.Tensor:
     as_bytes = prompt.encode() if isinstance(prompt, str) else prompt
     ids = tokenizer.encode(prompt).tolist() if tokenizer else list(as_bytes)
     if not ids:
-        raise ValueError("the prompt is empty; give at least one byte, for example a line end")
+        raise ValueError("the prompt is empty; give at least one byte, for example a newline")
     return torch.tensor([ids], device=next(model.parameters()).device)
 
 
-def positions_left(model, prompt, length: int) -> int:
-    """How many of `length` ids the model can write: learned positions end somewhere."""
+def positions_left(model: nn.Module, prompt: Tensor, length: int) -> int:
+    """`length`, or fewer where the model's context ends before."""
     context = model.spec.context
     return min(length, max(0, context - prompt.shape[1])) if context else length
 
 
-def take_first(ids, length: int):
+def take_first(ids: Iterable[Tensor], length: int) -> Iterator[Tensor]:
     """The first `length` of a stream.  Raises  ValueError when the length is negative"""
     if length < 0:
         raise ValueError(f"length must be 0 or more, got {length}")
     return islice(ids, length)
 
 
-# ---------------------------------------------------------------- picking
+# ---------------------------------------------------------------- samplers
 
 
-def greedy(logits):
-    """The likeliest id.  Shapes  (B,vocab) -> (B,)"""
+def greedy(logits: Tensor) -> Tensor:
+    """The most probable id.  Shapes  (B,vocab) -> (B,)"""
     return logits.argmax(dim=-1)
 
 
-def restrict_vocabulary(choose, vocab_size: int):
-    """A `pick` or `weigh` for which a model knows no ids but the tokenizer's. Some know more: marks
-    of their training, or what fills their vocabulary up to a round number.
+def restrict_vocabulary(function: Callable[[Tensor], Tensor], vocab_size: int):
+    """A sampler or a `to_probabilities` that never sees ids beyond the tokenizer's. Models may have
+    more: special ids of their training, or padding of the vocabulary to a round number.
     """
-    return lambda logits: choose(logits[..., :vocab_size])
+    return lambda logits: function(logits[..., :vocab_size])
 
 
-def probabilities(temperature=1.0, top_k=None, top_p=None):
-    """A `weigh`: the softmax of logits / temperature, cut off and scaled to the sum 1 again.
+def probabilities(
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function from logits to probabilities: softmax(logits / temperature), cut off.
 
-    What stays is all, or the `top_k` likeliest, or the likeliest that together hold the share
-    `top_p` (the one that crosses it included); given both, the fewer. At temperature 0 only the
-    likeliest stays.
+    It keeps all ids by default, or the `top_k` most probable, or the fewest most probable ids that
+    together have at least the probability `top_p`; given both, the smaller set; then it scales
+    them to the sum 1. At temperature 0 only the most probable id is left.
 
-    Shapes   logits (…,vocab) -> (…,vocab), float64 on the CPU, where they are drawn from
+    Shapes   logits (…,vocab) -> (…,vocab), float64 on the CPU, where ids are drawn
     Paper    top-k: Fan 2018, 1805.04833; top-p: Holtzman 2019, 1904.09751
-    Raises   ValueError for a temperature or top_k below what can be drawn, or top_p outside (0, 1]
+    Raises   ValueError for a temperature below 0, a top_k below 1, or top_p outside (0, 1]
     """
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
@@ -113,32 +130,38 @@ def probabilities(temperature=1.0, top_k=None, top_p=None):
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie above 0 and at most at 1, got {top_p}")
 
-    def weigh(logits):
+    def to_probabilities(logits):
         logits = logits.double().cpu()
         if temperature == 0:
             return F.one_hot(greedy(logits), logits.shape[-1]).double()
         ranked, ids = (logits / temperature).softmax(dim=-1).sort(descending=True, stable=True)
-        keep = torch.ones_like(ranked, dtype=torch.bool)
+        kept = torch.ones_like(ranked, dtype=torch.bool)
         if top_k is not None:
-            keep[..., top_k:] = False
-        if top_p is not None and top_p < 1:  # at 1, rounding could cut the rarest off
-            keep &= ranked.cumsum(dim=-1) - ranked < top_p
-        kept = ranked * keep
-        return torch.zeros_like(kept).scatter(-1, ids, kept / kept.sum(dim=-1, keepdim=True))
+            kept[..., top_k:] = False
+        if top_p is not None and top_p < 1:  # at 1, rounding could cut off the rarest
+            kept &= ranked.cumsum(dim=-1) - ranked < top_p
+        ranked = ranked * kept
+        return torch.zeros_like(ranked).scatter(-1, ids, ranked / ranked.sum(dim=-1, keepdim=True))
 
-    return weigh
+    return to_probabilities
 
 
-def sampler(temperature=1.0, top_k=None, top_p=None, seed=None):
-    """A `pick` that draws, with the chances of `chances`.
+def sampler(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> _Sampler:
+    """A sampler that draws from `probabilities(temperature, top_k, top_p)`.
 
-    Raises   ValueError as `chances`
+    Raises   ValueError as `probabilities`
     """
-    weigh, generator = probabilities(temperature, top_k, top_p), _seeded_generator(seed)
-    return lambda logits: sample_ids(weigh(logits), generator).to(logits.device)
+    to_probabilities = probabilities(temperature, top_k, top_p)
+    generator = _seeded_generator(seed)
+    return lambda logits: _sample_ids(to_probabilities(logits), generator).to(logits.device)
 
 
-def sample_ids(weights, generator):
+def _sample_ids(weights: Tensor, generator: torch.Generator) -> Tensor:
     """One id for each row.  Shapes  weights (B,vocab) -> (B,)"""
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
@@ -149,58 +172,67 @@ def _seeded_generator(seed):
     return generator
 
 
-def penalize_repetition(pick, penalty: float, seen):
-    """A `pick`, for one text, to which ids that the text has already look less likely.
+def penalize_repetition(sampler: _Sampler, penalty: float, seen: Tensor) -> _Sampler:
+    """A sampler, for one text, that lowers the logits of ids which the text already contains.
 
         logit -> logit / penalty  where it is above 0,  logit * penalty  where it is not
 
-    The paper divides alone, which makes ids with logits below 0 likelier; so this is Hugging Face's
-    form. At 1 nothing changes, below 1 repetition is rewarded.
+    The paper always divides, which makes ids with logits below 0 more probable; this is Hugging
+    Face's form. A penalty of 1 changes nothing, one below 1 rewards repetition.
 
-    Shapes   seen (B,T) ids: the prompt. What `pick` gives is added to them
+    Shapes   seen (B,T) ids: the prompt. Ids that are sampled are added to it
     Paper    CTRL, Keskar 2019, 1909.05858, 4.1
     Raises   ValueError when the penalty is not above 0
     """
     if not penalty > 0:
         raise ValueError(f"penalty must be above 0, got {penalty}; 1 changes nothing")
-    marks = None  # (B,vocab): which ids the text has
+    contained = None  # (B,vocab) bool: which ids the text contains
 
-    def pick_anew(logits):
-        nonlocal marks
-        if marks is None:
-            marks = torch.zeros_like(logits, dtype=torch.bool).scatter(1, seen.long(), True)
+    def penalized(logits):
+        nonlocal contained
+        if contained is None:
+            contained = torch.zeros_like(logits, dtype=torch.bool).scatter(1, seen.long(), True)
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
-        ids = pick(torch.where(marks, lowered, logits))
-        marks = marks.scatter(1, ids[:, None], True)
+        ids = sampler(torch.where(contained, lowered, logits))
+        contained = contained.scatter(1, ids[:, None], True)
         return ids
 
-    return pick_anew
+    return penalized
 
 
-# ---------------------------------------------------------------- speculating
+# ---------------------------------------------------------------- speculative decoding
 
 
 @torch.no_grad()
-def speculate(model, draft, prompt, weigh, ahead=4, *, seed=None, states=(None, None)):
-    """Yield ids for ever, with the chances that `weigh` makes of the model's logits.
+def speculate(
+    model: nn.Module,
+    draft: nn.Module,
+    prompt: Tensor,
+    to_probabilities: Callable[[Tensor], Tensor],
+    ahead: int = 4,
+    *,
+    seed: int | None = None,
+    states: tuple[ModelState | None, ModelState | None] = (None, None),
+) -> Iterator[Tensor]:
+    """Yield ids without end, drawn from `to_probabilities` of the model's logits.
 
-    A round: `draft`, a smaller model, guesses `ahead` ids; the model reads them in one call; it
-    keeps those that `judged` lets stand and adds one. A better draft saves more calls and changes
-    no chance.
+    In each round `draft`, a smaller model, proposes `ahead` ids; the model reads them in one call;
+    `_accept_proposals` keeps the first of them, up to the first it rejects, and adds one id. A
+    better draft saves more calls; the distribution does not depend on it.
 
-    No state is rolled back, for the old ones stay valid. The draft goes on from the state in which
-    it guessed the last id that stands. The model goes on from the state before the round, and reads
-    what was kept once more, together with the next guesses.
+    No state has to be rolled back, since old states stay valid. The draft continues from its state
+    at the last accepted id. The model continues from its state before the round, and reads the
+    accepted ids again together with the next proposals.
 
     Shapes   prompt (1,T) ids, T >= 1  ->  yields (1,)
-    State    `states` is where model and draft start, as the state of `stream`
-    Cost     a round is `ahead` calls of the draft and one of the model, of 2 `ahead` ids at most,
-             for 1 … ahead + 1 ids. After every `ahead` ids or more, a call of the model that only
-             reads what was kept: at worst 1 + 1/ahead calls an id. Kept are `ahead` draft states
+    State    `states` is where model and draft start, like the state of `stream`
+    Cost     a round is `ahead` calls of the draft and one of the model, on at most 2 `ahead` ids,
+             for 1 … ahead + 1 ids. After every `ahead` ids or more there is one more call of the
+             model, to read accepted ids only: at worst 1 + 1/ahead calls per id. `ahead` states of
+             the draft are stored
     Paper    Leviathan 2022, 2211.17192, algorithm 1; Chen 2023, 2302.01318, algorithm 2
-    Raises   ValueError, when the first id is asked for, if the vocabularies differ, the prompt has
-             not one row, or `ahead` is below 1. Learned positions must reach `ahead` ids further
-             than the text
+    Raises   ValueError, at the first id, when the vocabularies differ, the prompt does not have one
+             row, or `ahead` is below 1. Learned positions must reach `ahead` ids beyond the text
     """
     check_positive("speculate", ahead=ahead)
     if model.spec.vocab_size != draft.spec.vocab_size:
@@ -210,23 +242,24 @@ def speculate(model, draft, prompt, weigh, ahead=4, *, seed=None, states=(None, 
         )
     if prompt.ndim != 2 or len(prompt) != 1:
         raise ValueError(
-            f"speculate writes one row, as shape (1, time), got {tuple(prompt.shape)}; rows keep "
-            "different numbers of guesses, so call it for each"
+            f"speculate writes one row, of shape (1, time), got {tuple(prompt.shape)}; the rows of "
+            "a batch would accept different numbers of ids, so call it for each row"
         )
     generator = _seeded_generator(seed)
     state, draft_state = states
-    unread = draft_unread = prompt  # ids of the text that are not in the state
+    unread = draft_unread = prompt  # ids of the text that are not in the state yet
     while True:
         if unread.shape[1] > ahead:
             _, state = model.run(unread[:, :-1], state)
             unread = unread[:, -1:]
-        guesses, q, draft_states = _propose(
-            draft, draft_unread, draft_state, weigh, ahead, generator
+        proposals, q, draft_states = _propose(
+            draft, draft_unread, draft_state, to_probabilities, ahead, generator
         )
-        logits, after = model.run(torch.cat((unread, guesses), dim=1), state)
-        ids = accept_proposals(guesses[0], weigh(logits[0, -ahead - 1 :]), q, generator)[None]
+        logits, after = model.run(torch.cat((unread, proposals), dim=1), state)
+        p = to_probabilities(logits[0, -ahead - 1 :])
+        ids = _accept_proposals(proposals[0], p, q, generator)[None]
         yield from ids[0, :, None]
-        if ids.shape[1] > ahead:  # all guesses stand
+        if ids.shape[1] > ahead:  # all proposals were accepted
             state, unread = after, ids[:, -1:]
         else:
             unread = torch.cat((unread, ids), dim=1)
@@ -234,34 +267,35 @@ def speculate(model, draft, prompt, weigh, ahead=4, *, seed=None, states=(None, 
         draft_state, draft_unread = draft_states[read], ids[:, read:]
 
 
-def _propose(draft, ids, state, weigh, ahead, generator):
-    """What the draft writes after `ids`, with which chances, and its state at each guess.
+def _propose(draft, ids, state, to_probabilities, ahead, generator):
+    """The ids that the draft writes after `ids`, their probabilities, and its state at each.
 
     Shapes   ids (1,T)  ->  (1,ahead), (ahead,vocab), a list of `ahead` states
     """
-    guesses, weights, states = [], [], []
+    proposals, weights, states = [], [], []
     for _ in range(ahead):
         logits, state = draft.run(ids, state)
-        weights.append(weigh(logits[:, -1]))
-        ids = sample_ids(weights[-1], generator).to(ids.device)[:, None]
-        guesses.append(ids)
+        weights.append(to_probabilities(logits[:, -1]))
+        ids = _sample_ids(weights[-1], generator).to(ids.device)[:, None]
+        proposals.append(ids)
         states.append(state)
-    return torch.cat(guesses, dim=1), torch.cat(weights), states
+    return torch.cat(proposals, dim=1), torch.cat(weights), states
 
 
-def accept_proposals(guesses, p, q, generator):
-    """The guesses that stand, and one id more: together a draw from p, whatever q is.
+def _accept_proposals(
+    proposals: Tensor, p: Tensor, q: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The accepted proposals and one more id: together a draw from p, for any q.
 
-        guess i stands, if all before it do, with probability  min(1, p_i(guess) / q_i(guess))
-        the id more is drawn from  max(0, p_i - q_i)  at the first i that falls, else from  p_A
+        proposal i is accepted, if all before it are, with probability  min(1, p_i(id) / q_i(id))
+        the last id is drawn from  max(0, p_i - q_i)  at the first rejected i, else from  p_A
 
-    Shapes   guesses (A,), p (A+1,vocab) the model's chances, q (A,vocab) those of the guesses
-             ->  (1 … A+1,)
+    Shapes   proposals (A,), p (A+1,vocab) of the model, q (A,vocab) of the draft  ->  (1 … A+1,)
     Paper    Leviathan 2022, 2211.17192, appendix A.1: why it is a draw from p
     """
-    q = F.pad(q, (0, 0, 0, 1))  # after the last guess none was made
-    at = torch.arange(len(guesses)), guesses.cpu()
-    u = torch.rand(len(guesses), dtype=p.dtype, generator=generator)
-    kept = int((u * q[at] < p[at]).cumprod(dim=0).sum())
-    more = sample_ids((p[kept] - q[kept]).clamp(min=0)[None], generator)
-    return torch.cat((guesses[:kept], more.to(guesses.device)))
+    q = F.pad(q, (0, 0, 0, 1))  # nothing is proposed after the last
+    at = torch.arange(len(proposals)), proposals.cpu()
+    u = torch.rand(len(proposals), dtype=p.dtype, generator=generator)
+    accepted = int((u * q[at] < p[at]).cumprod(dim=0).sum())
+    last = _sample_ids((p[accepted] - q[accepted]).clamp(min=0)[None], generator)
+    return torch.cat((proposals[:accepted], last.to(proposals.device)))

@@ -1,4 +1,4 @@
-"""Measurements of models on text: what is seen, what a state holds, losses, time and memory."""
+"""Measurements of models: what they see, what their states contain, losses, time and memory."""
 
 from .inside import (
     attention_weights,
@@ -6,7 +6,6 @@ from .inside import (
     state_bytes,
     state_numbers,
     state_rms,
-    state_tensors,
     visibility,
 )
 
@@ -16,6 +15,5 @@ __all__ = [
     "state_bytes",
     "state_numbers",
     "state_rms",
-    "state_tensors",
     "visibility",
 ]

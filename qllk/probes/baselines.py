@@ -1,4 +1,4 @@
-"""Losses that need no neural network: n-gram tables and compressors."""
+"""Baselines: losses reached without a neural network, by n-gram tables and by compressors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import math
 import numpy as np
 
 from ..text.corpora import Corpus
+from .evaluate import LN2
 
-LN2 = math.log(2.0)
-UNIFORM = math.log(256)
+UNIFORM = math.log(256)  # nats per byte when every byte is equally likely
 
 
 def measure_baselines(corpus: Corpus) -> dict[str, float]:
-    """Bits per byte of the held-out split that need no neural network, by name.
+    """Bits per byte of every baseline on the held-out split, by name.
 
     uniform              every byte equally likely
-    unigram … trigram    tables of the training split, given none, one or two bytes before
-    bz2, lzma            the held-out split compressed on its own
+    unigram … trigram    tables of the training split, given 0, 1 or 2 previous bytes
+    bz2, lzma            the held-out split, compressed by itself
     """
     text = corpus.text
     tables, valid = table_losses(text.train, text.valid), text.valid.tobytes()
@@ -31,44 +31,45 @@ def measure_baselines(corpus: Corpus) -> dict[str, float]:
     }
 
 
-def table_losses(train, valid) -> dict[str, float]:
-    """Nats per byte that the tables of `table_chances` pay, by name."""
-    return {name: float(-np.log(p).mean()) for name, p in table_probabilities(train, valid).items()}
+def table_losses(train: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Nats per byte of the unigram, bigram and trigram tables of `train` on `valid`, by name."""
+    tables = _table_probabilities(train, valid)
+    return {name: float(-np.log(p).mean()) for name, p in tables.items()}
 
 
-def table_probabilities(train, valid) -> dict[str, np.ndarray]:
-    """What tables of order 0, 1, 2 give to each byte, each falling back on the one below.
+def _table_probabilities(train, valid) -> dict[str, np.ndarray]:
+    """The probability of each byte by tables of order 0, 1 and 2, each smoothed by the one below.
 
         p_n(b | context) = (count(context b) + kinds(context) p_{n-1}(b)) / (count(context) + kinds)
 
-    where `kinds` is how many different bytes followed the context.
+    where `kinds` is the number of distinct bytes that followed the context.
 
     Shapes   train, valid (n,) uint8  ->  (n,) for each order: "unigram", "bigram", "trigram"
     Paper    Witten and Bell 1991, method C
     """
-    guess, chances = np.full(len(valid), 1 / 256), {}
+    current, probabilities = np.full(len(valid), 1 / 256), {}
     for order, name in enumerate(("unigram", "bigram", "trigram")):
-        counts = count_grams(train, order)
-        seen = counts.reshape(-1, 256)
-        total, kinds = seen.sum(1), (seen > 0).sum(1)
-        which = grams(valid, order)
-        context, found = which // 256, counts[which]
-        weight = np.maximum(kinds[context], 1)  # an unseen context leaves the lower order alone
-        guess[order:] = (found + weight * guess[order:]) / (total[context] + weight)
-        chances[name] = guess.copy()
-    return chances
+        counts = _count_ngrams(train, order)
+        followers = counts.reshape(-1, 256)
+        total, kinds = followers.sum(1), (followers > 0).sum(1)
+        codes = _encode_ngrams(valid, order)
+        context, found = codes // 256, counts[codes]
+        weight = np.maximum(kinds[context], 1)  # for an unseen context: the lower order unchanged
+        current[order:] = (found + weight * current[order:]) / (total[context] + weight)
+        probabilities[name] = current.copy()
+    return probabilities
 
 
-def count_grams(data, order, piece=1 << 24):
-    """How often each number of `grams` occurs; in pieces, so that memory stays bounded."""
+def _count_ngrams(data, order, piece=1 << 24):
+    """The frequency of each code of `_encode_ngrams`, counted in pieces to bound the memory."""
     counts = np.zeros(256 ** (order + 1), np.int64)
     for start in range(0, len(data) - order, piece):
-        codes = grams(data[start : start + piece + order], order)
+        codes = _encode_ngrams(data[start : start + piece + order], order)
         counts += np.bincount(codes, minlength=len(counts))
     return counts
 
 
-def grams(data, order):
+def _encode_ngrams(data, order):
     """Each byte and the `order` bytes before it as one number.  Shapes  (n,) -> (n - order,)"""
     data = data.astype(np.int64)
     codes = np.zeros(max(0, len(data) - order), np.int64)

@@ -1,4 +1,4 @@
-"""Looking into models: what is seen, what attention takes, what states hold, what it all costs."""
+"""Inside a model: which inputs it sees, its attention weights, and the contents of its states."""
 
 from __future__ import annotations
 
@@ -7,55 +7,58 @@ from contextlib import ExitStack
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..model.families import Seq2Seq, eval_mode
-from ..model.mixers import Attention, CrossState
+from ..model.attention import Attention, CrossState
+from ..model.families import eval_mode
 from ..model.patching import PatchState
 
 
-def state_tensors(state) -> list[Tensor]:
-    """Every tensor in a state, however its tuples are nested; counters and None hold none.
+def state_numbers(state: object) -> int:
+    """The number of numbers in a state, counted in the state itself.
 
-    Raises   ValueError when the state holds something that cannot be measured
+    Raises   ValueError when the state contains something that cannot be measured
     """
+    return sum(tensor.numel() for tensor in _state_tensors(state))
+
+
+def state_bytes(state: object) -> int:
+    """The bytes of a state, in the dtypes of its tensors.
+
+    Raises   ValueError when the state contains something that cannot be measured
+    """
+    return sum(tensor.numel() * tensor.element_size() for tensor in _state_tensors(state))
+
+
+def _state_tensors(state) -> list[Tensor]:
+    """Every tensor in a state of nested tuples; counters and None contain none."""
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, tuple | list):
-        return [tensor for part in state for tensor in state_tensors(part)]
+        return [tensor for part in state for tensor in _state_tensors(part)]
     if state is None or isinstance(state, int):
         return []
-    raise ValueError(f"a state is made of tuples, tensors, counts and None; got {state!r}")
+    raise ValueError(f"a state consists of tuples, tensors, counts and None; got {state!r}")
 
 
-def state_numbers(state) -> int:
-    """How many numbers a state holds, measured from the state itself."""
-    return sum(tensor.numel() for tensor in state_tensors(state))
-
-
-def state_bytes(state) -> int:
-    """The same in bytes, at the precision in which the state is held."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state_tensors(state))
-
-
-def positions_seen(model, t: int, T: int) -> Tensor:
-    """Which of T input positions have any influence on the logits at t, by the gradient.
+def positions_seen(model: nn.Module, t: int, T: int) -> Tensor:
+    """Which of T input positions influence the logits at t, by their gradients.
 
         seen_i = any( d (sum of logits_t) / d embedding_i != 0 )
 
-    One random sequence stands for all, and dropout is off while it is measured. An encoder-decoder
-    has it for its source too; measured is what is seen of the text that it writes.
+    Measured on one random sequence, with dropout off. For an encoder-decoder, the positions are
+    those of the decoder's input.
 
     Shapes   -> (T,) bool
     Cost     one forward and one backward pass
-    Raises   ValueError when t lies outside 0 … T-1, or the model embeds no ids
+    Raises   ValueError when t lies outside 0 … T-1, or the model has no embedding
     """
     if not 0 <= t < T:
         raise ValueError(f"position t={t} must lie in 0 … {T - 1}, for an input of {T}")
     return _seen(model, T, range(t, t + 1))[0]
 
 
-def visibility(model, T: int) -> Tensor:
+def visibility(model: nn.Module, T: int) -> Tensor:
     """Row t is `positions_seen(model, t, T)`: lower triangular for a model that does not leak.
 
     Shapes   -> (T,T) bool, a row for each output and a column for each input
@@ -72,7 +75,7 @@ def _seen(model, T, rows):
 
     def cut(module, args, output):
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1]  # the last text: an encoder-decoder embeds its source before
+        return leaves[-1]  # an encoder-decoder embeds its source first, the decoder's input last
 
     with embedding.register_forward_hook(cut), eval_mode(model), torch.enable_grad():
         logits = model(*_inputs(model, ids.to(embedding.weight.device)))
@@ -82,24 +85,23 @@ def _seen(model, T, rows):
 
 
 def _embedding(model):
-    """Where ids become vectors: `embed`, or `byte_embedding` in the published models."""
-    for name in ("embed", "byte_embedding"):
-        if isinstance(module := getattr(model, name, None), torch.nn.Embedding):
-            return module
+    """The embedding of the ids: every model that is probed has it as `embed`."""
+    if isinstance(module := getattr(model, "embed", None), torch.nn.Embedding):
+        return module
     raise ValueError(
-        f"{type(model).__name__} has neither `embed` nor `byte_embedding`, so there is no place "
-        "to measure from"
+        f"{type(model).__name__} has no embedding `embed` to measure from; give the model one"
     )
 
 
-def attention_weights(model, ids) -> dict[str, Tensor]:
-    """How much each query takes of each key, in every layer of softmax attention.
+def attention_weights(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """The weight of each key for each query, in every layer of softmax attention.
 
-    Layers are named as in `model.named_modules()`. An encoder-decoder reads the ids that it writes.
+    Layers are named as in `model.named_modules()`. An encoder-decoder gets `ids` as its source and
+    as its decoder's input.
 
-    Shapes   ids (B,T)  ->  (B,H,T,N) for each layer, rows of shares of 1; on patches both T and N
-             count patches, and before the first there is nothing
-    Cost     a forward pass, all attention in it twice; memory O(H T N) for each layer
+    Shapes   ids (B,T)  ->  (B,H,T,N) for each layer, whose rows sum to 1; in a layer on patches, T
+             and N count complete patches, and a text without one has no weights there
+    Cost     a forward pass that computes attention twice; memory O(H T N) for each layer
     """
     found = {}
 
@@ -114,12 +116,12 @@ def attention_weights(model, ids) -> dict[str, Tensor]:
     return found
 
 
-def state_rms(state) -> dict[str, float]:
-    """Root mean square of what each layer remembers, by layer, from the input upwards.
+def state_rms(state: object) -> dict[str, float]:
+    """The root mean square of each layer's state, by layer, from the input upwards.
 
     Byte layers are named "byte 1 conv", layers on patches "patch 1 cumsum".
 
-    Raises   ValueError when a layer's state does not say its kind
+    Raises   ValueError when the state of a layer has no kind
     """
     counts, found = Counter(), {}
     for clock, layer in _memories(state and state.parts, "byte"):
@@ -129,7 +131,7 @@ def state_rms(state) -> dict[str, float]:
 
 
 def _memories(state, clock):
-    """(clock, state) of every mixer inside, in order; what is known of a source is none's."""
+    """(clock, state) of every mixer inside, in order, without the states of a source."""
     if isinstance(state, PatchState):
         yield from _memories(state.trunk, "patch")
     elif hasattr(state, "kind"):
@@ -138,14 +140,14 @@ def _memories(state, clock):
         for part in state:
             yield from _memories(part, clock)
     elif not isinstance(state, CrossState | None):
-        raise ValueError(f"a layer's state must say its kind; got {type(state).__name__}")
+        raise ValueError(f"the state of a layer must have a kind; got {type(state).__name__}")
 
 
 def _rms(state) -> float:
-    flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in state_tensors(state)])
+    flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in _state_tensors(state)])
     return flat.square().mean().sqrt().item()
 
 
 def _inputs(model, ids) -> tuple[Tensor, ...]:
-    """What the model is called with; an encoder-decoder reads the ids that it writes."""
-    return (ids, ids) if isinstance(model, Seq2Seq) else (ids,)
+    """Arguments of `model.forward`: the ids, unless the model has `example_inputs` of its own."""
+    return model.example_inputs(ids) if hasattr(model, "example_inputs") else (ids,)

@@ -1,7 +1,7 @@
-"""Time, memory, work and growth, as data: what a claim about speed is tested with.
+"""Time, memory, operations and scaling exponents, to test claims about speed.
 
-Seconds are noisy and belong to one machine: compare them as ratios inside one run. Bytes, numbers
-and operations are counted, so they are the same everywhere.
+Seconds are noisy and specific to a machine: compare them only as ratios within one run. Bytes,
+numbers and operations are counted, so they are the same everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def median_seconds(run: Callable[[], object], *, repeats=5, at_least=0.0) -> float:
-    """The median time of one call, after a call to warm up.
+def median_seconds(run: Callable[[], object], *, repeats: int = 5, at_least: float = 0.0) -> float:
+    """The median time of one call, after a warm-up call.
 
-    Repeats go on until `at_least` seconds are spent, for what is too quick to time once.
+    There are at least `repeats` calls, and more until they took `at_least` seconds together.
     """
     run()
     times, begun = [], time.perf_counter()
@@ -37,8 +37,8 @@ def median_seconds(run: Callable[[], object], *, repeats=5, at_least=0.0) -> flo
 
 
 @contextmanager
-def single_thread():
-    """One thread for torch: two cores that wait for each other would be all that a clock sees."""
+def single_thread() -> Iterator[None]:
+    """Run torch with one thread; with more, small operations mostly measure synchronisation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,9 +59,8 @@ def compare_seconds(
     return [min(some) for some in zip(*times, strict=True)]
 
 
-class Exponent(NamedTuple):
-    """How y grows with x: y is about x ** exponent, between `low` and `high` for every pair of
-    neighbours."""
+class _Exponent(NamedTuple):
+    """y grows like x ** exponent; between neighbouring points the exponent is `low` to `high`."""
 
     exponent: float
     low: float
@@ -71,24 +70,26 @@ class Exponent(NamedTuple):
         return f"{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f} between neighbours)"
 
 
-def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> Exponent:
-    """The slope of the straight line through log y against log x, by least squares.
+def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> _Exponent:
+    """Fit the scaling exponent of y in x: the least-squares slope of log y against log x.
 
     Raises   ValueError for fewer than two points, unequal lengths, or numbers that are not above 0
     """
     if len(xs) != len(ys) or len(xs) < 2 or min(*xs, *ys) <= 0:
         raise ValueError(
-            f"growth needs two or more pairs of numbers above 0, got {list(xs)} and {list(ys)}"
+            f"an exponent needs at least two pairs of numbers above 0, got {list(xs)} and "
+            f"{list(ys)}"
         )
     u, v = [math.log(x) for x in xs], [math.log(y) for y in ys]
     slope = statistics.linear_regression(u, v).slope
     steps = [(v[i + 1] - v[i]) / (u[i + 1] - u[i]) for i in range(len(u) - 1)]
-    return Exponent(slope, min(steps), max(steps))
+    return _Exponent(slope, min(steps), max(steps))
 
 
-def crossover(xs, first, second) -> float | None:
-    """The x from which the second curve lies below the first, straight lines between the points on
-    logarithmic axes; none if it never does.
+def crossover(xs: Sequence[float], first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The x where the second curve falls below the first, or None if it never does.
+
+    Between points, the curves are straight lines on logarithmic axes.
     """
     gaps = [math.log(a / b) for a, b in zip(first, second, strict=True)]
     for (x0, g0), (x1, g1) in pairwise(zip(xs, gaps, strict=True)):
@@ -97,26 +98,26 @@ def crossover(xs, first, second) -> float | None:
     return xs[0] if gaps[0] > 0 else None
 
 
-class MemoryTrace(NamedTuple):
-    """What a call made: the most bytes alive at once, and the numbers in all results."""
+class _MemoryTrace(NamedTuple):
+    """The memory of one call."""
 
-    peak_bytes: int
-    numbers_made: int
+    peak_bytes: int  # the most bytes alive at once
+    numbers_made: int  # the numbers in all tensors created
 
 
-def trace_memory(run: Callable[[], object]) -> MemoryTrace:
-    """Count the tensors that `run` makes, a backward pass included. What existed before is free.
+def trace_memory(run: Callable[[], object]) -> _MemoryTrace:
+    """Count the tensors that `run` creates, including those of a backward pass.
 
-    Scratch space inside a single fused operation is not seen.
+    Tensors that existed before do not count. Scratch memory inside a fused operation is not seen.
     """
     with _Watch() as watch:
-        kept = run()  # alive until the end of the count
+        kept = run()  # stays alive until the count ends
         del kept
-    return MemoryTrace(watch.peak, watch.made)
+    return _MemoryTrace(watch.peak, watch.made)
 
 
 class _Watch(TorchDispatchMode):
-    """Adds a storage when an operation returns it for the first time, subtracts it when it dies."""
+    """Adds a storage when an operation first returns it, and subtracts it when it is freed."""
 
     def __init__(self):
         super().__init__()
@@ -125,38 +126,38 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
-        given = {_place(value) for value in tree_leaves((args, kwargs)) if _has_place(value)}
-        for value in filter(_has_place, tree_leaves(result)):
-            if (place := _place(value)) in given:  # a view, or written in place
+        given = {_address(value) for value in tree_leaves((args, kwargs)) if _is_strided(value)}
+        for value in filter(_is_strided, tree_leaves(result)):
+            if (address := _address(value)) in given:  # a view, or written in place
                 continue
             self.made += value.numel()
-            if place not in self._known:
-                self._add(value.untyped_storage(), place)
+            if address not in self._known:
+                self._add(value.untyped_storage(), address)
         return result
 
-    def _add(self, storage, place):
-        self._known.add(place)
+    def _add(self, storage, address):
+        self._known.add(address)
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, place, storage.nbytes())
+        weakref.finalize(storage, self._drop, address, storage.nbytes())
 
-    def _drop(self, place, size):
-        self._known.discard(place)
+    def _drop(self, address, size):
+        self._known.discard(address)
         self.live -= size
 
 
-def _has_place(value):
+def _is_strided(value):
     return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-def _place(tensor):
+def _address(tensor):
     return tensor.untyped_storage()._cdata
 
 
 def saved_bytes(run: Callable[[], object]) -> int:
-    """What the forward pass `run` leaves for a backward pass, the weights themselves left out.
+    """The bytes that the forward pass `run` saves for a backward pass, without the weights.
 
-    Memory that is saved twice counts once. What an operation of one's own keeps by other means
+    Memory that is saved twice counts once. A custom operation that keeps tensors by other means
     than `save_for_backward` is not seen.
     """
     saved = {}
@@ -164,7 +165,7 @@ def saved_bytes(run: Callable[[], object]) -> int:
     def pack(tensor):
         owner = tensor if tensor._base is None else tensor._base
         if not isinstance(owner, torch.nn.Parameter):
-            storage = tensor.untyped_storage()  # held, so that its place is not used again
+            storage = tensor.untyped_storage()  # kept, so that its address is not reused
             saved[storage._cdata] = storage
         return tensor
 
@@ -174,11 +175,11 @@ def saved_bytes(run: Callable[[], object]) -> int:
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Floating-point operations in the matrix products, convolutions and attention of a call.
+    """The floating-point operations of a call in matrix products, convolutions and attention.
 
-    A multiply and an add count as two. Elementwise work is left out; `allocation` counts that.
-    Fused attention is unfolded into its two products, since torch sees none in it on a CPU; so its
-    whole table is counted, the hidden half included.
+    A multiply-add counts as two. Elementwise operations do not count. Fused attention is computed
+    as its two matrix products, because torch's counter does not see it on a CPU; this counts the
+    whole table of scores, including the masked half.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()

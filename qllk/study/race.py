@@ -31,8 +31,8 @@ from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters
 from ..presets import PRESETS
-from ..probes import evaluate, measure
-from ..probes.baselines import LN2
+from ..probes import measure
+from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
 from ..text.corpora import Corpus, corpus
 from ..training.questions import QUESTIONS
@@ -74,11 +74,11 @@ def _trunk(**changes) -> tuple[Spec, ...]:
     return (spec.but(patch=replace(spec.patch, **changes)),)
 
 
-CONTROL = "qllk-2-local"
-# Each entry is one size or several, of which the search picks the best.
+_CONTROL = "qllk-2-local"
+# An entry has one size or several; the search picks the best.
 RACE = {
     "qllk-2": (PRESETS["qllk-2"],),
-    CONTROL: _wider(PRESETS[CONTROL], (96, 128, 192)),
+    _CONTROL: _wider(PRESETS[_CONTROL], (96, 128, 192)),
     "gpt": (PRESETS["gpt"],),
     "gpt (best width)": tuple(
         PRESETS["gpt"].but(d_model=width, mixers=(("softmax", {"heads": width // 32}),))
@@ -194,7 +194,7 @@ def train_one(run: Run) -> dict:
     marks = [budget * 2.0 ** (i / 2 - _POINTS / 2 + 0.5) for i in range(_POINTS)]
     curve = follow(trainer, "seconds", marks)
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    mean = evaluate.mean_loss(nats, count)
+    mean = mean_loss(nats, count)
     return {
         "entry": run.entry,
         "spec": json.loads(run.spec.to_json()),
@@ -213,7 +213,7 @@ def train_one(run: Run) -> dict:
     }
 
 
-def run_all(
+def _run_all(
     runs: list[Run], folder: Path, jobs: int, report: Callable[[str], None] = print
 ) -> dict[str, dict]:
     """The result of every run by its key: read from `folder` if it is there, or trained now.
@@ -269,7 +269,7 @@ def run_race(
 
     def best(groups: dict) -> dict:
         """Train the runs of all groups together, and keep the best run of each group."""
-        found = run_all([run for runs in groups.values() for run in runs], folder, jobs)
+        found = _run_all([run for runs in groups.values() for run in runs], folder, jobs)
         return {
             key: min(runs, key=lambda run: found[run.key]["nats_per_byte"])
             for key, runs in groups.items()
@@ -295,7 +295,7 @@ def run_race(
         }
     )
     finals = {key: [run.but(seed=seed) for seed in range(seeds)] for key, run in sizes.items()}
-    found = run_all([run for runs in finals.values() for run in runs], folder, jobs)
+    found = _run_all([run for runs in finals.values() for run in runs], folder, jobs)
     return [
         _row(entry, seconds, [found[run.key] for run in runs])
         for (entry, seconds), runs in finals.items()
@@ -355,7 +355,7 @@ def draw_curves(curves: dict[str, list], baselines: dict[str, float]) -> Chart:
         name: [(seconds, nats / LN2) for seconds, nats in curve] for name, curve in curves.items()
     }
     highest = max((bits for line in lines.values() for _, bits in line), default=0.0)
-    levels = {name: bits for name, bits in merge_levels(baselines).items() if bits < highest}
+    levels = {name: bits for name, bits in _merge_levels(baselines).items() if bits < highest}
     return Chart(lines, "seconds of training", "bits per byte, held out", log="x", levels=levels)
 
 
@@ -364,7 +364,7 @@ def draw_race(rows: list[dict], baselines: dict[str, float]) -> list[tuple[Chart
 
     A gap that falls to the right shows a model that uses distant context.
     """
-    control = next((row for row in rows if row["entry"] == CONTROL), rows[0])
+    control = next((row for row in rows if row["entry"] == _CONTROL), rows[0])
     gaps = {}
     for row in rows:
         pairs = zip(row["by_position"], control["by_position"], strict=True)
@@ -375,7 +375,7 @@ def draw_race(rows: list[dict], baselines: dict[str, float]) -> list[tuple[Chart
     return [(curves, Chart(gaps, "position in the window", label, log=""))]
 
 
-def merge_levels(levels: dict[str, float], closer_than: float = 0.1) -> dict[str, float]:
+def _merge_levels(levels: dict[str, float], closer_than: float = 0.1) -> dict[str, float]:
     """Levels whose labels would overlap share one label, at the lowest of them."""
     found: dict[str, float] = {}
     for name, bits in sorted(levels.items(), key=lambda level: level[1]):

@@ -1,21 +1,22 @@
-"""What is asked of a model: from ids to what it reads, what it must say, and where that counts.
+"""Training objectives: from token ids to model inputs and targets.
 
-Every objective returns a `Batch`, so that one loss serves all of them:
+Every objective returns a `Batch`, and one loss serves all of them:
 
     batch = next_token(ids)
-    loss = byte_losses(model(*batch.inputs), batch.targets).sum() / counted(batch.targets)
+    loss = token_losses(model(*batch.inputs), batch.targets).sum() / count_targets(batch.targets)
 
-The mean is over the targets that count: not over rows, and not over places. To split a batch, add
-up the sums and the counts of its parts and divide once: means of parts with unequal counts have
-another mean.
+The mean is over the targets that count, not over rows or positions. To split a batch, add up the
+sums and the counts of its parts and divide once: the mean of the parts' means differs when their
+counts do.
 
-Special ids are placed after the vocabulary, for bytes leave no id free. `vocab_size` is always the
-number of ordinary ids, 256 for bytes; the model's own vocabulary is larger:
+Special ids follow the vocabulary, because bytes leave no id free. `vocab_size` is always the number
+of ordinary ids, 256 for bytes; the vocabulary of the model is larger:
 
-    next_token           nothing special                                  vocab_size
-    masked               the mask is id vocab_size                        vocab_size + 1
+    objective            special ids                                      the model's vocabulary
+    next_token           none                                             vocab_size
+    masked_token         the mask is id vocab_size                        vocab_size + 1
     seq2seq              the decoder starts with id vocab_size            vocab_size + 1
-    span_corruption      the same, and sentinel k is vocab_size + 1 + k   span_vocabulary(…)
+    span_corruption      also, sentinel k is id vocab_size + 1 + k        span_vocabulary(…)
 """
 
 from __future__ import annotations
@@ -31,34 +32,35 @@ from ..checks import check_ids, check_same_shape
 
 
 class Batch(NamedTuple):
-    """What a model is called with, and what it should answer."""
+    """The inputs of a model and the targets of its outputs."""
 
     inputs: tuple[Tensor, ...]  # (B,T) ids; of an encoder-decoder (B,N) source and (B,T) shifted
-    targets: Tensor  # (B,T) int64, IGNORED where nothing is asked
+    targets: Tensor  # (B,T) int64, IGNORED where a position does not count
 
-    def to(self, device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
         return Batch(tuple(ids.to(device) for ids in self.inputs), self.targets.to(device))
 
-    def parts(self, count: int) -> list[Batch]:
-        """The rows in so many parts."""
+    def micro_batches(self, count: int) -> list[Batch]:
+        """Split the rows into `count` micro-batches, for gradient accumulation."""
         pieces = [ids.tensor_split(count) for ids in (*self.inputs, self.targets)]
         return [Batch(tuple(inputs), targets) for *inputs, targets in zip(*pieces, strict=True)]
 
-    def of_text(self, vocab_size=256) -> Batch:
-        """Asked for ordinary ids alone, not for the sentinels between them."""
+    def ignore_specials(self, vocab_size: int = 256) -> Batch:
+        """Ignore targets that are special ids, such as the sentinels between spans."""
         return self._replace(targets=self.targets.where(self.targets < vocab_size, IGNORED))
 
 
-IGNORED = -100  # a target that asks for nothing; torch's own choice
+IGNORED = -100  # a target that does not count; the default of torch's losses
 
 
-def count_targets(targets) -> int:
-    """How many targets ask for something."""
+def count_targets(targets: Tensor) -> int:
+    """The number of targets that are not IGNORED."""
     return (targets.long() != IGNORED).sum().item()  # in uint8, -100 would be byte 156
 
 
-def token_losses(logits, targets):
-    """Surprise of each byte, in nats, in float32 at least; 0 where the target is IGNORED.
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each token in nats, at least in float32; 0 where the target is IGNORED.
 
     Shapes   logits (B,T,vocab), targets (B,T) of any integer type -> (B,T)
     """
@@ -69,24 +71,25 @@ def token_losses(logits, targets):
 # ---------------------------------------------------------------- next token
 
 
-def next_token(ids, documents=None) -> Batch:
-    """Say each id from those before it.
+def next_token(ids: Tensor, documents: Tensor | None = None) -> Batch:
+    """Predict each id from the ids before it.
 
-    The first id of a document has nothing before it, and padding says nothing: neither counts.
+    The first id of a document, which has no context, and padding do not count.
 
-    Shapes   ids (B,T+1)   documents (B,T+1) as `data.pack` yields them, none means one per row
+    Shapes   ids (B,T+1)   documents (B,T+1) as `pack` yields them; default: one per row
              ->  inputs, targets (B,T)
-    Raises   ValueError when there is no next id, or documents do not fit
+    Raises   ValueError when rows have fewer than two ids, or documents differ in shape
     """
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ValueError(
-            f"the next id takes rows of two ids or more, (batch, time); got {tuple(ids.shape)}"
+            "next_token needs ids of shape (batch, time) with at least two per row; got "
+            f"{tuple(ids.shape)}"
         )
     targets = ids[:, 1:].long()
     if documents is not None:
         documents = check_same_shape("documents", documents, ids)
-        told, said = documents[:, :-1], documents[:, 1:]
-        targets = targets.where((told == said) & (said >= 0), IGNORED)
+        read, predicted = documents[:, :-1], documents[:, 1:]
+        targets = targets.where((read == predicted) & (predicted >= 0), IGNORED)
     return Batch((ids[:, :-1],), targets)
 
 
@@ -94,26 +97,32 @@ def next_token(ids, documents=None) -> Batch:
 
 
 def masked_token(
-    ids, generator, *, rate=0.15, vocab_size=256, mask_id=None, maskable=None
+    ids: Tensor,
+    generator: torch.Generator,
+    *,
+    rate: float = 0.15,
+    vocab_size: int = 256,
+    mask_id: int | None = None,
+    maskable: Tensor | None = None,
 ) -> Batch:
-    """Hide some ids, and say what they were from both sides.
+    """Mask some ids and predict them from the context on both sides.
 
-    Each id is chosen with probability `rate`, independently; if none is, one that may be. Of the
-    chosen, 80 % become the mask, 10 % any ordinary id, 10 % stay: the model cannot know which of
-    the ids that it sees are true. Only the chosen count.
+    Each id is chosen independently with probability `rate`, at least one of them all. Of the chosen
+    ids, 80 % become the mask, 10 % a random ordinary id, and 10 % stay, so that the model cannot
+    trust the ids it sees. Only the chosen ids count.
 
-    Shapes   ids (B,T) below vocab_size   maskable (B,T) bool: where to choose, none means anywhere
+    Shapes   ids (B,T) below vocab_size   maskable (B,T) bool: the ids to choose from, default: all
              ->  inputs, targets (B,T)
-    Options  mask_id   none means vocab_size, the first after the vocabulary
+    Options  mask_id   default: vocab_size, the first id after the vocabulary
     Paper    BERT, Devlin 2018, 1810.04805, 3.1
-    Raises   ValueError for a rate outside (0, 1], ids outside the vocabulary, a maskable that does
-             not fit
+    Raises   ValueError for a rate outside (0, 1], ids outside the vocabulary, or a maskable of
+             another shape
     """
     ids = check_ids(ids, vocab_size)
-    luck = torch.rand(ids.shape, generator=generator)
+    draws = torch.rand(ids.shape, generator=generator)
     if maskable is not None:
-        luck = luck.where(check_same_shape("maskable", maskable, ids), math.inf)
-    chosen = (luck <= luck.min().clamp(min=_check_rate(rate))) & luck.isfinite()
+        draws = draws.where(check_same_shape("maskable", maskable, ids), math.inf)
+    chosen = (draws <= draws.min().clamp(min=_check_rate(rate))) & draws.isfinite()
     fate = torch.rand(ids.shape, generator=generator)
     other = torch.randint(vocab_size, ids.shape, generator=generator)
     mask = torch.full_like(ids, vocab_size if mask_id is None else mask_id)
@@ -130,12 +139,12 @@ def _check_rate(rate) -> float:
 # ---------------------------------------------------------------- sequence to sequence
 
 
-def seq2seq(source, target, *, start=256, pad=None) -> Batch:
-    """Say the target, given the source and what was said so far: teacher forcing.
+def seq2seq(source: Tensor, target: Tensor, *, start: int = 256, pad: int | None = None) -> Batch:
+    """Predict the target from the source and the target so far, by teacher forcing.
 
-    The decoder reads the target shifted by one place, the `start` id first, so that what it reads
-    at t is what it should have said at t - 1. Where the target is `pad`, nothing counts; the source
-    is passed on as it is, and `source != pad` is what may be seen of it.
+    The decoder reads the target shifted right by one position, after the `start` id: its input at
+    t is the target at t - 1. Targets equal to `pad` do not count. The source is not changed; pass
+    `source != pad` to the model as its text.
 
     Shapes   source (B,N)   target (B,T)  ->  inputs (B,N) and (B,T), targets (B,T)
     Raises   ValueError when the two have different numbers of rows
@@ -143,7 +152,7 @@ def seq2seq(source, target, *, start=256, pad=None) -> Batch:
     source, target = source.long(), target.long()
     if source.ndim != 2 or target.ndim != 2 or len(source) != len(target):
         raise ValueError(
-            f"source and target must be (batch, time) with as many rows each; got "
+            f"source and target must be (batch, time) with equally many rows; got "
             f"{tuple(source.shape)} and {tuple(target.shape)}"
         )
     shifted = F.pad(target[:, :-1], (1, 0), value=start)
@@ -153,42 +162,49 @@ def seq2seq(source, target, *, start=256, pad=None) -> Batch:
 # ---------------------------------------------------------------- span corruption
 
 
-def span_corruption(ids, generator, *, rate=0.15, span=3.0, vocab_size=256) -> Batch:
-    """Take spans out, and say them from what is left.
+def span_corruption(
+    ids: Tensor,
+    generator: torch.Generator,
+    *,
+    rate: float = 0.15,
+    span: float = 3.0,
+    vocab_size: int = 256,
+) -> Batch:
+    """Remove random spans, and predict them from the rest.
 
         ids      the quick brown fox jumps
         source   the <0> fox <1>
         target   <0> quick brown <1> jumps <2>
 
-    In the source one sentinel stands for each span; the target gives each span after its sentinel,
-    and one more sentinel ends it. The longer the rows, the more spans: there is no cap.
+    In the source a sentinel replaces each span; the target lists each sentinel with its span, and
+    one more sentinel ends it. The number of spans grows with the length of the row, without a cap.
 
-    Shapes   ids (B,T) below vocab_size, of which each row loses as many, in as many spans:
+    Shapes   ids (B,T) below vocab_size; each row loses L ids in n spans, where
              L, n = span_counts(T, rate, span)
              ->  inputs (B,T-L+n) and (B,L+n+1), targets (B,L+n+1)
     Options  span   mean length of a span
-    Paper    T5, Raffel 2019, 1910.10683, 3.1.4. Its code begins each row with a kept span and ends
-             it with a lost one; here both ends may be either
+    Paper    T5, Raffel 2019, 1910.10683, 3.1.4. Its code starts every row with kept ids and ends
+             it with a removed span; here a row may start and end with either
     Twin     restore_spans, the exact inverse
-    Raises   ValueError for a rate outside (0, 1], a span below 1, ids outside the vocabulary
+    Raises   ValueError for a rate outside (0, 1], a span below 1, or ids outside the vocabulary
     """
     ids = check_ids(ids, vocab_size)
     B, T = ids.shape
-    lost = random_spans(B, T, generator, rate=rate, span=span)
+    lost = _random_spans(B, T, generator, rate, span)
     first = lost & ~F.pad(lost[:, :-1], (1, 0))
-    sentinels = vocab_size + first.cumsum(dim=1)  # (B,T): 1 + k from where span k begins
-    pairs = torch.stack((sentinels, ids), dim=2)  # (B,T,2): an id and what may stand before it
+    sentinels = vocab_size + first.cumsum(dim=1)  # (B,T): vocab_size + 1 + k from span k on
+    pairs = torch.stack((sentinels, ids), dim=2)  # (B,T,2): each id, and a sentinel before it
     source = pairs[torch.stack((first, ~lost), dim=2)].view(B, -1)
     target = pairs[torch.stack((first, lost), dim=2)].view(B, -1)
     target = torch.cat((target, sentinels[:, -1:] + 1), dim=1)
     return seq2seq(source, target, start=vocab_size)
 
 
-def restore_spans(source, target, vocab_size=256) -> Tensor:
-    """What `span_corruption` took apart: put each span of the target where its sentinel stands.
+def restore_spans(source: Tensor, target: Tensor, vocab_size: int = 256) -> Tensor:
+    """Undo `span_corruption`: replace each sentinel of the source by its span in the target.
 
     Shapes   source (N,), target (M,): one row of each  ->  ids (T,)
-    Raises   ValueError when the target does not begin with a sentinel, or lacks one of the source's
+    Raises   ValueError when the target does not start with a sentinel, or lacks one of the source
     """
     spans: dict[int, list] = {}
     for token in target.tolist():
@@ -198,50 +214,50 @@ def restore_spans(source, target, vocab_size=256) -> Tensor:
             current.append(token)
         else:
             raise ValueError(
-                f"a target begins with a sentinel, an id above {vocab_size}; got {token}"
+                f"a target must start with a sentinel, an id above {vocab_size}; got {token}"
             )
     sentinels = [token for token in source.tolist() if token > vocab_size]
     if missing := sorted(set(sentinels) - set(spans)):
         raise ValueError(
-            f"the source has sentinel {missing[0]}, the target only {sorted(spans)}; give the "
+            f"the source has sentinel {missing[0]}, the target only {sorted(spans)}; pass the "
             "source and the target of the same row"
         )
     parts = [spans.get(token, [token]) for token in source.tolist()]
     return torch.tensor([token for part in parts for token in part], dtype=torch.long)
 
 
-def span_counts(T: int, rate=0.15, span=3.0) -> tuple[int, int]:
-    """How many of T ids are lost, and in how many spans; always the same, whatever is drawn."""
+def span_counts(T: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int]:
+    """The number of ids that are removed from T ids, and the number of spans; both are fixed."""
     if not span >= 1.0:
-        raise ValueError(f"span is the mean length of a lost span and at least 1, got {span!r}")
+        raise ValueError(f"span is the mean length of a span and must be at least 1, got {span!r}")
     lost = max(1, round(T * _check_rate(rate)))
-    most = min(lost, T - lost + 1)  # each span holds an id, and one is kept between two spans
+    most = min(lost, T - lost + 1)  # a span has at least one id, and so has a gap between spans
     return lost, min(max(1, round(lost / span)), most)
 
 
-def span_vocabulary(T: int, rate=0.15, span=3.0, vocab_size=256) -> int:
-    """The vocabulary that a model needs: ordinary ids, the start, and every row's sentinels."""
+def span_vocabulary(T: int, rate: float = 0.15, span: float = 3.0, vocab_size: int = 256) -> int:
+    """The vocabulary that a model needs: the ordinary ids, the start id, and the sentinels."""
     return vocab_size + 1 + span_counts(T, rate, span)[1] + 1
 
 
-def random_spans(B, T, generator, *, rate=0.15, span=3.0) -> Tensor:
-    """Where ids are lost: spans and the gaps between them have random lengths, every split of
-    the lost and of the kept being equally likely.
+def _random_spans(B, T, generator, rate, span) -> Tensor:
+    """True where ids are removed: every split of the removed ids into spans, and of the kept ids
+    into the gaps between them, is equally likely.
 
-    Shapes   -> (B,T) bool, each row with exactly the two numbers of `span_counts`
+    Shapes   -> (B,T) bool, each row with the two numbers of `span_counts`
     """
     lost, spans = span_counts(T, rate, span)
     lengths = _random_split(B, lost, spans, generator)
     gaps = _random_split(B, T - lost + 2, spans + 1, generator)
     gaps[:, [0, -1]] -= 1  # the gaps at both ends may be empty
     starts = (gaps[:, :-1] + F.pad(lengths[:, :-1], (1, 0))).cumsum(dim=1)  # (B,spans)
-    begun = torch.zeros(B, T + 1, dtype=torch.long)
-    begun.scatter_(1, starts, 1).scatter_(1, starts + lengths, -1)
-    return begun.cumsum(dim=1)[:, :-1] > 0
+    edges = torch.zeros(B, T + 1, dtype=torch.long)
+    edges.scatter_(1, starts, 1).scatter_(1, starts + lengths, -1)
+    return edges.cumsum(dim=1)[:, :-1] > 0
 
 
 def _random_split(B, total, parts, generator) -> Tensor:
-    """B times, `total` as the sum of `parts` numbers above 0.  Shapes  -> (B,parts)"""
+    """Write `total` as a random sum of `parts` numbers above 0, B times.  Shapes  -> (B,parts)"""
     order = torch.rand(B, total - 1, generator=generator).argsort(dim=1)
     cuts = order[:, : parts - 1].sort(dim=1).values + 1
     ends = F.pad(F.pad(cuts, (1, 0)), (0, 1), value=total)  # 0, the cuts, total

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..checks import check_positive
 
-# ---------------------------------------------------------------- windows
+_Item = TypeVar("_Item")
 
 
-def sample_windows(data: np.ndarray, rows: int, window: int, generator: torch.Generator):
-    """Random windows, each with the byte that follows.
+def sample_windows(data: np.ndarray, rows: int, window: int, generator: torch.Generator) -> Tensor:
+    """Draw random windows, each with the id that follows it.
 
     Shapes   data (n,) uint8  ->  (rows, window + 1) uint8
     """
@@ -23,10 +25,12 @@ def sample_windows(data: np.ndarray, rows: int, window: int, generator: torch.Ge
     return torch.from_numpy(np.stack([data[s : s + window + 1] for s in starts.tolist()]))
 
 
-def iterate_windows(data: np.ndarray, rows: int, window: int):
-    """Every byte but the first once as a target, in order: neighbours share one byte.
+def iterate_windows(data: np.ndarray, rows: int, window: int) -> Iterator[Tensor]:
+    """Yield neighbouring windows in order, each with the id that follows it.
 
-    Shapes   data (n,) uint8  ->  yields (up to rows, window + 1), at the end (1, what is left)
+    Windows share one id with the next, so that every id but the first is a target exactly once.
+
+    Shapes   data (n,) uint8  ->  yields (up to rows, window + 1), and last (1, rest)
     """
     full = (len(data) - 1) // window
     for first in range(0, full, rows):
@@ -37,29 +41,29 @@ def iterate_windows(data: np.ndarray, rows: int, window: int):
         yield torch.from_numpy(np.array(rest))[None]
 
 
-def shard(items: Iterable, rank: int, world: int) -> Iterator:
-    """One worker's share of anything that can be walked: every `world`-th, from the `rank`-th on.
+def shard(items: Iterable[_Item], rank: int, world: int) -> Iterator[_Item]:
+    """Yield one worker's share of `items`: every `world`-th item, starting at number `rank`.
 
-    All workers together take each item exactly once, and none takes two more than another. For a
-    random order walk a permutation that all workers draw from the same seed. A stream is read by
-    each worker in full, and all but its share is dropped.
+    Together the workers get each item exactly once, and their shares differ by at most one item.
+    For a random order, iterate over a permutation that all workers draw from the same seed. Every
+    worker reads a stream in full and drops the shares of the others.
 
-    Raises   ValueError when there is no such worker
+    Raises   ValueError when the rank is not in 0 … world - 1
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank must lie in 0 … {world - 1} for a world of {world}, got {rank}")
     return islice(items, rank, None, world)
 
 
-def pack(documents: Iterable, window: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Lay documents end to end and cut rows, with which document each id is from.
+def pack(documents: Iterable[np.ndarray], window: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Concatenate documents, cut them into rows, and yield each row with its documents' numbers.
 
-    Neighbouring rows share one id, so that every id but the first of its document is a target once.
-    Documents are cut where a row ends, and only the last row is padded: id 0, document -1. A mark
-    between documents is the caller's to append to them.
+    Neighbouring rows share one id, so that every id is a target once, except the first of each
+    document. Rows may cut documents; only the last row is padded, with id 0 and document -1. If
+    you want a separator, append its id to each document.
 
-    Shapes   documents: any number of (n,) arrays  ->  yields ids (window + 1,), of the documents'
-             type, and documents (window + 1,) int64, numbered from 0
+    Shapes   documents: any number of (n,) arrays  ->  yields ids (window + 1,) of their dtype, and
+             documents (window + 1,) int64, numbered from 0
     Raises   ValueError when the window is below 1
     """
     check_positive("pack", window=window)
@@ -73,5 +77,5 @@ def pack(documents: Iterable, window: int) -> Iterator[tuple[torch.Tensor, torch
             yield ids[: window + 1], owners[: window + 1]
             ids, owners = ids[window:], owners[window:]
     if ids is not None and len(ids) > 1:
-        short = (0, window + 1 - len(ids))
-        yield F.pad(ids, short), F.pad(owners, short, value=-1)
+        missing = (0, window + 1 - len(ids))
+        yield F.pad(ids, missing), F.pad(owners, missing, value=-1)

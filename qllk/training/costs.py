@@ -9,9 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..checks import check_positive
+from ..model.attention import SoftmaxAttention
 from ..model.families import build, count_parameters
+from ..model.patching import PatchPath
 from ..probes import measure
-from ..probes.inside import _inputs, state_bytes
+from ..probes.inside import state_bytes
 from ..spec import Spec
 from ..text import objectives
 from . import optim
@@ -45,10 +47,9 @@ def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
     check_positive("costs", window=window, batch=batch)
     with torch.device("meta"), torch.no_grad():
         model = build(what)
-        inputs = _inputs(model, torch.zeros(1, window, dtype=torch.long))
+        inputs = model.example_inputs(torch.zeros(1, window, dtype=torch.long))
         flops = measure.count_flops(lambda: model(*inputs)) / window
-        encoder = model.spec.family == "encoder"
-        state = (None, None) if encoder else _state_growth(model, *inputs[:-1])
+        state = _state_growth(model, inputs)
     return Costs(count_parameters(model), flops, *state, training_bytes(what, window, batch))
 
 
@@ -64,14 +65,14 @@ def training_bytes(what: str | Spec, window: int, batch: int) -> int:
     """
     with FakeTensorMode(), torch.enable_grad():
         model = build(what)
-        inputs = _inputs(model, torch.zeros(batch, window, dtype=torch.long))
+        inputs = model.example_inputs(torch.zeros(batch, window, dtype=torch.long))
         kept = measure.saved_bytes(lambda: objectives.token_losses(model(*inputs), inputs[-1]))
         optimizer = optim.build_optimizer("adamw", model, lr=1.0, weight_decay=0.0)
         moments = [list(remembered.values()) for remembered in optim.init_state(optimizer)]
         return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
 
 
-def _state_growth(model, *source) -> tuple[int, float]:
+def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
     """What of a state is always there, and what each token adds, in bytes.
 
     From both halves of a text that goes on after all windows are full, as far as the context
@@ -82,21 +83,25 @@ def _state_growth(model, *source) -> tuple[int, float]:
     half = min(half, (model.spec.context or 2 * half) // 2)
     half = half // clock * clock or half
     ids = torch.zeros(1, half, dtype=torch.long)
-    _, state = model.run(ids, model.read(*source) if source else None)
+    state = model.final_state(*inputs[:-1], ids)
+    if state is None:  # an encoder
+        return None, None
     first, second = state_bytes(state), state_bytes(model.run(ids, state)[1])
     return 2 * first - second, (second - first) / half
 
 
 def _reach(module) -> int:
     """After how many tokens every window inside is full; on patches a step takes R of them."""
-    own = (getattr(module, "window", None) or 0) + getattr(module, "sinks", 0)
+    if isinstance(module, SoftmaxAttention):
+        return (module.mask.window or 0) + module.mask.sinks
     inside = max(map(_reach, module.children()), default=0)
-    return max(own, inside * getattr(module, "size", 1))
+    return inside * module.size if isinstance(module, PatchPath) else inside
 
 
 def _clock(module) -> int:
     """How many tokens there are from one end of all patches inside to the next."""
-    return getattr(module, "size", 1) * math.lcm(*map(_clock, module.children()))
+    inside = math.lcm(*map(_clock, module.children()))
+    return inside * module.size if isinstance(module, PatchPath) else inside
 
 
 # ---------------------------------------------------------------- as text

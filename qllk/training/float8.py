@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checks import look_up
+from ..model.layers import ResidualLinear
 
 LARGEST = 448.0  # 1.75 * 2^8
 
@@ -74,8 +75,8 @@ def native(model):
 
 
 def _simulated(model):
-    for name, module in model.named_modules():
-        if _replaceable(module, name):
+    for module in model.modules():
+        if _replaceable(module):
             module.__class__ = SimulatedLinear  # it stays itself: weights, names and ties
     return model
 
@@ -92,14 +93,14 @@ def _hardware(model):
         config=Float8LinearConfig.from_recipe_name("rowwise"),
         # The units that multiply take widths in sixteens.
         module_filter_fn=lambda module, name: (
-            _replaceable(module, name) and not any(width % 16 for width in module.weight.shape)
+            _replaceable(module) and not any(width % 16 for width in module.weight.shape)
         ),
     )
 
 
-def _replaceable(module, name):
-    """Every linear layer but the head, where a small error would move every probability."""
-    return type(module) is nn.Linear and name != "head"
+def _replaceable(module):
+    """Linear layers, except heads, where a small error would change every probability."""
+    return type(module) in (nn.Linear, ResidualLinear)
 
 
 _MATMULS = {"native": native, "float8": _hardware, "float8-simulated": _simulated}

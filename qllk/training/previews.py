@@ -53,7 +53,7 @@ def restore_spans(trainer, prompt: str, length: int, seed: int) -> Preview:
     batch, tokenizer = _held_out_batch(trainer, length), trainer.corpus.tokenizer
     source, start = batch.inputs
     with eval_mode(trainer.model):
-        ids = stream(trainer.model, start[:, :1], greedy, trainer.model.read(source))
+        ids = stream(trainer.model, start[:, :1], greedy, trainer.model.encode(source))
         made = [id.item() for id in islice(ids, start.shape[1])]
     return Preview(
         "held-out text with spans taken out (⟨0⟩), then what the model puts there",

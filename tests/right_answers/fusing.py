@@ -2,7 +2,7 @@
 
 import torch
 
-from qllk.model import mixers
+from qllk.model.layers import split_heads
 
 
 def fuse_into_empty_ones(weights, biases):
@@ -30,7 +30,7 @@ def chain_with_the_bias_as_a_last_column(W1, b1, W2, b2):
 
 ANSWERS = {
     "fuse": (fuse_into_empty_ones, lambda ws, bs: (torch.vstack(ws), torch.hstack(bs))),
-    "split": (split_head_by_head, lambda y, heads: tuple(mixers._split_heads(y, 3, heads))),
+    "split": (split_head_by_head, lambda y, heads: tuple(split_heads(y, 3, heads))),
     "chain": (
         chain_with_the_bias_as_a_last_column,
         lambda W1, b1, W2, b2: (torch.einsum("om,mi->oi", W2, W1), b2 + torch.mv(W2, b1)),

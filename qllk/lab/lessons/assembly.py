@@ -128,7 +128,7 @@ def input_left(model, ids, rule: Callable) -> list[tuple[int, float]]:
 
 
 def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
-    """Train a narrow 1.0 of so many layers, applied by `rule`, on one batch; the last loss.
+    """Train a narrow 1.0 with `depth` layers, applied by `rule`, on one batch; the last loss.
 
     All rules start from the same weights.
     """
@@ -142,7 +142,7 @@ def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
 
 
 def frequency_loss(ids) -> float:
-    """What these bytes cost whoever knows nothing but how often each occurs among them."""
+    """The entropy of these bytes' own frequencies, in nats per byte."""
     share = ids.flatten().bincount().double() / ids.numel()
     return -torch.special.xlogy(share, share).sum().item()
 
@@ -194,7 +194,7 @@ def counts(spec: str) -> tuple[Bars, float, int]:
     size=slider("size", list(SIZES)),
 )
 def boxed(mixer="cumulative sum", mlp=4, patch=8, size="128 wide, 2 layers"):
-    """What is in the box: parameters by part, work for a byte, and state, beside qllk-2."""
+    """Parameters by part, operations per byte and state size, compared with qllk-2."""
     held, operations, state = counts(assembled(mixer, mlp, patch, size).to_json())
     _, known_operations, known_state = counts("qllk-2")
     return [

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from ...model import kernels
+from ...model import kernels, masks
 from ...probes import measure
 from ...study.figures import Chart, Heat
 from ..explore import explorer, slider, switch
@@ -39,13 +39,13 @@ def attended(length: int, mask: bool, sharpness: float) -> torch.Tensor:
     _, q, k = tiny(CHANNELS, SEED, "q", "k")
     q, k = q[:, None, :length], k[:, None, :length]
     each = torch.eye(length, dtype=q.dtype)[None, None]
-    keep = kernels.causal_mask(length, length) if mask else None
+    keep = masks.causal_mask(length, length) if mask else None
     return kernels.softmax_attention(sharpness * q, k, each, keep)[0, 0]
 
 
 @cache
 def clock(mask: bool) -> dict[str, list[tuple[int, int]]]:
-    """Most bytes alive at once against length, counted: the table's form and the fused one."""
+    """Peak bytes alive against length, counted: the table's form and the fused one."""
     counted = {"table": [], "fused": []}
     for N in _LENGTHS:
         q = k = v = torch.zeros(1, 1, N, CHANNELS)
@@ -54,7 +54,7 @@ def clock(mask: bool) -> dict[str, list[tuple[int, int]]]:
                 q,  # noqa: B023 - called at once
                 k,  # noqa: B023
                 v,  # noqa: B023
-                kernels.causal_mask(N, N) if mask else None,  # noqa: B023
+                masks.causal_mask(N, N) if mask else None,  # noqa: B023
             ),
             "fused": lambda: kernels.causal_attention(q, k, v),  # noqa: B023
         }
@@ -70,7 +70,7 @@ def clock(mask: bool) -> dict[str, list[tuple[int, int]]]:
     mask=switch("mask"),
 )
 def look(length: int = len(TEXT), mask: bool = True, sharpness: float = 1.0):
-    """Who listens to whom in the course's string, beside what a table of that length costs."""
+    """Who listens to whom in the course's string, and what a table of that length costs."""
     table = attended(length, mask, sharpness)
     ahead = table.triu(1).sum().item() / length
     names = letters(length)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...model import kernels
+from ...model import kernels, masks
 from ...model.families import build, count_parameters
 from ...model.layers import GeluMLP
 from ...model.mixers import SoftmaxAttention
 from ...presets import PRESETS
-from ...probes import baselines, measure
+from ...probes import baselines, evaluate, measure
 from ...study import published
 from ...study.figures import Bars
 from ...study.race import Results, equal_bytes, make_trainer
@@ -135,7 +135,7 @@ def _learns_noise(seen):
 
 
 def _loss_on_noise(seen):
-    nats = seen.noise[0] * baselines.LN2
+    nats = seen.noise[0] * evaluate.LN2
     said = f"random bytes: {nats:.2f} nats, where only a leak can be below {baselines.UNIFORM:.2f}"
     return _holds_if(nats >= baselines.UNIFORM - 0.05), said
 
@@ -293,7 +293,7 @@ def _gate(seen):
 
 def _replaces_attention(seen):
     q, k, v = torch.randn(3, 1, 16, 4, generator=torch.Generator().manual_seed(0)).double()
-    mask = kernels.causal_mask(16, 16)[..., None]
+    mask = masks.causal_mask(16, 16)[..., None]
     table = q[:, :, None] * k[:, None] * mask  # (1, T, T, D heads)
     gap = ((table * v[:, None]).sum(2) - kernels.cumsum_kernel(q, k, v)[0]).abs().max().item()
     said = f"masked scores without softmax, heads of width one: equal within 1e-9: {gap < 1e-9}"

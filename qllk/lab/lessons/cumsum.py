@@ -22,7 +22,7 @@ _HALF_LIFE = 2.0  # bytes, of the forgetting rule in the widget
     rule=choice("rule", ["keep all", "forget half in 2 bytes"]),
 )
 def watch(steps: int = 4, rule: str = "keep all"):
-    """The state after so many bytes of the course's string, and how it came to be."""
+    """The state after `steps` bytes of the course's string, and how it came to be."""
     _, q, k, v = tiny(_CHANNELS, 3, "q", "k", "v")
     decay = None
     if rule != "keep all":

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from ...model import kernels, mixers
+from ...model import kernels, recurrent
 from ...study.axes import format_number
 from ...study.figures import Chart, Note
 from ..exercise import (
@@ -49,14 +49,14 @@ def _summed(kind: str, half_life, dtype: torch.dtype, steps: int) -> torch.Tenso
     "Which rule keeps the state itself small, and which only what is read from it?",
     kind=choice("input", list(INPUTS)),
     half_life=slider("half-life", list(HALF_LIVES)),
-    normaliser=choice("normaliser", list(mixers.NORMALISERS)),
+    normaliser=choice("normaliser", list(recurrent.NORMALISERS)),
     precision=choice("precision", list(PRECISIONS)),
 )
 def grown(kind="constant", half_life="none", normaliser="none", precision="bfloat16", steps=_STEPS):
     """The state's size over time: kept in a precision, without rounding, and as it is read."""
     kept = _summed(kind, half_life, PRECISIONS[precision], steps)
     exact = _summed(kind, half_life, torch.float64, steps)
-    read = mixers.NORMALISERS[normaliser](kept, torch.arange(1, steps + 1)[:, None])
+    read = recurrent.NORMALISERS[normaliser](kept, torch.arange(1, steps + 1)[:, None])
     lines = {"kept": _over_time(kept), "in float64": _over_time(exact), "read": _over_time(read)}
     return [Chart(lines, "steps", "root mean square"), _fate(kept[0], exact[0], precision)]
 

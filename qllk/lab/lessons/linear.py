@@ -22,7 +22,7 @@ _SHORTEST = 16  # bytes, where the widget's curves begin
 
 @cache
 def in_chunks(chunk: int) -> Callable:
-    """Linear attention by the library, in chunks of so many bytes."""
+    """Linear attention by the library, in chunks of `chunk` bytes."""
 
     def order(q, k, v):
         return kernels.linear_attention(q, k, v, chunk=chunk)[0]
@@ -44,7 +44,7 @@ def milliseconds_of(order, length: int, width: int) -> float:
 
 
 def cheaper_from(lengths, table, chunks) -> float | None:
-    """The length from which the chunks stay cheaper; none if they are not so at the end.
+    """The length from which chunks stay cheaper, or None if the table is cheaper at the end.
 
     Times are noisy and may cross more than once, so it is the last crossing that counts.
     """

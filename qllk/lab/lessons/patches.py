@@ -69,9 +69,9 @@ class InPlace(nn.Module):
         super().__init__()
         self.path = path
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, mask=None):
         early = self.path.size - 1  # of a path aligned by target, read this much too soon
-        y, state = self.path(pad(x, (0, 0, 0, early)), state)
+        y, state = self.path(pad(x, (0, 0, 0, early)), state, mask)
         return y[:, early:], state
 
 

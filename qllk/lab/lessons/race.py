@@ -18,7 +18,7 @@ from ...model import kernels
 from ...model.families import build
 from ...presets import PRESETS
 from ...probes import baselines, measure
-from ...probes.baselines import LN2
+from ...probes.evaluate import LN2
 from ...spec import Spec
 from ...study import published
 from ...study.figures import Chart
@@ -34,7 +34,7 @@ from .exercises.race import bits, spread, unread, verdict
 # ---------------------------------------------------------------- who runs
 
 
-def _published_model(dim: int, hashing: bool = True):
+def published_model(dim: int, hashing: bool = True):
     """QLLK 1.1 as published, small, from a seed; without `hashing` its "hash" matrix stays zero."""
 
     def make(seed: int) -> torch.nn.Module:
@@ -128,7 +128,7 @@ def read_as_written(model, data, window: int, patch=8, blank=ord(" ")) -> torch.
             stop = min(first + patch, window)
             rows = torch.stack([unread(row, blank)[first:] for row in ids[:, :stop]])
             logits = model(rows.flatten(0, 1)).unflatten(0, (len(ids), -1))[:, :, first:]
-            own = logits.diagonal(dim1=1, dim2=2).mT  # row t answers for place t alone
+            own = logits.diagonal(dim1=1, dim2=2).mT  # row t answers only for place t
             found.append(objectives.token_losses(own, ids[:, first + 1 : stop + 1]))
     return torch.cat(found, dim=1).flatten()
 
@@ -196,7 +196,7 @@ def _streamed(model, ids, piece: int):
 
 
 def scaling(spec: Spec, lengths: list[int], piece: int | None = None) -> Scaling:
-    """Read the course's string over and over, at these lengths, in pieces or each at once."""
+    """Read the course's string, repeated to these lengths, in pieces or each at once."""
     model = build(spec, seed=0).eval()
     with measure.single_thread():
         text = np.frombuffer(TEXT, np.uint8)
@@ -234,7 +234,7 @@ def entries(width: int) -> dict[str, Entry]:
         "kernel": kernel,
         "control": kernel.but(patch=None),
         "attention": narrow(PRESETS["gpt-nano"], width),
-        "published": _published_model(width),
+        "published": published_model(width),
     }
 
 
@@ -259,7 +259,7 @@ def live_text(name: str) -> tuple[Corpus, dict[str, float]]:
     seconds=slider("seconds", [2, 5, 10]),
 )
 def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
-    """A race as it runs: who has computed least moves next. Ends after so many seconds in all."""
+    """A race as it runs: who has computed least moves next. Ends after `seconds` in all."""
     data = live_text(text)
     recipe = replace(_LIVE, seconds=float(seconds))
     with measure.single_thread():
@@ -273,8 +273,8 @@ def live(field="kernel, control", text="stdlib", seconds=2) -> Iterator[Chart]:
             for name, trainer in trainers.items():
                 lines[name].append((trainer.seconds, trainer.validate() / LN2))
             yield Chart(lines, "seconds each", "bits per byte", "", data[1])
-            told = time.perf_counter()
-            if told - begun >= seconds:
+            shown = time.perf_counter()
+            if shown - begun >= seconds:
                 return
-            while time.perf_counter() < min(told + 0.5, begun + seconds):
+            while time.perf_counter() < min(shown + 0.5, begun + seconds):
                 next(min(trainers.values(), key=lambda trainer: trainer.seconds))

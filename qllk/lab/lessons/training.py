@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...probes.baselines import LN2
+from ...probes.evaluate import LN2
 from ...study.figures import Chart
 from ...training.recipe import Record
 from ..live.panels import Panel, lab

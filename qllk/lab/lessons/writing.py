@@ -31,7 +31,7 @@ _PAGE_SECONDS = 0.5  # between two pages
 
 @functools.cache
 def trainer() -> Trainer:
-    """The one training run of this lesson: whoever goes on with it finds it where it stands."""
+    """The lesson's one training run, shared by every call, which continues it."""
     steps = sized(900, 220)
     recipe = Recipe(steps=steps, batch=4, window=128, validate_every=10 * steps)
     return Trainer(_KERNEL, corpus("stdlib"), recipe)

@@ -65,7 +65,7 @@ def state_curves(states: dict[str, list[Point]], steps: int, empty: str = "") ->
         (pairs[-1][1], f"{name} {format_number(pairs[-1][1])}", series_colour(i))
         for i, (name, pairs) in enumerate(lines.items())
     ]
-    right = max(130, 16 + text_width(words for _, words, _ in ends))
+    right = max(130, text_width(lines) + 46)  # numbers change, so only the names may decide
     frame = Frame(_STATES_WIDTH, _HEIGHT, _step_scale(steps), y_scale, left=40, right=right)
     parts = [frame.grid("steps"), frame.labels(ends), frame.caption("state rms per layer")]
     for pairs, (_, _, colour) in zip(lines.values(), ends, strict=True):

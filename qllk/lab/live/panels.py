@@ -277,7 +277,7 @@ class Panel:
 def _corpus_choices() -> list[tuple[str, str]]:
     """(label, source) of each corpus on offer; the last one stands for any path."""
     named = [(name, name) for name in corpus_names()]
-    tokenized = ("stdlib, in 1,024 pieces", "bpe-1024:stdlib")
+    tokenized = ("stdlib (1,024 BPE tokens)", "bpe-1024:stdlib")
     tasks = [(f"{name} (task)", f"task:{name}") for name in TASKS]
     return [*named, tokenized, *tasks, (_FILE, _FILE)]
 

@@ -117,7 +117,7 @@ EXERCISES = (
         first_loss,
         cases=shaped("symbols", (256,), (2,), (10,), (50257,)),
         hints=(
-            "Each symbol gets the chance one in so many.",
+            "Each symbol has probability 1 / symbols.",
             "The loss of a byte is minus the natural logarithm of the chance it was given.",
         ),
         mistakes={

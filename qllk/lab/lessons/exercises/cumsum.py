@@ -42,7 +42,7 @@ EXERCISES = (
             "That is the sum over all of time, the future included.": lambda q, k, v: (
                 q * (k * v).sum(dim=1, keepdim=True)
             ),
-            "The query went into the sum; it belongs to its own step alone.": lambda q, k, v: (
+            "The query went into the sum; it belongs to its own step only.": lambda q, k, v: (
                 q * k * v
             ).cumsum(dim=1),
             "Each sum misses its own step.": lambda q, k, v: q * ((k * v).cumsum(dim=1) - k * v),
@@ -53,7 +53,7 @@ EXERCISES = (
     ),
     Exercise(
         resume,
-        truth=lambda k, v, S: kernels.running_sum_loop(k * v, S),
+        truth=lambda k, v, S: kernels.running_sum_loop(k * v, S=S),
         cases=shaped("B T D, B T D, B D", (1, 1, 3), (2, 5, 3), (3, 11, 1)),
         hints=(
             "What came before is one more term of every sum.",
@@ -82,7 +82,7 @@ EXERCISES = (
         ),
         mistakes={
             "That is one matrix as wide as the model.": lambda d_model, heads: d_model**2,
-            "That is one number for each channel: right for width one alone.": lambda d, h: d,
+            "That is one number for each channel: right only for width one.": lambda d, h: d,
             "That is one head; there are several.": lambda d_model, heads: (d_model // heads) ** 2,
         },
     ),

@@ -88,10 +88,7 @@ EXERCISES = (
                 w, b[::-1]
             ),
             "Side by side, that is a layer with a longer input, "
-            "not with a longer output.": lambda w, b: (
-                torch.cat(w, dim=-1),
-                torch.cat(b),
-            ),
+            "not with a longer output.": lambda w, b: (torch.cat(w, dim=-1), torch.cat(b)),
             "The biases were added up; each belongs to its own outputs.": lambda weights, biases: (
                 torch.cat(weights),
                 sum(biases),
@@ -103,7 +100,7 @@ EXERCISES = (
         truth=_split_loop,
         cases=outputs,
         hints=(
-            "First take the three parts apart, then look at one part alone.",
+            "First take the three parts apart, then look at one part by itself.",
             "A part is (B, T, D). unflatten makes two axes of its last: heads first, or K?",
             "Then time and heads change places: transpose does that, reshape does not.",
         ),
@@ -139,10 +136,7 @@ EXERCISES = (
         ),
         mistakes={
             "The matrices stand in the wrong order: "
-            "the one next to x works first.": lambda W, b, x, y: (
-                W @ x,
-                x @ b + y,
-            ),
+            "the one next to x works first.": lambda W, b, x, y: (W @ x, x @ b + y),
             "The first bias has to pass the second layer, too.": lambda W1, b1, W2, b2: (
                 W2 @ W1,
                 b1 + b2,

@@ -11,7 +11,7 @@ from ...exercise import Case, Exercise, normal, shaped
 
 
 def half_life(steps):
-    """The factor that, applied once a step, leaves one half after so many steps."""
+    """The factor that, applied once a step, leaves one half after `steps` steps."""
     return 0.5 ** (1 / steps)
 
 
@@ -25,7 +25,7 @@ def fading_sum(x, a):
 
 
 def stall(bits, step):
-    """Where a sum stops: a float of so many significant bits, adding a power of two each time."""
+    """Where a sum stops: a float of `bits` significant bits, adding a power of two each time."""
     return step * 2**bits
 
 
@@ -38,7 +38,7 @@ def stall_loop(bits, step):
 
 
 def _rounded(x, bits):
-    """The nearest number of so many significant bits; in the middle of two, the even one."""
+    """The nearest number of `bits` significant bits; in the middle of two, the even one."""
     share, exponent = math.frexp(x)
     return math.ldexp(round(math.ldexp(share, bits)), exponent - bits)
 
@@ -82,17 +82,17 @@ EXERCISES = (
             "Which number, to the power of `steps`, is one half?",
         ),
         mistakes={
-            "That halves at each step, whatever the half-life.": lambda steps: 0.5,
+            "That halves at each step, for any half-life.": lambda steps: 0.5,
             "Applied once a step, "
-            "that leaves about 1/e after so many steps, not one half.": lambda s: 1 - 1 / s,
-            "That leaves 1/e after so many steps; wanted is one half.": lambda steps: math.exp(
-                -1 / steps
+            "that leaves about 1/e after `steps` steps, not one half.": lambda s: 1 - 1 / s,
+            "That leaves 1/e after `steps` steps; it should leave one half.": lambda steps: (
+                math.exp(-1 / steps)
             ),
             "That halves at each step: it is what is left after all the steps.": lambda steps: (
                 0.5**steps
             ),
             "That is the logarithm of the factor.": lambda steps: -math.log(2) / steps,
-            "That grows: it doubles in so many steps.": lambda steps: 2 ** (1 / steps),
+            "That grows: it doubles in `steps` steps.": lambda steps: 2 ** (1 / steps),
         },
     ),
     Exercise(
@@ -145,8 +145,8 @@ EXERCISES = (
             "Scaling everything by a power of two changes no digit.",
         ),
         mistakes={
-            "There neighbours are still one step apart, so the sum goes on.": lambda bits, step: (
-                step * 2 ** (bits - 1)
+            "Neighbours there are still one step apart, so the sum keeps growing.": lambda b, s: (
+                s * 2 ** (b - 1)
             ),
             "One more step still fits: "
             "the next power of two has but one digit that is not 0.": lambda b, s: s * (2**b - 1),

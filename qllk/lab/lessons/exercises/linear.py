@@ -94,7 +94,7 @@ EXERCISES = (
             "The weights do not add up to one: the divisor is missing.": lambda q, k, v: (
                 q @ (k.mT @ v)
             ),
-            "That divides by the sum of the keys alone; the query belongs in it.": lambda q, k, v: (
+            "That divides by the sum of the keys only; the query belongs in it.": lambda q, k, v: (
                 q @ (k.mT @ v) / k.sum((1, 2))[:, None, None]
             ),
             "The divisor adds up only the keys so far; "

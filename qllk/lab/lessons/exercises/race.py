@@ -139,33 +139,21 @@ EXERCISES = (
         cases=_seeds_of_two,
         hints=(
             "Fewer bits are better. Take the gap of the means first, and mind its sign.",
-            "How far does luck reach? Largest less smallest, of whichever side has it larger.",
+            "How far does luck reach? The larger of the two spreads, largest minus smallest.",
             "With one seed on either side nobody knows how far luck reaches.",
         ),
         mistakes={
-            "Fewer bits are better, so the gap has the wrong sign.": lambda model, control: verdict(
-                control, model
-            ),
+            "Fewer bits are better, so the gap has the wrong sign.": lambda m, c: verdict(c, m),
             "One seed has no spread at all, and that is no proof of anything.": lambda m, c: (
-                _said_by(
-                    _gap_of_means(m, c),
-                    max(spread(m), spread(c)),
-                    m * 2,
-                    c * 2,
-                )
+                _said_by(_gap_of_means(m, c), max(spread(m), spread(c)), m * 2, c * 2)
             ),
-            "That compares the luckiest seed of each.": lambda model, control: _said_by(
-                min(control) - min(model), 0.0, model, control
+            "That compares the luckiest seed of each.": lambda m, c: _said_by(
+                min(c) - min(m), 0.0, m, c
             ),
-            "The larger of the two spreads counts, not the smaller.": lambda model, control: (
-                _said_by(
-                    _gap_of_means(model, control),
-                    min(spread(model), spread(control)),
-                    model,
-                    control,
-                )
+            "The larger of the two spreads counts, not the smaller.": lambda m, c: _said_by(
+                _gap_of_means(m, c), min(spread(m), spread(c)), m, c
             ),
-            "Those are the means alone; another seed could turn them round.": lambda m, c: _said_by(
+            "Those are only the means; another seed could turn them round.": lambda m, c: _said_by(
                 _gap_of_means(m, c), 0.0, m, c
             ),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ....probes.baselines import LN2
+from ....probes.evaluate import LN2
 from ...exercise import Case, Exercise
 
 
@@ -81,7 +81,7 @@ EXERCISES = (
             "Short gradients were made longer.": lambda gradient, most: (
                 gradient * (most / gradient.norm())
             ),
-            "The length is that of the largest number alone.": lambda gradient, most: (
+            "That is only the largest number, not the length.": lambda gradient, most: (
                 gradient * min(1.0, most / gradient.abs().max().item())
             ),
         },

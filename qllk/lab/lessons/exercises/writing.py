@@ -67,7 +67,7 @@ def stream(step, prompt, n):
 
 
 def stream_by_rereading(step, prompt, n):
-    """The same ids, all that is there read again for each."""
+    """The same ids, rereading the whole text for each."""
     ids = list(prompt)
     for _ in range(n):
         state = None
@@ -90,7 +90,7 @@ class _Step(NamedTuple):
 
 
 def _stream_stateless(step, prompt, n):
-    """Each id from the one before it alone."""
+    """Each id from only the one before it."""
     written, last = [], prompt[-1]
     for _ in range(n):
         last = int(step(last, None)[0].argmax())
@@ -169,7 +169,7 @@ EXERCISES = (
             "B V, heat", (2, 5, 0.5), (1, 1, 2.0), (1, 3, 1.0), (3, 17, 0.1), (2, 256, 1.7)
         ),
         hints=(
-            "The temperature acts on the logits, before they become chances.",
+            "The temperature acts on the logits, before they become probabilities.",
             "torch's softmax works along one axis: a row of chances adds up to 1.",
         ),
         mistakes={

@@ -1,6 +1,5 @@
 """Whole models: what they refuse, how they start, that they learn, and that they stream."""
 
-import json
 import math
 import re
 
@@ -10,14 +9,16 @@ import torch.nn.functional as F
 from helpers import TINY, built, same
 
 from qllk.model import families
+from qllk.model.blocks import Stack
 from qllk.model.families import (
+    FAMILIES,
     LanguageModel,
-    PatchedLanguageModel,
+    PatchedStack,
     build,
     count_parameters,
     eval_mode,
 )
-from qllk.model.layers import MLPS
+from qllk.model.layers import MLPS, LinearHead, ResidualLinear
 from qllk.model.positions import POSITIONS
 from qllk.presets import PRESETS
 from qllk.spec import Patch, Spec
@@ -72,13 +73,6 @@ def test_a_preset_has_the_parameters_it_states(name):
 
 def test_every_preset_states_its_parameters_and_none_that_is_gone():
     assert set(PARAMETERS) == set(PRESETS)
-
-
-@each_preset
-def test_a_preset_survives_json(name):
-    text = PRESETS[name].to_json()
-    assert Spec.from_json(text) == PRESETS[name]
-    assert Spec.from_json(json.dumps(json.loads(text), indent=2)) == PRESETS[name]
 
 
 @each_preset
@@ -220,7 +214,7 @@ def test_windows_and_tiles_need_a_size_and_fit_each_other_and_the_sinks():
         ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
         ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
         ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
-        ({"sinks": 2}, "sinks=2 need a window: without one every step stays in sight"),
+        ({"sinks": 2}, "sinks=2 need a window: without one, every position stays visible"),
         ({"tile": 0}, "attention: tile must be a whole number above 0, got 0"),
         ({"tile": 4, "window": 4}, "tiled attention has no window, got tile=4, window=4"),
     ):
@@ -286,91 +280,6 @@ def test_learned_positions_need_a_context_and_end_there():
             too_far()
 
 
-# ---------------------------------------------------------------- Spec
-
-
-def test_a_spec_refuses_sizes_below_one_by_name():
-    for field, value in (("d_model", 0), ("layers", -1), ("vocab_size", 2.0), ("layers", True)):
-        with pytest.raises(ValueError, match=f"Spec: {field} must be a whole number above 0, got"):
-            BASE.but(**{field: value})
-    with pytest.raises(ValueError, match="Patch: size must be a whole number above 0, got 0"):
-        Patch(size=0, d_model=8, layers=1, mixers=(CONV,))
-
-
-def test_a_spec_refuses_parts_that_are_no_pairs():
-    for mixers in ((), "conv", ("conv",), (("conv",),), (("conv", {}, 1),)):
-        with pytest.raises(
-            ValueError, match=r"Spec.mixers must be .*pairs? \(name, options\), got"
-        ):
-            BASE.but(mixers=mixers)
-    with pytest.raises(ValueError, match=r"Spec.mlp must be a pair \(name, options\), got 'gelu'"):
-        BASE.but(mlp="gelu")
-
-
-def test_a_name_alone_is_a_part_without_options():
-    pair, name = BASE.but(norm=("layer", {}), head=["linear", {}]), BASE.but(norm="layer")
-    assert pair == name
-    assert name.norm == ("layer", {})
-    with pytest.raises(ValueError, match=r"Spec.norm must be a pair \(name, options\), got 3"):
-        BASE.but(norm=3)
-
-
-def test_a_spec_refuses_what_its_family_has_not():
-    patch = Patch(size=3, d_model=8, layers=1, mixers=(CONV,))
-    for field, value, family in (
-        ("cross", SOFTMAX, "encoder-decoder"),
-        ("segments", 2, "encoder"),
-        ("patch", patch, "decoder"),
-    ):
-        wrong = ENCODER if field == "patch" else BASE
-        with pytest.raises(ValueError, match=f"{field} is for the family '{family}', not '"):
-            wrong.but(**{field: value})
-    with pytest.raises(ValueError, match="an encoder-decoder needs cross, a pair"):
-        SEQ2SEQ.but(cross=None)
-    with pytest.raises(ValueError, match="context must be a whole number above 0, got 'long'"):
-        BASE.but(context="long")
-    with pytest.raises(ValueError, match="segments must be a whole number above 0, got -1"):
-        ENCODER.but(segments=-1)
-
-
-def test_a_spec_refuses_a_dropout_of_one():
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
-        BASE.but(dropout=1.0)
-
-
-@pytest.mark.parametrize("after", [-1, 2])
-def test_a_patch_leaves_a_layer_before_it(after):
-    patch = Patch(size=2, d_model=8, layers=1, mixers=(CONV,), after=after)
-    with pytest.raises(ValueError, match=f"Patch.after={after} must leave .* of the 2 layers"):
-        BASE.but(patch=patch)
-
-
-def test_a_spec_is_frozen_and_changed_by_but():
-    with pytest.raises(AttributeError):
-        BASE.layers = 3
-    assert BASE.but(layers=3).layers == 3
-    assert BASE.layers == 2
-
-
-def test_bad_json_is_refused():
-    with pytest.raises(ValueError, match="a Spec must be JSON: "):
-        Spec.from_json("{layers: 2}")
-    with pytest.raises(ValueError, match="Spec must be a JSON object, got list"):
-        Spec.from_json("[]")
-
-
-def test_json_with_an_unknown_or_missing_field_is_refused():
-    values = json.loads(BASE.to_json())
-    with pytest.raises(ValueError, match="Spec has no field 'leyers'; it has d_model, layers, "):
-        Spec.from_json(json.dumps(values | {"leyers": 3}))
-    patch = {"size": 2, "d_model": 8, "layers": 1, "mixers": [["conv", {}]], "stride": 2}
-    with pytest.raises(ValueError, match="Patch has no field 'stride'; it has size, "):
-        Spec.from_json(json.dumps(values | {"patch": patch}))
-    del values["d_model"]
-    with pytest.raises(ValueError, match=r"not a Spec: .*'d_model'"):
-        Spec.from_json(json.dumps(values))
-
-
 # ---------------------------------------------------------------- ids
 
 
@@ -430,8 +339,9 @@ def test_mixers_are_cycled_over_the_layers():
 def test_a_patch_makes_a_patched_model_and_taking_it_away_leaves_its_control():
     spec = MODEL_SPECS["patched"]
     model, control = build(spec), build(spec.but(patch=None))
-    assert isinstance(model, PatchedLanguageModel)
-    assert type(control) is LanguageModel
+    assert type(model) is type(control) is LanguageModel
+    assert isinstance(model.body, PatchedStack)
+    assert isinstance(control.body, Stack)
     assert len(model.body.before.blocks) + len(model.body.after.blocks) == len(control.body.blocks)
 
 
@@ -442,12 +352,44 @@ def test_norms_stand_before_and_after_the_layers_as_the_spec_says():
     assert isinstance(build(BASE.but(norm_out="none")).norm, torch.nn.Identity)
 
 
-def test_an_encoder_cannot_read_on_and_says_so():
-    with pytest.raises(ValueError, match=r"cannot read on .* call model\(ids\), or .*'decoder'"):
+def test_the_norm_before_the_head_is_that_of_the_layers_unless_it_is_given():
+    same_norm = BASE.but(norm=("layer", {"eps": 0.5}))
+    assert same_norm.norm_out == ("same", {})
+    assert Spec.from_json(same_norm.to_json()) == same_norm
+    assert build(same_norm).norm.eps == 0.5
+    assert build(same_norm.but(norm=("layer", {"eps": 0.25}))).norm.eps == 0.25
+    assert build(same_norm.but(norm_out=("layer", {"eps": 0.1}))).norm.eps == 0.1
+    assert build(ENCODER.but(norm=("layer", {"eps": 0.5}))).encoder.norm.eps == 0.5
+    with pytest.raises(ValueError, match=r"Spec.norm_out must be a pair .*, got None"):
+        BASE.but(norm_out=None)
+
+
+@pytest.mark.parametrize("spec", MODEL_SPECS.values(), ids=MODEL_SPECS)
+def test_a_model_says_what_it_is_called_with_and_what_it_carries_along(spec):
+    model, ids = build(spec, seed=0), torch.randint(256, (2, 9))
+    inputs = model.example_inputs(ids)
+    assert all(given is ids for given in inputs)
+    assert len(inputs) == (2 if spec.cross else 1)
+    logits, state = model(*inputs), model.final_state(*inputs)
+    assert logits.shape == (2, 9, 256)
+    if spec.family == "encoder":
+        assert state is None
+        return
+    start = model.encode(ids) if spec.cross else None
+    same(state, model.run(ids, start)[1], atol=0)
+    assert state.t == 9
+
+
+def test_every_family_has_a_row_and_the_smallest_structure():
+    assert {spec.family for spec in MODEL_SPECS.values()} == set(FAMILIES)
+
+
+def test_an_encoder_cannot_continue_and_says_so():
+    with pytest.raises(ValueError, match=r"cannot continue .* call model\(ids\), or .*'decoder'"):
         build(ENCODER).run(torch.zeros(1, 3, dtype=torch.long))
 
 
-def test_segments_are_told_apart_and_the_first_is_meant_by_none():
+def test_segments_differ_and_the_first_is_the_default():
     model, ids = build(ENCODER.but(segments=2), seed=0), torch.randint(256, (2, 5))
     first = torch.zeros_like(ids)
     same(model(ids), model(ids, first), atol=0)
@@ -458,15 +400,15 @@ def test_segments_are_told_apart_and_the_first_is_meant_by_none():
         build(ENCODER)(ids, first)
 
 
-def test_an_encoder_decoder_reads_its_source_once_and_then_streams():
+def test_an_encoder_decoder_encodes_its_source_once_and_then_streams():
     model = build(SEQ2SEQ.but(positions="sinusoidal"), seed=0).double()
     source, ids = torch.randint(256, (2, 9)), torch.randint(256, (2, 5))
-    state = model.read(source)
+    state = model.encode(source)
     first, after = model.run(ids[:, :2], state)
     second, _ = model.run(ids[:, 2:], after)
     same(torch.cat((first, second), dim=1), model(source, ids))
     assert not torch.allclose(model(source.flip(1), ids), model(source, ids))
-    with pytest.raises(ValueError, match=r"starts from model.read\(source\), got no state"):
+    with pytest.raises(ValueError, match=r"starts from model.encode\(source\), got no state"):
         model.run(ids)
 
 
@@ -477,7 +419,7 @@ DECODER = BASE.but(mixers=(SOFTMAX,), positions="rotary")
 
 
 def masks_given(call, monkeypatch):
-    """What the fused kernel was told of keys to see, once for each attention."""
+    """The mask that the fused kernel was given, once for each attention."""
     fused, given = F.scaled_dot_product_attention, []
 
     def watched(q, k, v, attn_mask=None, is_causal=False):
@@ -524,14 +466,15 @@ def test_learned_positions_of_a_packed_row_count_from_the_start_of_the_row():
 @pytest.mark.parametrize(
     ("mixers", "patch", "named"),
     [
-        ((SOFTMAX, CONV, ("cumsum", {}), CONV), None, "conv, cumsum would"),
-        ((("folded", {"size": 2, "mixer": SOFTMAX}),), None, "folded would"),
-        ((SOFTMAX,), Patch(size=2, d_model=8, layers=1, mixers=(SOFTMAX,)), "patches would"),
+        ((SOFTMAX, CONV, ("cumsum", {}), CONV), None, "GatedConv"),
+        ((SOFTMAX, ("cumsum", {})), None, "CumsumMixer"),
+        ((("folded", {"size": 2, "mixer": SOFTMAX}),), None, "PatchPath"),
+        ((SOFTMAX,), Patch(size=2, d_model=8, layers=1, mixers=(SOFTMAX,)), "PatchPath"),
     ],
 )
 def test_documents_are_refused_where_they_would_leak_into_each_other(mixers, patch, named):
     model, ids = build(BASE.but(mixers=mixers, patch=patch)), torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"{named} carry one .* by latent and softmax alone"):
+    with pytest.raises(ValueError, match=f"{named} cannot be masked: .* would carry one .* latent"):
         model(ids, ids)
 
 
@@ -539,12 +482,12 @@ def test_documents_are_refused_where_they_would_leak_into_each_other(mixers, pat
 def test_documents_of_another_shape_are_refused(spec):
     ids = torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(
-        ValueError, match=r"documents must .* each id, so be \(2, 4\); got \(2, 3\)"
+        ValueError, match=r"documents must have the shape of ids, \(2, 4\); got \(2, 3\)"
     ):
         build(spec)(ids, documents=ids[:, :3])
 
 
-def test_a_source_of_padding_alone_gives_finite_logits_and_gradients():
+def test_a_source_that_is_all_padding_gives_finite_logits_and_gradients():
     model, ids = build(SEQ2SEQ, seed=0), torch.randint(256, (2, 5))
     text = torch.tensor([[True] * 5, [False] * 5])
     logits = model(ids, ids, text)
@@ -553,12 +496,14 @@ def test_a_source_of_padding_alone_gives_finite_logits_and_gradients():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_what_is_text_of_a_source_is_said_by_one_bool_for_each_id():
+def test_the_text_of_a_source_is_given_by_one_bool_for_each_id():
     model, ids = build(SEQ2SEQ), torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match=r"text must be bool, .* got torch.int64.* documents >= 0"):
         model(ids, ids, torch.zeros_like(ids))
-    with pytest.raises(ValueError, match=r"text must say .* so be \(2, 4\); got \(2, 1\)"):
-        model.read(ids, ids[:, :1] == 0)
+    with pytest.raises(
+        ValueError, match=r"text must have the shape of ids, \(2, 4\); got \(2, 1\)"
+    ):
+        model.encode(ids, ids[:, :1] == 0)
 
 
 def test_tied_weights_are_one_tensor_counted_once():
@@ -583,6 +528,25 @@ def test_dropout_is_drawn_by_its_own_generator_and_only_in_training():
     same(torch.get_rng_state(), before, atol=0)
     same(one, again, atol=0)
     assert not torch.allclose(one, other)
+
+
+ROLES = BASE.but(
+    layers=1, mixers=(("folded", {"size": 2, "mixer": SOFTMAX}),), mlp=("swiglu", {"ratio": 2})
+)
+
+
+@pytest.mark.parametrize("spec", [ROLES, ENCODER.but(head="masked"), SEQ2SEQ.but(layers=1)])
+def test_layers_whose_output_is_added_start_smaller_and_so_does_the_head(spec):
+    model = build(spec.but(d_model=64), seed=0)
+    blocks = sum("Block" in type(module).__name__ for module in model.modules())
+    residual = {n for n, m in model.named_modules() if isinstance(m, ResidualLinear)}
+    assert residual == {n for n, _ in model.named_modules() if n.endswith((".out", ".unfold"))}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            scale = (2 * blocks) ** -0.5 if name in residual else 1.0
+            scale = 0.2 if isinstance(module, LinearHead) else scale
+            size = module.weight.std().item() * module.in_features**0.5
+            assert size == pytest.approx(scale, rel=0.05), name
 
 
 @pytest.mark.parametrize("spec", [BASE, ENCODER, SEQ2SEQ])

@@ -1,0 +1,95 @@
+"""Baselines: n-gram tables against a slow and obvious count, and compressors."""
+
+import bz2
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from qllk.probes import baselines
+from qllk.text.corpora import Corpus, corpus
+
+
+def some_text(size, letters=b"abcd ", seed=0):
+    return np.random.default_rng(seed).choice(np.frombuffer(letters, np.uint8), size)
+
+
+def witten_bell(train, context, byte):
+    """The probability of a byte by recursion over ever shorter contexts, counted from scratch."""
+    if context is None:
+        return 1 / 256
+    n = len(context)
+    after = [train[i + n] for i in range(len(train) - n) if train[i : i + n] == context]
+    lower = witten_bell(train, context[1:] if n else None, byte)
+    if not after:
+        return lower
+    kinds = len(set(after))
+    return (after.count(byte) + kinds * lower) / (len(after) + kinds)
+
+
+def test_tables_equal_a_slow_count():
+    train, valid = some_text(300), some_text(60, b"abcdXY ", seed=1)
+    got = baselines.table_losses(train, valid)
+    train, valid = train.tobytes(), valid.tobytes()
+    for order, name in enumerate(("unigram", "bigram", "trigram")):
+        paid = [
+            -math.log(witten_bell(train, valid[max(0, i - order) : i], byte))
+            for i, byte in enumerate(valid)
+        ]
+        assert got[name] == pytest.approx(np.mean(paid), abs=1e-12)
+
+
+def test_the_probabilities_of_all_bytes_sum_to_one():
+    train = some_text(300)
+    for context in (b"ab", b"aZ", b"ZZ"):
+        text = b"".join(context + bytes([byte]) for byte in range(256))
+        for probabilities in baselines._table_probabilities(
+            train, np.frombuffer(text, np.uint8)
+        ).values():
+            assert probabilities[2::3].sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_counting_in_pieces_counts_each_ngram_once():
+    text = some_text(1000)
+    for order in range(3):
+        slow = Counter(text[i : i + order + 1].tobytes() for i in range(1000 - order))
+        for piece in (1, 7, 999, 5000) if order < 2 else (400,):
+            counts = baselines._count_ngrams(text, order, piece)
+            (found,) = counts.nonzero()
+            as_bytes = {int(n).to_bytes(order + 1, "big"): counts[n] for n in found}
+            assert as_bytes == slow
+
+
+def test_baselines_of_real_text_fall_as_more_is_known():
+    real = corpus("stdlib")
+    measured = baselines.measure_baselines(
+        Corpus("some", real.train[: 1 << 21], real.valid[: 1 << 18])
+    )
+    assert list(measured) == ["uniform", "unigram", "bigram", "trigram", "bz2", "lzma"]
+    assert (
+        8.0
+        == measured["uniform"]
+        > measured["unigram"]
+        > measured["bigram"]
+        > measured["trigram"]
+        > 1
+    )
+    packed = bz2.compress(real.valid[: 1 << 18].tobytes(), 9)
+    assert measured["bz2"] == 8 * len(packed) / (1 << 18)
+    assert measured["lzma"] < measured["trigram"]
+
+
+def test_no_baseline_gets_below_eight_bits_on_noise():
+    """The trigram table pays for believing what it saw once; the others find nothing to believe."""
+    noise = some_text(1 << 20, bytes(range(256)))
+    measured = baselines.measure_baselines(
+        Corpus("noise", noise[: -(1 << 17)], noise[-(1 << 17) :])
+    )
+    assert all(bits > 7.999 for bits in measured.values())
+    assert all(bits < 8.1 for name, bits in measured.items() if name != "trigram")
+
+
+def test_baselines_of_a_tiny_text_are_still_numbers():
+    measured = baselines.measure_baselines(Corpus("tiny", some_text(1), some_text(2)))
+    assert all(math.isfinite(bits) for bits in measured.values())
