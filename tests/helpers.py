@@ -20,7 +20,7 @@ SPEC = Spec(
     dropout=0.1,
 )
 BFLOAT16 = pytest.mark.skipif(
-    devices.unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
+    devices._unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
 SMALL = {  # upper bounds of the options that cost time
     **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},

@@ -381,7 +381,7 @@ def served(tmp_path, monkeypatch):
         row = {"url": server.url, "file": "play.txt", "sha256": digest} | changes
         path = tmp_path / "corpora.json"
         path.write_text(json.dumps({"play": row}))
-        monkeypatch.setattr(corpora, "MANIFEST", path)
+        monkeypatch.setattr(corpora, "_MANIFEST", path)
 
     server.manifest = manifest
     manifest()
@@ -468,8 +468,8 @@ def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
 
 
 def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
-    rows = json.loads(corpora.MANIFEST.read_text())
-    readme = (corpora.MANIFEST.parent / "README.md").read_text()
+    rows = json.loads(corpora._MANIFEST.read_text())
+    readme = (corpora._MANIFEST.parent / "README.md").read_text()
     for name, row in rows.items():
         assert {"url", "file", "sha256", "bytes", "licence", "source"} <= set(row)
         assert len(bytes.fromhex(row["sha256"])) == 32
@@ -547,7 +547,7 @@ def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
 
 def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpora, "STREAM_BYTES", 1000)
+    monkeypatch.setattr(corpora, "_STREAM_BYTES", 1000)
     package = fake()
     found = corpus("fineweb-edu")
     text = found.train.tobytes() + found.valid.tobytes()

@@ -12,7 +12,7 @@ from qllk.model.families import build
 from qllk.model.layers import LinearHead
 from qllk.text.corpora import task
 from qllk.training import checkpoint, float8
-from qllk.training.float8 import LARGEST, FakeQuantise, SimulatedLinear, round_e4m3, scale_of
+from qllk.training.float8 import _LARGEST, SimulatedLinear, _FakeQuantise, _scale_of, round_e4m3
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -23,7 +23,7 @@ FLOOR = CORPUS.floor
 
 def cast(x):
     """The format itself; torch makes what is too large no number, unless it is cut off before."""
-    return x.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
+    return x.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn).to(x.dtype)
 
 
 def bitwise(a, b):
@@ -67,29 +67,29 @@ def test_what_is_too_large_becomes_the_largest_and_no_number_stays_none():
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
 def test_a_row_fills_the_format_whatever_its_size(size):
     x = size * torch.randn(50, 64)
-    scale = scale_of(x)
+    scale = _scale_of(x)
     assert torch.equal(scale.log2(), scale.log2().round())
     largest = (x * scale).abs().amax(-1)
-    assert (largest <= LARGEST).all()
-    assert (largest > LARGEST / 2).all()
+    assert (largest <= _LARGEST).all()
+    assert (largest > _LARGEST / 2).all()
     near = x.abs() > x.abs().amax(-1, keepdim=True) / 1000
-    assert ((FakeQuantise.apply(x) - x).abs() <= x.abs() / 16)[near].all()
+    assert ((_FakeQuantise.apply(x) - x).abs() <= x.abs() / 16)[near].all()
 
 
 def test_zeros_stay_zeros_and_what_is_rounded_is_rounded_no_further():
-    assert torch.equal(FakeQuantise.apply(torch.zeros(3, 4)), torch.zeros(3, 4))
-    once = FakeQuantise.apply(torch.randn(20, 30))
-    assert torch.equal(FakeQuantise.apply(once), once)
+    assert torch.equal(_FakeQuantise.apply(torch.zeros(3, 4)), torch.zeros(3, 4))
+    once = _FakeQuantise.apply(torch.randn(20, 30))
+    assert torch.equal(_FakeQuantise.apply(once), once)
 
 
 def test_a_scale_for_all_rows_would_leak_the_future():
     def whole(x):
-        return round_e4m3(x * scale_of(x.flatten())) / scale_of(x.flatten())
+        return round_e4m3(x * _scale_of(x.flatten())) / _scale_of(x.flatten())
 
     x = torch.randn(8, 16)
     later = x.clone()
     later[5:] *= 1000
-    assert torch.equal(FakeQuantise.apply(x)[:5], FakeQuantise.apply(later)[:5])
+    assert torch.equal(_FakeQuantise.apply(x)[:5], _FakeQuantise.apply(later)[:5])
     assert not torch.equal(whole(x)[:5], whole(later)[:5])
 
 
@@ -100,7 +100,7 @@ def test_the_gradient_goes_straight_through_and_the_products_see_rounded_numbers
     layer = SimulatedLinear(32, 16)
     x = torch.randn(5, 32, requires_grad=True)
     y = layer(x)
-    rounded, weight = FakeQuantise.apply(x.detach()), FakeQuantise.apply(layer.weight.detach())
+    rounded, weight = _FakeQuantise.apply(x.detach()), _FakeQuantise.apply(layer.weight.detach())
     same(y, F.linear(rounded, weight, layer.bias), atol=0)
     assert (y - F.linear(x, layer.weight, layer.bias)).abs().max() > 1e-3
     gradient = torch.randn(5, 16)

@@ -13,7 +13,7 @@ from qllk.presets import PRESETS
 from qllk.spec import Spec
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
-from qllk.training.costs import format_size
+from qllk.training.costs import _format_size
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -83,11 +83,11 @@ def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbina
     [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
 )
 def test_sizes_are_told_in_the_largest_unit_they_fill(number, said):
-    assert format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+    assert _format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
 
 
 def test_a_size_beyond_the_units_keeps_the_last():
-    assert format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"
+    assert _format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"
 
 
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):

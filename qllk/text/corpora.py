@@ -34,9 +34,9 @@ from .tokens import (
     tokenizer_from_json,
 )
 
-MANIFEST = ROOT / "data" / "corpora.json"
+_MANIFEST = ROOT / "data" / "corpora.json"
 _HELD_OUT = 0.1  # the tail of a text that is not split by file
-STREAM_BYTES = 100_000_000  # of a stream, as a corpus
+_STREAM_BYTES = 100_000_000  # of a stream, as a corpus
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
@@ -126,7 +126,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
              ConnectionError when a download fails
              ModuleNotFoundError when it is a stream and the package `datasets` is missing
     """
-    manifest = json.loads(MANIFEST.read_text())
+    manifest = json.loads(_MANIFEST.read_text())
     path = Path(name).expanduser()
     if made := _TOKENIZED.fullmatch(str(name)):
         text = corpus(made[2])
@@ -158,7 +158,7 @@ def describe_names() -> str:
 
 def corpus_names() -> list[str]:
     """The names that `corpus` knows, tasks aside."""
-    return ["stdlib", *json.loads(MANIFEST.read_text()), *_STREAMS]
+    return ["stdlib", *json.loads(_MANIFEST.read_text()), *_STREAMS]
 
 
 def task(name: str, size: int = 1 << 18, seed: int = 0) -> Corpus:
@@ -288,7 +288,7 @@ def _downloaded(name: str, row: dict) -> Corpus:
     except ValueError as error:
         raise ValueError(
             f"corpus {name!r}: {url} sent another text than expected: its SHA-256 differs from the "
-            f"one in {MANIFEST.name}, and it was discarded. Try again, or give the path of a file"
+            f"one in {_MANIFEST.name}, and it was discarded. Try again, or give the path of a file"
         ) from error
     path = Path(path)
     return _from_file(_unzipped(path, row["unzip"]) if "unzip" in row else path, name)
@@ -328,12 +328,12 @@ def _unzipped(archive: Path, member: str) -> Path:
 
 def _streamed(name: str) -> Corpus:
     """The first documents of a stream, each followed by a newline, cached as one file."""
-    path = cache_folder() / f"{name}-{STREAM_BYTES}.txt"
+    path = cache_folder() / f"{name}-{_STREAM_BYTES}.txt"
     if not path.exists():
         text = bytearray()
         for document in documents(name):
             text += document.tobytes() + b"\n"
-            if len(text) >= STREAM_BYTES:
+            if len(text) >= _STREAM_BYTES:
                 break
         write_atomically(path, text)
     return _from_file(path, name)

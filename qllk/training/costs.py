@@ -128,13 +128,13 @@ def _format_row(name, row):
     return (
         name,
         f"{row['parameters']:,}",
-        format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
-        *(format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        _format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
+        *(_format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
         f"{row['window']:,}",
     )
 
 
-def format_size(number: float | None, step: int, units: tuple[str, ...]) -> str:
+def _format_size(number: float | None, step: int, units: tuple[str, ...]) -> str:
     """The number in the largest unit of which it has at least one; a dash for None."""
     if number is None:
         return "-"

@@ -28,7 +28,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 PARITY_NATS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-class Device(NamedTuple):
+class _Device(NamedTuple):
     """One place to compute: torch's name for it, a person's name for it, what works there."""
 
     name: str
@@ -37,15 +37,15 @@ class Device(NamedTuple):
 
 
 @cache
-def available() -> tuple[Device, ...]:
+def available() -> tuple[_Device, ...]:
     """Every device on which a probe step ran, fastest kind first, with the precisions that did."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     names += ["mps"] if torch.backends.mps.is_available() else []
     found = []
     for name in [*names, "cpu"]:
-        precisions = tuple(p for p in PRECISIONS if unavailable_reason(name, p) is None)
+        precisions = tuple(p for p in PRECISIONS if _unavailable_reason(name, p) is None)
         if precisions:
-            found.append(Device(name, _label(name), precisions))
+            found.append(_Device(name, _label(name), precisions))
     return tuple(found)
 
 
@@ -92,13 +92,13 @@ def require(name: str, precision: str) -> str:
         raise ValueError(f"no device {name!r} here; this machine has {', '.join(offers)}")
     if precision not in offers[name]:
         raise ValueError(
-            f"{name} cannot train in {precision} ({unavailable_reason(name, precision)}); "
+            f"{name} cannot train in {precision} ({_unavailable_reason(name, precision)}); "
             f"it offers {', '.join(offers[name])}"
         )
     return name
 
 
-def unavailable_reason(name: str, precision: str) -> str | None:
+def _unavailable_reason(name: str, precision: str) -> str | None:
     """None if one small training step gives what was asked for, else the reason."""
     if precision == "float16" and not name.startswith("cuda"):
         return "float16 with its loss scaler is offered on CUDA only"

@@ -9,7 +9,7 @@ from torch import nn
 from ..checks import look_up
 from ..model.layers import ResidualLinear
 
-LARGEST = 448.0  # 1.75 * 2^8
+_LARGEST = 448.0  # 1.75 * 2^8
 
 
 def round_e4m3(x):
@@ -26,10 +26,10 @@ def round_e4m3(x):
     """
     _, exponent = torch.frexp(x)  # |x| lies in [2^(exponent - 1), 2^exponent)
     step = torch.ldexp(torch.ones_like(x), exponent.clamp(min=-5) - 4)
-    return ((x / step).round() * step).clamp(-LARGEST, LARGEST)
+    return ((x / step).round() * step).clamp(-_LARGEST, _LARGEST)
 
 
-def scale_of(x):
+def _scale_of(x):
     """The largest power of two that takes every number of a row to within 448.
 
     A row has a scale of its own: one for all rows would let each see how large the others are,
@@ -38,11 +38,11 @@ def scale_of(x):
     Shapes   (…,D) -> (…,1)
     """
     largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    _, exponent = torch.frexp(LARGEST / largest)
+    _, exponent = torch.frexp(_LARGEST / largest)
     return torch.ldexp(torch.ones_like(largest), exponent - 1)
 
 
-class FakeQuantise(torch.autograd.Function):
+class _FakeQuantise(torch.autograd.Function):
     """To E4M3 and back, by row; the gradient goes straight through, as if nothing was rounded.
 
     Shapes   (…,D) -> (…,D)
@@ -51,7 +51,7 @@ class FakeQuantise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        scale = scale_of(x)
+        scale = _scale_of(x)
         return round_e4m3(x * scale) / scale
 
     @staticmethod
@@ -67,7 +67,7 @@ class SimulatedLinear(nn.Linear):
     """
 
     def forward(self, x):
-        return F.linear(FakeQuantise.apply(x), FakeQuantise.apply(self.weight), self.bias)
+        return F.linear(_FakeQuantise.apply(x), _FakeQuantise.apply(self.weight), self.bias)
 
 
 def native(model):

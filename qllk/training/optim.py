@@ -10,7 +10,7 @@ import torch
 from ..checks import look_up
 
 
-class MomentOptimizer(torch.optim.Optimizer):
+class _MomentOptimizer(torch.optim.Optimizer):
     """What Lion and AdamW share: fading means of every weight's gradients, kept between steps.
 
     The means are computed with in the type of the weights and kept in `dtype`, which is that of
@@ -64,7 +64,7 @@ class MomentOptimizer(torch.optim.Optimizer):
                 kept |= {name: kept[name].to(dtype) for name in self.means}
 
 
-class Lion(MomentOptimizer):
+class Lion(_MomentOptimizer):
     """Move every weight by the same amount, towards where its gradients have been pointing.
 
         w <- (1 - lr decay) w - lr sign(b1 m + (1 - b1) g)        m <- b2 m + (1 - b2) g
@@ -92,7 +92,7 @@ def _fresh_adam(p, dtype=None):
     return means | {"step": torch.zeros((), device=p.device)}
 
 
-class AdamW(MomentOptimizer):
+class AdamW(_MomentOptimizer):
     """Adam with decay of its own, for means of another type than the weights; else use torch's.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2        after n steps:
@@ -118,12 +118,12 @@ class AdamW(MomentOptimizer):
         p.addcdiv_(mean, size, value=-group["lr"] / (1 - b1**n))
 
 
-ADAM, LION = (0.9, 0.98), (0.9, 0.99)
+_ADAM, _LION = (0.9, 0.98), (0.9, 0.99)
 OPTIMIZERS = {
-    "adamw": partial(torch.optim.AdamW, betas=ADAM, fused=True),
-    "adamw-bfloat16": partial(AdamW, betas=ADAM, dtype=torch.bfloat16),
-    "lion": partial(Lion, betas=LION),
-    "lion-bfloat16": partial(Lion, betas=LION, dtype=torch.bfloat16),
+    "adamw": partial(torch.optim.AdamW, betas=_ADAM, fused=True),
+    "adamw-bfloat16": partial(AdamW, betas=_ADAM, dtype=torch.bfloat16),
+    "lion": partial(Lion, betas=_LION),
+    "lion-bfloat16": partial(Lion, betas=_LION, dtype=torch.bfloat16),
 }
 
 
