@@ -92,3 +92,17 @@ def same(actual, expected, atol=1e-10):
 def vectors(*shape):
     """Random numbers in float64."""
     return torch.randn(*shape, dtype=torch.float64)
+
+
+# The function that draws each lesson's widget; "training" shows the live trainer instead.
+DRAWN = {
+    "assembly": "boxed",
+    "attention": "look",
+    "cumsum": "watch",
+    "fusing": "projections",
+    "growth": "grown",
+    "linear": "race_orders",
+    "patches": "xray",
+    "race": "live",
+    "writing": "play",
+}
