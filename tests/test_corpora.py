@@ -186,7 +186,7 @@ def test_merges_are_learned_from_what_is_trained_on_and_the_alphabet_from_all(tm
     assert corpus(f"characters:{tmp_path / 'text.txt'}").tokenizer.alphabet == "abxy"
 
 
-def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
+def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache, monkeypatch):
     library = pytest.importorskip("tokenizers")
     theirs = library.Tokenizer(library.models.BPE())
     theirs.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -201,7 +201,11 @@ def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
     assert bytes(found.text.train) == bytes(corpus(tmp_path / "verses.txt").train)
     assert found.name == "tokenizer:verses"
     assert corpus(found.source).fingerprint == found.fingerprint
-    with pytest.raises(FileNotFoundError):
+    monkeypatch.chdir(tmp_path)
+    near = corpus("tokenizer.json:verses.txt")
+    assert near.source == found.source == f"{tmp_path / 'tokenizer.json'}:{tmp_path / 'verses.txt'}"
+    assert corpus("tokenizer.json:task:copy:3000").source.endswith("json:task:copy:3000:0")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*none\.json"):
         corpus(f"{tmp_path / 'none.json'}:{tmp_path / 'verses.txt'}")
 
 
@@ -218,6 +222,8 @@ def test_a_text_in_ids_is_found_again_from_anywhere_and_made_of_bytes(tmp_path, 
     assert found.source == f"characters:{tmp_path / 'text.txt'}"
     with pytest.raises(ValueError, match="'bpe-270' tokenizes bytes, but 'characters:text'"):
         corpus("bpe-270:characters:text.txt")
+    with pytest.raises(ValueError, match="'characters' tokenizes bytes, but 'bpe-260:copy'"):
+        corpus("characters:bpe-260:task:copy:3000")
 
 
 def test_merges_are_the_same_with_and_without_the_library_that_is_faster(
@@ -309,6 +315,16 @@ def test_an_unknown_corpus_lists_the_known():
         corpus("")
 
 
+@pytest.mark.parametrize(
+    "name", ["words:stdlib", "bpe:stdlib", "bpe-x:stdlib", "characters:", "x:"]
+)
+def test_an_unknown_prefix_lists_the_known(name):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no corpus '{name}'.*'characters:', 'bpe-1024:' or .*json:'"
+    ):
+        corpus(name)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
         corpus(tmp_path / "gone.txt")
@@ -381,7 +397,7 @@ def served(tmp_path, monkeypatch):
         row = {"url": server.url, "file": "play.txt", "sha256": digest} | changes
         path = tmp_path / "corpora.json"
         path.write_text(json.dumps({"play": row}))
-        monkeypatch.setattr(corpora, "MANIFEST", path)
+        monkeypatch.setattr(corpora, "_MANIFEST", path)
 
     server.manifest = manifest
     manifest()
@@ -468,8 +484,8 @@ def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
 
 
 def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
-    rows = json.loads(corpora.MANIFEST.read_text())
-    readme = (corpora.MANIFEST.parent / "README.md").read_text()
+    rows = json.loads(corpora._MANIFEST.read_text())
+    readme = (corpora._MANIFEST.parent / "README.md").read_text()
     for name, row in rows.items():
         assert {"url", "file", "sha256", "bytes", "licence", "source"} <= set(row)
         assert len(bytes.fromhex(row["sha256"])) == 32
@@ -547,7 +563,7 @@ def test_a_model_learns_from_its_share_of_a_stream_document_by_document(fake):
 
 def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("QLLK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpora, "STREAM_BYTES", 1000)
+    monkeypatch.setattr(corpora, "_STREAM_BYTES", 1000)
     package = fake()
     found = corpus("fineweb-edu")
     text = found.train.tobytes() + found.valid.tobytes()
