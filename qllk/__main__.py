@@ -104,7 +104,7 @@ def _presets(args):
     """List the presets, and what each costs to run and to train."""
     facts = {}
     for name, spec in tqdm(PRESETS.items(), leave=False, disable=None):
-        rows, window = spec.cut(args.window)
+        rows, window = spec.split_window(args.window)
         sizes = {"window": window, "batch": args.batch * rows}
         found = costs.measure_costs(spec, **sizes)
         facts[name] = found._asdict() | sizes | {"spec": json.loads(spec.to_json())}
@@ -186,7 +186,7 @@ def _train(args):
         "seconds": trainer.seconds,
         "held_out": int(count.sum()),
         "nats_per_byte": nats,
-        "bits_per_byte": nats / baselines.LN2,
+        "bits_per_byte": nats / evaluate.LN2,
     }
     if args.report:
         write_atomically(args.report, json.dumps(report, indent=1).encode())

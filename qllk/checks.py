@@ -44,10 +44,10 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-def build_part(table: dict, part, what: str, args: tuple = ()):
+def build_part(table: dict[str, Any], part: tuple[str, dict], what: str, args: tuple = ()) -> Any:
     """Build the part `(name, options)` from a table of classes, called as `cls(*args, **options)`.
 
-    Raises   ValueError when the table has no such name, or the part no such option
+    Raises   ValueError when the table has no such name, or the class no such option
     """
     name, options = part
     cls = look_up(table, name, what)

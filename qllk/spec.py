@@ -78,7 +78,7 @@ class Spec:
     dropout: float = 0.0  # the probability of dropping an activation in training
     norm_at: str = "pre"  # "pre" or "post" each part of a layer, or on its output ("sublayer")
     norm_in: str | Part = "none"  # between the embedding and the layers
-    norm_out: str | Part = "same"  # between the layers and the head; "same": another `norm`
+    norm_out: str | Part = "same"  # between the layers and the head; "same": like `norm`
     head: str | Part = "linear"  # from the last layer to the logits
     family: str = "decoder"  # "decoder", "encoder" or "encoder-decoder"
     cross: Part | None = None  # how the decoder of an encoder-decoder attends to the source
@@ -115,7 +115,7 @@ class Spec:
         """This spec with some fields changed."""
         return replace(self, **changes)
 
-    def cut(self, window: int) -> tuple[int, int]:
+    def split_window(self, window: int) -> tuple[int, int]:
         """Split a window into the rows the model can read: (number of rows, ids per row)."""
         check_positive("Spec", window=window)
         length = min(window, self.context or window)

@@ -1,4 +1,4 @@
-"""One thread, one seed: a test gives the same numbers alone, in company and in any order."""
+"""One thread, one seed: a test gives the same numbers by itself, with others and in any order."""
 
 import signal
 
@@ -13,5 +13,5 @@ def same_seed():
     torch.manual_seed(0)
 
 
-# Whoever starts the tests in the background leaves them deaf to Ctrl-C, which some of them press.
+# Processes started in the background ignore Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,7 +37,7 @@ each_precision = pytest.mark.parametrize(("dtype", "atol"), PRECISIONS.values(),
 
 
 def batch(shape=SHAPE, B=5, T=None, seed=0):
-    """Random ids and targets of which a third is ignored, in some rows more than in others."""
+    """Random ids and targets, a third of them ignored, in some rows more than in others."""
     draw = np.random.default_rng(seed)
     ids, targets = draw.integers(shape.vocab_size, size=(2, B, T or shape.context))
     targets[draw.random(targets.shape) < np.linspace(0, 0.6, B)[:, None]] = IGNORED
@@ -317,7 +317,7 @@ def test_ids_that_do_not_fit_are_refused(ids, message):
     ("targets", "shares", "message"),
     [
         ([[1, 2]], 1, r"have the shape of ids, \(2, 2\).*got \(1, 2\)"),
-        ([[IGNORED] * 2] * 2, 1, "not all be IGNORED.*of which 0 count"),
+        ([[IGNORED] * 2] * 2, 1, "not all be IGNORED.*with 0 targets that count"),
         ([[1, 11]] * 2, 1, "targets must lie in 0 … 10, got 1 … 11"),
         ([[1, -2]] * 2, 1, "targets must lie in 0 … 10, got -2 … 1"),
         ([[1, 2]] * 2, 3, "shares=3 must lie in 1 … 2"),

@@ -34,7 +34,7 @@ def patched(mixers, layers):
 # ---------------------------------------------------------------- states
 
 
-def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
+def test_a_state_without_a_kind_is_refused():
     class Unknown(NamedTuple):
         S: torch.Tensor
 
@@ -42,7 +42,7 @@ def test_a_memory_that_does_not_say_its_kind_is_not_passed_over():
         state_rms(ModelState(1, (Unknown(torch.zeros(1)),)))
 
 
-def test_what_a_decoder_knows_of_its_source_is_no_layer_of_its_own():
+def test_the_source_of_a_decoder_is_not_counted_as_a_layer():
     model = built(SEQ2SEQ)
     assert list(state_rms(model.run(torch.randint(256, (1, 29)))[1])) == [
         "byte 1 softmax",
@@ -76,7 +76,7 @@ def test_positions_seen_is_a_row_of_visibility():
         same(positions_seen(model, t, 11), seen[t])
 
 
-def test_a_decoder_beside_a_source_sees_its_own_past():
+def test_a_decoder_with_a_source_sees_its_own_past():
     model = build("t5-nano", seed=0)
     assert positions_seen(model, 3, 8).tolist() == [True] * 4 + [False] * 4
     same(visibility(model, 8), torch.ones(8, 8).tril().bool())
@@ -105,7 +105,7 @@ def test_the_probe_refuses_a_position_outside_and_a_model_without_embedding():
 # ---------------------------------------------------------------- weights of attention
 
 
-def test_a_decoder_beside_a_source_shows_weights_of_both_texts_by_layer():
+def test_a_decoder_with_a_source_shows_weights_of_both_texts_by_layer():
     model = build(SEQ2SEQ.but(layers=1, positions=RELATIVE))
     found = attention_weights(model, torch.randint(256, (2, 7)))
     assert {name: tuple(weights.shape) for name, weights in found.items()} == {

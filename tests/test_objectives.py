@@ -37,10 +37,12 @@ def letters(B, T, vocab_size=256):
     return torch.randint(vocab_size, (B, T), generator=generator(99))
 
 
-def expect_share(hits, chance):
+def expect_share(hits, probability):
     """Within five standard deviations of a binomial."""
     n = hits.numel()
-    assert abs(hits.sum().item() - n * chance) < 5 * math.sqrt(n * chance * (1 - chance))
+    assert abs(hits.sum().item() - n * probability) < 5 * math.sqrt(
+        n * probability * (1 - probability)
+    )
 
 
 # ---------------------------------------------------------------- one shape, one loss
@@ -69,7 +71,7 @@ VOCABULARY = {"next_token": 256, "masked": 257, "seq2seq": 257}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_id_lies_outside_the_vocabulary_that_the_model_is_told_to_have(name):
+def test_no_id_lies_outside_the_vocabulary_that_is_stated_for_the_model(name):
     batch = ALL[name](letters(50, 40))
     size = VOCABULARY.get(name) or span_vocabulary(40)
     for ids in (*batch.inputs, batch.targets.where(batch.targets != IGNORED, 0)):
@@ -82,17 +84,17 @@ def test_one_loss_serves_all_and_asks_nothing_where_a_target_is_ignored(objectiv
     targets = objective(letters(3, 40)).targets
     logits = torch.randn(*targets.shape, 300, dtype=torch.float64, requires_grad=True)
     total, asked = token_losses(logits, targets).sum(), targets != IGNORED
-    chances = logits.softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    same(total, -(chances.log() * asked).sum())
+    probabilities = logits.softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    same(total, -(probabilities.log() * asked).sum())
     assert count_targets(targets) == asked.sum() > 0
     total.backward()
     assert torch.equal(logits.grad.abs().sum(-1) > 0, asked)
 
 
-def test_parts_of_a_batch_add_up_to_its_loss_although_their_means_do_not():
+def test_micro_batches_add_up_to_the_loss_although_their_means_do_not():
     batch = masked_token(letters(4, 30), generator())
     logits = torch.randn(4, 30, 257, dtype=torch.float64)
-    targets = [part.targets for part in batch.parts(3)]
+    targets = [part.targets for part in batch.micro_batches(3)]
     sums = [
         token_losses(*pair).sum() for pair in zip(logits.split((2, 1, 1)), targets, strict=True)
     ]
@@ -103,21 +105,21 @@ def test_parts_of_a_batch_add_up_to_its_loss_although_their_means_do_not():
     assert abs(of_means - whole) > 1e-3
 
 
-def test_the_parts_of_a_batch_are_its_rows_in_order():
+def test_the_micro_batches_of_a_batch_are_its_rows_in_order():
     batch = span_corruption(letters(5, 20), generator())
     for whole, *parts in zip((*batch.inputs, batch.targets),
-                             *((*part.inputs, part.targets) for part in batch.parts(2)),
+                             *((*part.inputs, part.targets) for part in batch.micro_batches(2)),
                              strict=True):  # fmt: skip
         assert [len(part) for part in parts] == [3, 2]
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_of_an_answer_the_text_alone_can_be_asked():
+def test_targets_that_are_special_can_be_ignored():
     batch = span_corruption(letters(3, 40), generator())
-    text = batch.of_text()
+    text = batch.ignore_specials()
     assert count_targets(text.targets) == 3 * span_counts(40)[0]
     assert torch.equal(text.targets != IGNORED, batch.targets < 256)
-    assert torch.equal(batch.of_text(400).targets, batch.targets)
+    assert torch.equal(batch.ignore_specials(400).targets, batch.targets)
 
 
 # ---------------------------------------------------------------- losses
@@ -164,7 +166,9 @@ def test_without_a_next_token_there_is_nothing_to_ask(shape):
 
 
 def test_documents_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"documents must have .*\(1, 7\); got \(1, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"documents must have the shape of ids, \(1, 7\); got \(1, 6\)"
+    ):
         next_token(letters(1, 7), torch.zeros(1, 6))
 
 
@@ -198,7 +202,7 @@ def test_places_are_masked_independently():
     expect_share(chosen[:, -1], 0.3)
 
 
-def test_masking_is_drawn_by_its_generator_alone():
+def test_masking_depends_only_on_its_generator():
     first = masked_token(letters(2, 50), generator()).inputs[0]
     torch.rand(1)
     assert torch.equal(masked_token(letters(2, 50), generator()).inputs[0], first)
@@ -297,7 +301,7 @@ def test_span_corruption_has_an_exact_inverse(B, T, rate, span, seed):
 
 @FUZZ
 @given(st.integers(1, 80), RATES, SPANS, st.integers(0, 2**31))
-def test_every_row_loses_exactly_so_many_ids_in_exactly_so_many_spans(T, rate, span, seed):
+def test_every_row_loses_exactly_the_stated_ids_and_spans(T, rate, span, seed):
     lost = objectives._random_spans(5, T, generator(seed), rate, span)
     begins = lost & ~torch.cat((torch.zeros(5, 1).bool(), lost[:, :-1]), dim=1)
     hidden, spans = span_counts(T, rate, span)
@@ -324,7 +328,7 @@ def test_spans_lie_anywhere_and_have_random_lengths():
         expect_share(end - begin + 1 == length, 0.2)
 
 
-def test_spans_are_drawn_by_their_generator_alone():
+def test_spans_depend_only_on_their_generator():
     first = objectives._random_spans(3, 50, generator(), 0.15, 3.0)
     torch.rand(1)
     assert torch.equal(objectives._random_spans(3, 50, generator(), 0.15, 3.0), first)

@@ -8,7 +8,7 @@ import torch
 
 from qllk import presets
 from qllk.model.families import build
-from qllk.probes.baselines import LN2
+from qllk.probes.evaluate import LN2
 from qllk.study import race
 from qllk.training.recipe import Recipe
 

@@ -99,9 +99,9 @@ def test_json_with_an_unknown_or_missing_field_is_refused():
     ("context", "window", "split"), [(None, 50, (1, 50)), (80, 50, (1, 50)), (16, 50, (3, 16))]
 )
 def test_a_window_is_split_into_rows_no_longer_than_the_context(context, window, split):
-    assert BASE.but(context=context).cut(window) == split
+    assert BASE.but(context=context).split_window(window) == split
 
 
 def test_a_window_below_one_cannot_be_split():
     with pytest.raises(ValueError, match="window must be a whole number above 0, got 0"):
-        BASE.cut(0)
+        BASE.split_window(0)

@@ -38,7 +38,7 @@ def test_windows_are_pieces_of_the_text_with_the_byte_that_follows():
     assert (drawn.diff(dim=1) == 1).all()
 
 
-def test_windows_are_drawn_by_their_generator_alone():
+def test_windows_depend_only_on_their_generator():
     first = drawn_windows(0)
     torch.rand(1)
     assert torch.equal(drawn_windows(0), first)
@@ -109,7 +109,7 @@ def test_a_window_below_one_cannot_be_packed():
         list(pack(arrays([b"abc"]), 0))
 
 
-def test_attention_with_a_document_mask_reads_each_document_as_if_alone():
+def test_attention_with_a_document_mask_reads_each_document_by_itself():
     owners = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [4] * 5 + [5] * 6])
     q, k, v = torch.randn(3, 2, 3, 11, 4, dtype=torch.float64)
     mask = Mask(documents=owners).table(11, 11)

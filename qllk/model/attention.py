@@ -121,7 +121,9 @@ class SoftmaxAttention(_SelfAttention):
             k, v = self._evict(k), self._evict(v)
         return self.out(join_heads(o)), KVState(k, v, _step(state) + x.shape[1])
 
-    def project_qkv(self, x: Tensor, state: KVState | None = None, mask: Mask | None = None):
+    def project_qkv(
+        self, x: Tensor, state: KVState | None = None, mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Mask]:
         if mask is not None and not mask.plain and (self.mask.sinks or self.tile):
             raise ValueError(
                 "attention with sinks or tiles cannot be masked, for example for rows of several "
@@ -162,7 +164,9 @@ class BidirectionalAttention(_SelfAttention):
     ) -> tuple[Tensor, None]:
         return self.out(join_heads(self.attend(*self.project_qkv(x, state, mask)))), None
 
-    def project_qkv(self, x: Tensor, state: None = None, mask: Mask | None = None):
+    def project_qkv(
+        self, x: Tensor, state: None = None, mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Mask]:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         return self.rotate(q, 0), self.rotate(k, 0), v, mask or Mask(causal=False)
 
@@ -201,7 +205,9 @@ class CrossAttention(Attention):
     ) -> tuple[Tensor, CrossState]:
         return self.out(join_heads(self.attend(*self.project_qkv(x, state, mask)))), state
 
-    def project_qkv(self, x: Tensor, state: CrossState, mask: Mask | None = None):
+    def project_qkv(
+        self, x: Tensor, state: CrossState, mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Mask]:
         if mask is not None:
             raise ValueError(
                 f"cross attention takes its mask from its state, got {mask}; pass the source's "
@@ -277,7 +283,9 @@ class LatentAttention(Attention):
         k = kernels.latent_keys(c, r, self.split_up()[0])
         return kernels.causal_attention(q, k, _one_hot_values(k), _combine(Mask(), mask))
 
-    def project_latent(self, x: Tensor, state: LatentState | None = None):
+    def project_latent(
+        self, x: Tensor, state: LatentState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B,H,T,K+U), and what keys and values are made from: (B,N,L) and (B,N,U)."""
         t = _step(state)
         (q,) = split_heads(self.query(x), 1, self.heads)

@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from ..text.corpora import Corpus
+from .evaluate import LN2
 
-LN2 = math.log(2.0)
-UNIFORM = math.log(256)
+UNIFORM = math.log(256)  # nats per byte when every byte is equally likely
 
 
 def measure_baselines(corpus: Corpus) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ..model.families import eval_mode
 from ..text.objectives import IGNORED, Batch, next_token, token_losses
 from ..text.windows import iterate_windows
+
+LN2 = math.log(2.0)  # nats per bit
 
 
 def loss_by_position(

@@ -276,7 +276,7 @@ def gradients(
     if targets.shape != ids.shape or not counted.any():
         raise ValueError(
             f"targets must have the shape of ids, {ids.shape}, and not all be IGNORED; got "
-            f"{targets.shape}, of which {counted.sum()} count"
+            f"{targets.shape} with {counted.sum()} targets that count"
         )
     _check_ids(shape, "targets", np.where(counted, targets, 0))
     if not 1 <= shares <= len(ids):

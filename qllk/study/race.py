@@ -29,8 +29,7 @@ from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters
 from ..presets import PRESETS
-from ..probes import evaluate
-from ..probes.baselines import LN2
+from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
 from ..text.corpora import corpus
 from ..training.questions import QUESTIONS
@@ -73,7 +72,7 @@ def _trunk(**changes) -> tuple[Spec, ...]:
 
 
 _CONTROL = "qllk-2-local"
-# Each entry is one size or several, of which the search picks the best.
+# An entry has one size or several; the search picks the best.
 RACE = {
     "qllk-2": (PRESETS["qllk-2"],),
     _CONTROL: _wider(PRESETS[_CONTROL], (96, 128, 192)),
@@ -129,7 +128,7 @@ def train_one(run: Run) -> dict:
     marks = [budget * 2.0 ** (i / 2 - _POINTS / 2 + 0.5) for i in range(_POINTS)]
     curve = follow(trainer, "seconds", marks)
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    mean = evaluate.mean_loss(nats, count)
+    mean = mean_loss(nats, count)
     return {
         "entry": run.entry,
         "spec": json.loads(run.spec.to_json()),

@@ -41,12 +41,12 @@ class Batch(NamedTuple):
         """The batch on another device."""
         return Batch(tuple(ids.to(device) for ids in self.inputs), self.targets.to(device))
 
-    def parts(self, count: int) -> list[Batch]:
+    def micro_batches(self, count: int) -> list[Batch]:
         """Split the rows into `count` micro-batches, for gradient accumulation."""
         pieces = [ids.tensor_split(count) for ids in (*self.inputs, self.targets)]
         return [Batch(tuple(inputs), targets) for *inputs, targets in zip(*pieces, strict=True)]
 
-    def of_text(self, vocab_size: int = 256) -> Batch:
+    def ignore_specials(self, vocab_size: int = 256) -> Batch:
         """Ignore targets that are special ids, such as the sentinels between spans."""
         return self._replace(targets=self.targets.where(self.targets < vocab_size, IGNORED))
 
@@ -179,7 +179,7 @@ def span_corruption(
     In the source a sentinel replaces each span; the target lists each sentinel with its span, and
     one more sentinel ends it. The number of spans grows with the length of the row, without a cap.
 
-    Shapes   ids (B,T) below vocab_size, of which every row loses L ids in n spans, with
+    Shapes   ids (B,T) below vocab_size; each row loses L ids in n spans, where
              L, n = span_counts(T, rate, span)
              ->  inputs (B,T-L+n) and (B,L+n+1), targets (B,L+n+1)
     Options  span   mean length of a span

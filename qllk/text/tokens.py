@@ -106,7 +106,7 @@ class Bytes(Tokenizer):
     specials: tuple[str, ...] = ()
     tokens = _BYTES
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         return np.frombuffer(_as_bytes(text), np.uint8).astype(self.dtype)
 
 
@@ -134,10 +134,10 @@ class Characters(Tokenizer):
         return cls("".join(sorted(set(_as_text(_require_text(text))))), specials)
 
     @cached_property
-    def tokens(self):
+    def tokens(self) -> list[bytes]:
         return [character.encode() for character in self.alphabet]
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         text, ids = _as_text(text), {c: id for id, c in enumerate(self.alphabet)}
         if (unknown := self.special_ids.get("<unk>")) is None and (new := set(text) - set(ids)):
             raise ValueError(
@@ -277,13 +277,13 @@ class BPE(Tokenizer):
         return {pair: id for id, pair in enumerate(self.merges, 256)}
 
     @cached_property
-    def tokens(self):
+    def tokens(self) -> list[bytes]:
         tokens = list(_BYTES)
         for left, right in self.merges:
             tokens.append(tokens[left] + tokens[right])
         return tokens
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         seen: dict[bytes, list[int]] = {}  # most pieces of a text are repeated
         ids: list[int] = []
         for piece in _PIECES.findall(_as_bytes(text)):
@@ -355,23 +355,23 @@ class HuggingFace(Tokenizer):
         return theirs
 
     @cached_property
-    def special_ids(self):
+    def special_ids(self) -> dict[str, int]:
         added = sorted(self._theirs.get_added_tokens_decoder().items())
         return {token.content: id for id, token in added if token.special}
 
     @property
-    def specials(self):
+    def specials(self) -> tuple[str, ...]:
         return tuple(self.special_ids)
 
     @cached_property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return 1 + max(self._theirs.get_vocab().values())  # some tokenizers skip ids
 
-    def encode(self, text):
+    def encode(self, text: str | bytes) -> np.ndarray:
         found = self._theirs.encode(_as_text(text), add_special_tokens=False)
         return np.array(found.ids, self.dtype)
 
-    def decode(self, ids):
+    def decode(self, ids: ArrayLike) -> bytes:
         ids = _check_ids(ids, self.vocab_size)
         return self._theirs.decode(ids, skip_special_tokens=False).encode()
 

@@ -56,6 +56,6 @@ def question_of(model: nn.Module) -> Question:
 
 def fit_vocabulary(spec: Spec, window: int, tokenizer: Tokenizer) -> Spec:
     """The spec with a vocabulary large enough to train on windows of the tokenizer's ids."""
-    _, T = spec.cut(window)
+    _, T = spec.split_window(window)
     needed = QUESTIONS[spec.family].vocabulary(T, tokenizer.vocab_size)
     return spec.but(vocab_size=max(spec.vocab_size, needed))

@@ -26,7 +26,6 @@ from ..checks import check_positive, check_rate
 from ..model.families import build, eval_mode
 from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
-from ..probes.baselines import LN2
 from ..spec import Spec
 from ..text.corpora import Corpus
 from ..text.objectives import Batch, count_targets, token_losses
@@ -86,7 +85,7 @@ class Trainer:
         self.question = question_of(plan)
         check_memory(plan, device)
         spec, window = self.spec, recipe.window
-        self._rows_per_window, self.window = spec.cut(window) if spec else (1, window)
+        self._rows_per_window, self.window = spec.split_window(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
         model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
@@ -190,7 +189,7 @@ class Trainer:
             step=self.step,
             bytes_seen=self.bytes_seen,
             nats=nats,
-            bits_per_byte=nats / LN2,
+            bits_per_byte=nats / evaluate.LN2,
             valid_nats=self.validate() if self.step % self.recipe.validate_every == 0 else None,
             lr=lr,
             grad_norm=grad_norm,
@@ -243,8 +242,8 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         size, nats = self.corpus.tokenizer.vocab_size, 0.0
-        count, text = (count_targets(b.targets) for b in (batch, batch.of_text(size)))
-        for part in batch.parts(self.recipe.accumulate):
+        count, text = (count_targets(b.targets) for b in (batch, batch.ignore_specials(size)))
+        for part in batch.micro_batches(self.recipe.accumulate):
             with self.place.autocast():
                 logits = self.place.forward(*part.inputs)
             losses = token_losses(logits, part.targets)
@@ -289,7 +288,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
 
         def ask(ids):
-            return self.ask(ids, generator).of_text(self.corpus.tokenizer.vocab_size)
+            return self.ask(ids, generator).ignore_specials(self.corpus.tokenizer.vocab_size)
 
         with self.place.autocast():
             nats, count = evaluate.loss_by_position(

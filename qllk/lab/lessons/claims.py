@@ -18,7 +18,7 @@ from ...model.families import build, count_parameters
 from ...model.layers import GeluMLP
 from ...model.mixers import SoftmaxAttention
 from ...presets import PRESETS
-from ...probes import baselines, measure
+from ...probes import baselines, evaluate, measure
 from ...study import published
 from ...study.figures import Bars
 from ...text.corpora import corpus
@@ -135,7 +135,7 @@ def learns_noise(seen):
 
 
 def loss_on_noise(seen):
-    nats = seen.noise[0] * baselines.LN2
+    nats = seen.noise[0] * evaluate.LN2
     said = f"random bytes: {nats:.2f} nats, where only a leak can be below {baselines.UNIFORM:.2f}"
     return holds_if(nats >= baselines.UNIFORM - 0.05), said
 

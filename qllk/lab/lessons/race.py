@@ -19,7 +19,7 @@ from ...model import kernels
 from ...model.families import build, count_parameters
 from ...presets import PRESETS
 from ...probes import baselines, measure
-from ...probes.baselines import LN2
+from ...probes.evaluate import LN2
 from ...spec import Spec
 from ...study import published
 from ...study.figures import Chart

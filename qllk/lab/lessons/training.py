@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ...probes.baselines import LN2
+from ...probes.evaluate import LN2
 from ...study.figures import Chart
 from ...training.recipe import Record
 from ..check import WRONG_VALUES, Case, Exercise, Mistake

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from ...probes import baselines
+from ...probes import baselines, evaluate
 from ...text.corpora import Corpus
 from ...training import checkpoint
 from ...training.previews import Preview
@@ -339,7 +339,7 @@ class Run:
             self._pace = faster or record.step_seconds
             self._train.add(record.step, record.bits_per_byte)
             if record.valid_nats is not None:
-                self._valid.add(record.step, record.valid_nats / baselines.LN2)
+                self._valid.add(record.step, record.valid_nats / evaluate.LN2)
             for name, rms in record.state_rms.items() if probed else ():
                 self._states.setdefault(name, History(_STATE_DENSITY)).add(record.step, rms)
             where = f"{record.device} {record.precision}"
@@ -389,4 +389,4 @@ def _baselines(corpus: Corpus) -> dict[str, float]:
     """Bits per byte to compare a loss with: the floor where it is known, or simple models."""
     if corpus.floor is None:
         return baselines.measure_baselines(corpus)
-    return {"uniform": 8.0, "best possible": corpus.floor / baselines.LN2}
+    return {"uniform": 8.0, "best possible": corpus.floor / evaluate.LN2}
