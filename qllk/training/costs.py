@@ -54,7 +54,7 @@ def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
 
 
 def training_bytes(what: str | Spec, window: int, batch: int) -> int:
-    """The memory of a training step, in float32 with AdamW.
+    """The memory of a training step in bytes, in float32 with AdamW.
 
         weights + gradients + moments + activations saved for the backward pass
 
@@ -68,15 +68,16 @@ def training_bytes(what: str | Spec, window: int, batch: int) -> int:
         inputs = model.example_inputs(torch.zeros(batch, window, dtype=torch.long))
         kept = measure.saved_bytes(lambda: objectives.token_losses(model(*inputs), inputs[-1]))
         optimizer = optim.build_optimizer("adamw", model, lr=1.0, weight_decay=0.0)
-        moments = [list(remembered.values()) for remembered in optim.init_state(optimizer)]
+        moments = [list(state.values()) for state in optim.init_state(optimizer)]
         return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
 
 
 def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
-    """What of a state is always there, and what each token adds, in bytes.
+    """The size of a state in bytes: its constant part, and its growth per token.
 
-    From both halves of a text that goes on after all windows are full, as far as the context
-    allows: what fills up in the first half is constant. Both end where patches end, if they can.
+    Measured on both halves of a text that is long enough to fill all windows, if the context
+    allows: growth in the first half only counts as constant. If possible, both halves end where
+    all patches end.
     """
     clock = _clock(model)
     half = max(_SETTLED, _reach(model)) + clock
@@ -91,7 +92,7 @@ def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
 
 
 def _reach(module) -> int:
-    """After how many tokens every window inside is full; on patches a step takes R of them."""
+    """The number of tokens that fill every window of a module; on patches, a step is R tokens."""
     if isinstance(module, SoftmaxAttention):
         return (module.mask.window or 0) + module.mask.sinks
     inside = max(map(_reach, module.children()), default=0)
@@ -99,7 +100,7 @@ def _reach(module) -> int:
 
 
 def _clock(module) -> int:
-    """How many tokens there are from one end of all patches inside to the next."""
+    """The number of tokens after which all patches of a module end at the same token again."""
     inside = math.lcm(*map(_clock, module.children()))
     return inside * module.size if isinstance(module, PatchPath) else inside
 
@@ -108,17 +109,18 @@ def _clock(module) -> int:
 
 
 def format_costs(rows: dict[str, dict], batch: int) -> str:
-    """A table with a line per model, from the fields of `Costs` and the window by name."""
-    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
+    """A table with one line per model. Each row has the fields of `Costs` and the window."""
+    head = ("model", "parameters", "FLOPs/token", "state", "state/token", "training", "window")
     lines = [head, *(_format_row(name, row) for name, row in rows.items())]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     text = [
         "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
     ]
     return "\n".join(text) + (
-        "\n\nFLOPs of a forward pass over `window` ids, masked half of attention included,\n"
-        "elementwise work left out; training needs three times as many. Training memory is that\n"
-        f"of float32 and AdamW, where a step reads as much text as {batch} of the longest windows."
+        "\n\nFLOPs are those of a forward pass over one window. They include the masked half of\n"
+        "attention and leave out elementwise work; training needs three times as many.\n"
+        f"Training memory is for float32 and AdamW; a step reads as much text as {batch} of the\n"
+        "longest windows."
     )
 
 
@@ -127,13 +129,13 @@ def _format_row(name, row):
     return (
         name,
         f"{row['parameters']:,}",
-        format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
-        *(format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        _format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
+        *(_format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
         f"{row['window']:,}",
     )
 
 
-def format_size(number: float | None, step: int, units: tuple[str, ...]) -> str:
+def _format_size(number, step, units):
     """The number in the largest unit of which it has at least one; a dash for None."""
     if number is None:
         return "-"
