@@ -41,7 +41,7 @@ def write(folder, **files):
 
 
 def many(folder, count=100):
-    """A folder of files whose first bytes tell them apart."""
+    """A folder of files with different first bytes."""
     return write(folder, **{f"part{n:03}_dot_py": b"<%03d>" % n * 3 for n in range(count)})
 
 
@@ -354,7 +354,7 @@ def test_a_corpus_shorter_than_a_window_names_the_split(tmp_path):
 
 
 class Server:
-    """A local server of one file, which may cut off its answer, and knows ranges if told to."""
+    """A local server of one file, which can cut off its answer and can ignore ranges."""
 
     def __init__(self, content):
         self.content, self.cut, self.ranges, self.asked = content, None, True, []
@@ -469,7 +469,7 @@ def test_a_part_longer_than_the_text_is_thrown_away(served, cache):
     assert len(corpus("play").train) == len(served.content) * 0.9
 
 
-def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
+def test_a_zipped_text_is_unpacked_next_to_its_archive(served, cache):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("inner", TEXT)

@@ -64,7 +64,7 @@ def test_what_is_too_large_becomes_the_largest_and_no_number_stays_none():
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
-def test_a_row_fills_the_format_whatever_its_size(size):
+def test_a_row_of_any_size_fills_the_format(size):
     x = size * torch.randn(50, 64)
     scale = _row_scale(x)
     assert torch.equal(scale.log2(), scale.log2().round())
@@ -124,7 +124,7 @@ def test_all_layers_but_the_head_are_simulated_and_keep_their_weights():
 
 
 @pytest.mark.parametrize("fields", [{"head": "linear"}, {"head": "masked"}, {"tied": True}])
-def test_no_head_is_simulated_whatever_its_kind(fields):
+def test_no_head_of_any_kind_is_simulated(fields):
     plain, model = build(SPEC.but(**fields), seed=0), simulated(SPEC.but(**fields))
     assert isinstance(model.head, LinearHead)
     assert type(model.head) is type(plain.head)

@@ -203,7 +203,7 @@ def test_a_model_that_fills_gaps_is_trained_evaluated_and_shown(
     assert code == 0
     assert re.search(rf"held out, all [0-9]+ {asked}: [0-9.]+ nats", out)
     assert "\n\n" in out.split("seconds of training ---")[1], (
-        "what was given stands above what was made"
+        "the text that was given is printed above what was made"
     )
     code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
     assert out.startswith(f"{model}, ")

@@ -75,12 +75,12 @@ def test_recall_costs_what_an_ideal_reader_cannot_know():
     paid = 0.0
     for start in range(0, len(text), 18):
         row = text[start : start + 18]
-        told, asked = row[:8], row[9:17]
+        given, asked = row[:8], row[9:17]
         assert row[8:9] + row[17:] == b"|\n"
-        values = dict(zip(told[::2], told[1::2], strict=True))
+        values = dict(zip(given[::2], given[1::2], strict=True))
         assert len(values) == 4
         assert set(values) <= LETTERS
-        assert set(told[1::2]) <= set(b"0123456789")
+        assert set(given[1::2]) <= set(b"0123456789")
         assert {key: values[key] for key in asked[::2]} == values
         assert all(values[key] == value for key, value in zip(asked[::2], asked[1::2], strict=True))
         for n in range(4):

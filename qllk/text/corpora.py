@@ -403,7 +403,7 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
     Shapes   yields (n,) uint8
     Raises   ModuleNotFoundError when the package `datasets` is missing
              ConnectionError when the source cannot be reached
-             ValueError when the column is missing or holds no text
+             ValueError when the column is missing or has no text
     """
     try:
         import datasets
