@@ -1,14 +1,15 @@
 """The checks are checked: wrong answers are refused for the right reason, right ones accepted."""
 
-import math
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from right_answers import RIGHT
 
-from qllk.lab import check, lessons
-from qllk.lab.check import (
+from qllk.lab import check
+from qllk.lab.exercise import (
     CORRECT,
     NOT_ATTEMPTED,
     RAISES,
@@ -17,14 +18,13 @@ from qllk.lab.check import (
     WRONG_KIND,
     WRONG_VALUES,
     WRONG_WHEN_LONG,
-    Case,
-    Exercise,
     difference,
-    exercises_of,
 )
-from qllk.model import kernels
+from qllk.lab.lessons.exercises import EXERCISES as BY_LESSON
 
-EXERCISES = {e.name: e for name in lessons.written() for e in exercises_of(name)}
+EXERCISES = {one.name: one for lesson in BY_LESSON.values() for one in lesson}
+# What the check must say of each known mistake: {exercise: {cause: state}}.
+PINNED = json.loads((Path(__file__).parent / "mistake_verdicts.json").read_text("utf-8"))
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 
 
@@ -44,11 +44,12 @@ def test_other_right_answers_are_accepted(exercise):
 @each_exercise
 def test_typical_mistakes_are_refused_for_the_right_reason(exercise):
     assert len(exercise.mistakes) >= 3
-    for mistake in exercise.mistakes:
-        verdict = exercise.judge(mistake.answer)
-        assert verdict.state == mistake.state, mistake.cause
-        if mistake.state in (WRONG_VALUES, WRONG_WHEN_LONG):
-            assert verdict.cause.startswith(mistake.cause)
+    assert list(exercise.mistakes) == list(PINNED[exercise.name])
+    for cause, mistake in exercise.mistakes.items():
+        verdict = exercise.judge(mistake)
+        assert verdict.state == PINNED[exercise.name][cause], cause
+        if verdict.state in (WRONG_VALUES, WRONG_WHEN_LONG):
+            assert verdict.cause.startswith(cause)
 
 
 @each_exercise
@@ -66,10 +67,8 @@ def test_an_answer_of_another_kind_is_refused(exercise):
 
 @each_exercise
 def test_it_says_what_a_learner_needs(exercise):
-    assert exercise.difficulty in (1, 2, 3)
-    assert 1 <= exercise.minutes <= 30
     assert 1 <= len(exercise.hints) <= 3
-    for text in (*exercise.hints, *(mistake.cause for mistake in exercise.mistakes)):
+    for text in (*exercise.hints, *exercise.mistakes):
         assert re.search(r"[.?]$", text), "whole sentences"
 
 
@@ -79,85 +78,7 @@ def test_the_cases_are_the_awkward_ones(exercise):
     assert len(cases) >= 3
     again = list(exercise.cases(torch.Generator().manual_seed(0)))
     for one, two in zip(cases, again, strict=True):
-        assert check.difference(str(one.arguments), str(two.arguments), 0).state == CORRECT
-
-
-# ---------------------------------------------------------------- the machinery
-
-
-def exercise(truth=lambda x: x.cumsum(0), **more):
-    def cases(rng):
-        for T in (1, 3, 7):
-            yield Case((torch.randn(T, generator=rng, dtype=torch.float64),))
-        yield Case((torch.randn(40, generator=rng, dtype=torch.float64),), long=True)
-
-    return Exercise("some.sum", 1, 1, truth, cases, hints=("One.", "Two."), mistakes=(), **more)
-
-
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        (lambda x: x.cumsum(0), CORRECT),
-        (lambda x: ..., NOT_ATTEMPTED),
-        (lambda x: (_ for _ in ()).throw(NotImplementedError()), NOT_ATTEMPTED),
-        (lambda x: x[0], r"wrong type or shape\. Got one number; wanted shape \(1,\)\."),
-        (lambda x: "sum", r"wrong type or shape\. Got a str; wanted shape \(1,\)\."),
-        (lambda x: x / 0 * 0, r"wrong values\. At \(0,\) wanted .*, got nan\."),
-        (lambda x: x.sum().expand_as(x), r"sees the future\. A new input at place 1 changed"),
-        (lambda x: x.clone().unfold(0, 1, 1)[:, 0] * 2, r"wrong values\. At"),
-        (lambda x: x.cumsum(0) * (1 if len(x) < 9 else 2), "right when short, wrong when long"),
-        (lambda x: x.nope, r"raises an error\. AttributeError: .*nope"),
-    ],
-)
-def test_each_verdict_names_its_cause(answer, verdict):
-    assert re.match(verdict, str(exercise(time_axis=0).judge(answer)))
-
-
-def test_plain_numbers_are_as_exact_as_tensors():
-    third = torch.tensor(1 / 3, dtype=torch.float64)
-    assert check.difference(third, 1 / 3, 1e-12).state == CORRECT
-    assert check.difference(1 / 3 + 1e-9, third, 1e-12).state == WRONG_VALUES
-
-
-def test_work_that_grows_too_fast_is_noticed():
-    def square(x):
-        return (torch.ones(len(x), len(x), dtype=x.dtype).tril() * x).sum(1)
-
-    steep = exercise(steepest=1.1, sized=lambda T: (torch.zeros(T, dtype=torch.float64),))
-    assert steep.judge(lambda x: x.cumsum(0)).state == CORRECT
-    verdict = steep.judge(square)
-    assert verdict.state == TOO_STEEP
-    assert "Twice the length makes 4.0 times" in verdict.cause
-
-
-def test_a_learners_function_cannot_spoil_the_inputs():
-    def spoils(x):
-        y = x.cumsum(0)
-        x.zero_()
-        return y
-
-    assert exercise().judge(spoils).state == CORRECT
-
-
-def test_the_verdict_is_printed_with_the_way_to_a_hint(capsys):
-    some = exercise()
-    some(lambda x: x)
-    said = capsys.readouterr().out
-    assert said.startswith("some.sum: wrong values. At (1,)")
-    assert "check.some.sum.hint()" in said
-    some(lambda x: None)
-    assert capsys.readouterr().out == "some.sum: not attempted\n"
-
-
-def test_hints_come_one_by_one_and_end_at_the_solution(capsys):
-    some = exercise(kernels.causal_mask)
-    for _ in range(3):
-        some.hint()
-    one, two, last = capsys.readouterr().out.splitlines()
-    assert (one, two) == ("Hint 1 of 2. One.", "Hint 2 of 2. Two.")
-    assert "check.some.sum.solution()" in last
-    some.solution()
-    assert "def causal_mask(" in capsys.readouterr().out
+        assert difference(str(one.arguments), str(two.arguments), 0).state == CORRECT
 
 
 def test_an_unknown_lesson_or_exercise_lists_the_known():
@@ -169,42 +90,6 @@ def test_an_unknown_lesson_or_exercise_lists_the_known():
 
 def test_verdicts_are_of_a_fixed_list():
     known = {NOT_ATTEMPTED, RAISES, WRONG_KIND, WRONG_VALUES, WRONG_WHEN_LONG, SEES_THE_FUTURE}
-    states = {m.state for e in EXERCISES.values() for m in e.mistakes}
+    states = {state for causes in PINNED.values() for state in causes.values()}
+    assert set(PINNED) == set(EXERCISES)
     assert states <= known | {TOO_STEEP}
-
-
-# ---------------------------------------------------------------- what a verdict tells
-
-
-def scaled_by(x, factor):
-    return factor * x
-
-
-SCALED = Exercise(
-    name="some.scaled",
-    difficulty=1,
-    minutes=1,
-    answer=scaled_by,
-    cases=lambda rng: [Case((torch.randn(3, 4, generator=rng, dtype=torch.float64), 7))],
-    hints=("Multiply.",),
-    mistakes=(),
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        (lambda x, factor: x, "Called with x (3, 4), factor = 7."),
-        (lambda x, factor: x @ x, "Called with x (3, 4), factor = 7."),
-        (lambda x, factor: [1.0, 2.0], "Got a list of one number and one number"),
-        (lambda x, factor: factor * x.float(), "last digits only: is a part of it float32?"),
-    ],
-)
-def test_a_verdict_names_the_call_the_kind_and_the_precision(answer, told):
-    assert told in SCALED.judge(answer).cause
-
-
-def test_an_infinity_that_is_wanted_is_right_and_nan_never_is():
-    wanted = torch.tensor([math.inf, 1.0])
-    assert difference(wanted.clone(), wanted, 1e-9).state == CORRECT
-    assert difference(torch.tensor([math.nan, 1.0]), wanted, 1e-9).state == WRONG_VALUES

@@ -7,8 +7,8 @@ from importlib import import_module
 import ipywidgets
 import pytest
 
-from qllk.lab import lessons
-from qllk.lab.explore import Explorer, Runner, choice, line, slider, switch
+from qllk.lab.explore import Explorer, Runner, choice, explorer, line, slider, switch
+from qllk.lab.lessons.exercises import EXERCISES
 from qllk.study.figures import Bars, Note
 
 
@@ -24,10 +24,10 @@ def draw(n=1, rule="a", on=False, text="t"):
 
 def controls():
     return {
-        "n": slider("n", [1, 2, 3], 2),
-        "rule": choice("rule", ["a", "b", "bad"]),
-        "on": switch("on"),
-        "text": line("text", "t"),
+        "n": slider("n", [1, 2, 3])(2),
+        "rule": choice("rule", ["a", "b", "bad"])("a"),
+        "on": switch("on")(False),
+        "text": line("text")("t"),
     }
 
 
@@ -64,7 +64,7 @@ def test_an_error_is_shown_kept_and_gone_with_the_next_picture():
     assert "things" in settled(explorer)
 
 
-def test_only_the_newest_wish_is_drawn():
+def test_only_the_latest_request_is_drawn():
     seen, gate = [], threading.Event()
 
     def slow(n):
@@ -73,7 +73,7 @@ def test_only_the_newest_wish_is_drawn():
             gate.wait(10)
         return Note(f"n {n}", [])
 
-    explorer = Explorer("How many?", {"n": slider("n", list(range(9)))}, slow)
+    explorer = Explorer("How many?", {"n": slider("n", list(range(9)))(0)}, slow)
     for n in range(1, 9):
         explorer.controls["n"].value = n
     gate.set()
@@ -97,7 +97,7 @@ def wait_for(condition):
 
 
 def test_a_runner_runs_when_told_and_stops_when_told():
-    runner = Runner("How long?", {"n": slider("n", [1, 2])}, endless)
+    runner = Runner("How long?", {"n": slider("n", [1, 2])(1)}, endless)
     assert "Press Run." in runner.picture.value
     runner.controls["n"].value = 2
     assert not threads()
@@ -116,10 +116,25 @@ def test_a_runner_runs_when_told_and_stops_when_told():
 # ---------------------------------------------------------------- the lessons' own
 
 
-def explorers():
-    for name in lessons.written():
-        if name != "training":  # its widget is the live trainer, tested in test_lab.py
-            yield name
+DRAWN = {  # "training" shows the live trainer, which has tests of its own
+    "assembly": "boxed",
+    "attention": "look",
+    "cumsum": "watch",
+    "fusing": "projections",
+    "growth": "grown",
+    "linear": "race_orders",
+    "patches": "xray",
+    "race": "live",
+    "writing": "play",
+}
+
+
+def drawing(lesson):
+    return getattr(import_module(f"qllk.lab.lessons.{lesson}"), DRAWN[lesson])
+
+
+def test_every_lesson_has_a_widget():
+    assert {*DRAWN, "training"} == set(EXERCISES)
 
 
 def values_of(control):
@@ -133,38 +148,52 @@ def values_of(control):
     raise AssertionError(f"a kind of control that this test cannot move: {control}")
 
 
-@pytest.fixture(params=list(explorers()))
-def explorer(request):
-    made = import_module(f"qllk.lab.lessons.{request.param}").widget()
+@pytest.fixture(params=DRAWN)
+def shown(request):
+    made = drawing(request.param).widget()
     yield made
     made.wait()
 
 
 @pytest.mark.slow
-def test_every_control_of_a_lesson_is_moved_through_its_range(explorer):
-    runs = isinstance(explorer, Runner)
-    assert 1 <= len(explorer.controls) <= 5
-    for name, control in explorer.controls.items():
+def test_every_control_of_a_lesson_is_moved_through_its_range(shown):
+    runs = isinstance(shown, Runner)
+    assert 1 <= len(shown.controls) <= 5
+    for name, control in shown.controls.items():
         pictures = set()
         for value in values_of(control):
             control.value = value
             if runs:
-                explorer.buttons["run"].click()
-                wait_for(lambda: "Press Run." not in explorer.picture.value)
-                explorer.buttons["stop"].click()
-            pictures.add(settled(explorer))
+                shown.buttons["run"].click()
+                wait_for(lambda: "Press Run." not in shown.picture.value)
+                shown.buttons["stop"].click()
+            pictures.add(settled(shown))
         assert len(pictures) > 1 or runs, f"{name} has no visible effect"
-        explorer.buttons["reset"].click()
-        explorer.wait()
+        shown.buttons["reset"].click()
+        shown.wait()
     assert not threads()
 
 
 @pytest.mark.slow
-def test_every_button_of_a_lesson_is_pressed_twice(explorer):
-    for button in explorer.buttons.values():
+def test_every_button_of_a_lesson_is_pressed_twice(shown):
+    for button in shown.buttons.values():
         button.click()
         button.click()
-    explorer.buttons.get("stop", explorer.buttons["reset"]).click()
-    explorer.wait()
-    assert "q-bad" not in explorer.picture.value
+    shown.buttons.get("stop", shown.buttons["reset"]).click()
+    shown.wait()
+    assert "q-bad" not in shown.picture.value
     assert not threads()
+
+
+def test_controls_start_at_the_defaults_of_the_function():
+    @explorer("How many?", n=slider("n", [1, 2, 3]), on=switch("on"))
+    def draw_page(n=2, on=True, other="kept"):
+        return Bars(f"{on} {other}", {"n": n}, "things")
+
+    first, second = draw_page.widget(), draw_page.widget()
+    assert {name: c.value for name, c in first.controls.items()} == {"n": 2, "on": True}
+    assert ">2 things<" in settled(first)
+    first.controls["n"].value = 3
+    assert ">3 things<" in settled(first)
+    assert second.controls["n"].value == 2  # each widget has controls of its own
+    assert draw_page(n=1).values == {"n": 1}

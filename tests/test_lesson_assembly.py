@@ -8,6 +8,7 @@ import torch
 from helpers import same
 
 from qllk import build
+from qllk.lab import minimize
 from qllk.lab.lessons import assembly
 from qllk.model import families
 from qllk.presets import PRESETS
@@ -78,7 +79,7 @@ def test_learning_leaves_a_fixed_matrix_alone():
     model = published.QLLK11(dim=8, n_layers=1)
     model.hash_proj.requires_grad_(False).zero_()
     ids = torch.randint(256, (2, 24))
-    losses = assembly.learn(model, lambda step: assembly.next_patch_loss(model(ids), ids), 20, 1e-2)
+    losses = minimize(model, lambda step: assembly.next_patch_loss(model(ids), ids), 20, 1e-2)
     assert losses[-1] < losses[0]
     assert not model.hash_proj.any()
 

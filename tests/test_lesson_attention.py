@@ -7,8 +7,8 @@ import torch
 from helpers import same
 
 from qllk.lab import check
-from qllk.lab.check import WRONG_VALUES
-from qllk.lab.lessons import attention
+from qllk.lab.exercise import WRONG_VALUES
+from qllk.lab.lessons import attention, exercises
 from qllk.model import kernels
 from qllk.probes import measure
 from qllk.study.figures import digest
@@ -28,7 +28,7 @@ def test_every_row_of_the_map_shares_out_one(length, mask, sharpness):
 
 def test_the_map_is_of_the_lessons_own_weights():
     _, q, k = attention.tiny(attention.CHANNELS, attention.SEED, "q", "k")
-    same(attention.attended(16, True, 1.0), attention.weights_loop(q, k)[0])
+    same(attention.attended(16, True, 1.0), exercises.attention.weights_loop(q, k)[0])
 
 
 def test_without_sharpness_all_bytes_count_alike():
@@ -45,7 +45,7 @@ def test_the_clock_counts_a_square_and_a_straight_line(mask):
 
 
 def test_every_control_changes_the_picture():
-    explorer = attention.widget()
+    explorer = attention.look.widget()
     for name, control in explorer.controls.items():
         values, seen = getattr(control, "options", (False, True)), set()
         for value in values:

@@ -8,6 +8,7 @@ import torch
 from helpers import same
 
 from qllk.lab.lessons import fusing
+from qllk.probes import measure
 
 
 @pytest.mark.parametrize("parts", [3, 4])
@@ -30,15 +31,15 @@ def test_only_time_and_layers_differ_between_the_two_sides():
 
 def test_the_stopwatch_knows_slow_from_quick_and_gives_the_threads_back():
     before = torch.get_num_threads()
-    slow, quick = fusing.stopwatch(lambda: time.sleep(0.01), lambda: None, rounds=1)
+    slow, quick = measure.compare_seconds([lambda: time.sleep(0.01), lambda: None], rounds=1)
     assert slow > 0.01 > 10 * quick
     with pytest.raises(ZeroDivisionError):
-        fusing.stopwatch(lambda: 1 / 0)
+        measure.compare_seconds([lambda: 1 / 0])
     assert torch.get_num_threads() == before
 
 
 def test_the_widget_draws_at_all_corners():
-    some = fusing.widget()
+    some = fusing.projections.widget()
     for width, rows, parts in itertools.product((16, 256), (1, 256), fusing.PARTS):
         for name, value in (("width", width), ("rows", rows), ("parts", parts)):
             some.controls[name].value = value

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from qllk.lab.lessons import growth
+from qllk.lab.lessons import exercises, growth
 from qllk.lab.pictures.charts import page_html
 from qllk.model import kernels, recurrent
 
@@ -22,11 +22,11 @@ def ends(page):
 @pytest.mark.parametrize("step", [1.0, 4.0, 0.5])
 def test_the_truth_of_stall_is_what_torch_does(dtype, bits, step):
     terms = torch.full((1, 2**bits + 5, 1), step, dtype=dtype)
-    assert kernels.running_sum_loop(terms)[1].item() == growth.stall_loop(bits, step)
+    assert kernels.running_sum_loop(terms)[1].item() == exercises.growth.stall_loop(bits, step)
 
 
 def test_dividing_by_powers_is_right_until_they_run_out():
-    verdict = growth.EXERCISES[1].judge(growth.by_quotients)
+    verdict = exercises.growth.EXERCISES[1].judge(exercises.growth.by_quotients)
     assert verdict.state == "right when short, wrong when long"
 
 
@@ -79,7 +79,7 @@ def test_all_combinations_of_the_controls_can_be_drawn():
 
 
 def test_the_widget_draws_what_the_controls_ask_for():
-    explorer = growth.widget()
+    explorer = growth.grown.widget()
     explorer.controls["precision"].value = "float16"
     explorer.wait()
     assert "2,048" in explorer.picture.value

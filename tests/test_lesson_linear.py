@@ -43,18 +43,20 @@ def test_a_race_grows_by_one_length_a_page():
 
 
 def test_chunks_as_long_as_the_text_never_pay():
-    assert "counted: not up to 128 bytes" in linear.orders(8, 128, 128)[2].lines
+    assert "counted: not up to 128 bytes" in list(linear.race_orders(8, 128, 128))[-1][2].lines
 
 
 @pytest.mark.parametrize(("control", "value"), [("width", 8), ("length", 128), ("chunk", 128)])
 def test_every_control_changes_what_is_counted(control, value):
     base = {"width": 16, "length": 256, "chunk": 8}
-    before, after = linear.orders(**base), linear.orders(**base | {control: value})
+    before, after = (
+        list(linear.race_orders(**sizes))[-1] for sizes in (base, base | {control: value})
+    )
     assert before[0] != after[0]
 
 
 def test_the_widget_draws_and_returns_to_its_first_settings():
-    shown = linear.widget()
+    shown = linear.race_orders.widget()
     shown.controls["length"].value = 128
     shown.wait()
     shown.reset()

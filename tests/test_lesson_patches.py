@@ -85,7 +85,7 @@ def test_the_xray_says_in_words_what_it_shows(size, alignment, local, verdict, w
 
 
 def test_every_control_of_the_widget_changes_the_picture():
-    some = patches.widget()
+    some = patches.xray.widget()
     some.wait()
     first = some.picture.value
     for name, value in {"size": 8, "alignment": patches.IN_PLACE, "local": True}.items():
@@ -131,7 +131,7 @@ def test_learning_steps_down_to_a_rate_of_almost_nothing():
             return self.logits.expand(*ids.shape, 256)
 
     torch.manual_seed(0)
-    losses = patches.learn(Constant(), task("noise", 1 << 16), 100, rate=0.1)
+    losses = patches.learn(Constant(), task("noise", 1 << 16), 100, lr=0.1)
     assert len(losses) == 100
     assert losses[0] > 5.8
     assert losses[-1] < 5.6

@@ -12,6 +12,7 @@ from qllk import Recipe, build
 from qllk.lab.lessons import claims, race
 from qllk.model.mixers import CumsumMixer
 from qllk.study import published
+from qllk.study.race import Point, Result, equal_bytes, make_trainer, race_here
 from qllk.text import objectives
 from qllk.text.corpora import task
 
@@ -48,28 +49,29 @@ def test_the_published_model_notices_everywhere_but_at_a_patches_last_byte():
 
 def test_all_runners_read_the_same_bytes_and_a_race_can_be_repeated():
     text = task("markov", 1 << 12)
-    once, again = (race.race(race.entries(8), text, RECIPE, seeds=2) for _ in range(2))
-    assert race.equal_bytes(once) == race.equal_bytes(again)
+    once, again = (race_here(race.entries(8), text, RECIPE, seeds=2) for _ in range(2))
+    assert equal_bytes(once) == equal_bytes(again)
     seen = {point.bytes_seen for runs in once.values() for run in runs for point in run.curve}
     assert seen == {32, 64, 128}  # after one, two and four steps of two windows of sixteen
 
 
 def test_the_published_model_is_trained_from_its_own_seed_and_may_lose_its_hashing():
     text = task("markov", 1 << 12)
-    trainer = race.trainer_of(race.Published(8), text, RECIPE)
+    trainer = make_trainer(race.published_model(8), text, RECIPE)
     torch.manual_seed(RECIPE.seed)
     fresh = published.QLLK11(dim=8)
     for mine, wanted in zip(trainer.model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(mine, wanted)
-    assert race.run(race.Published(8), text, RECIPE).model.hash_proj.abs().sum() > 0
-    without = race.run(race.Published(8, hashing=False), text, RECIPE)
-    assert without.model.hash_proj.abs().sum() == 0
+    entries = {"it": race.published_model(8), "without": race.published_model(8, hashing=False)}
+    results = race_here(entries, text, RECIPE, seeds=1)
+    assert results["it"][0].model.hash_proj.abs().sum() > 0
+    assert results["without"][0].model.hash_proj.abs().sum() == 0
 
 
 def test_a_run_is_read_off_between_its_points():
     nats = [bits * math.log(2) for bits in (8.0, 4.0)]
-    points = [race.Point(1, 1.0, nats[0]), race.Point(2, 4.0, nats[1])]
-    run = race.Run(1, points, torch.nn.Identity())
+    points = [Point(1, 1.0, nats[0]), Point(2, 4.0, nats[1])]
+    run = Result(1, points, torch.nn.Identity())
     assert [run.bits_at(seconds) for seconds in (1.0, 4.0)] == pytest.approx([8.0, 4.0])
     assert math.isclose(run.bits_at(2.0), 6.0)
 
@@ -108,7 +110,7 @@ def test_a_sum_holds_fewer_pairs_than_a_matrix_and_a_cache_holds_all():
 
 def runs_at(bits):
     """Three seeds that end around so many bits per byte."""
-    return [race.Run(1, [race.Point(1, 1.0, bits + d)], None) for d in (0.0, 0.01, 0.02)]
+    return [Result(1, [Point(1, 1.0, bits + d)], None) for d in (0.0, 0.01, 0.02)]
 
 
 def evidence(**changes):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qllk import Recipe, Trainer, build
-from qllk.lab.lessons import writing
+from qllk.lab.lessons import exercises, writing
 from qllk.model.sample import generate, greedy, sampler
 from qllk.probes.inside import state_bytes
 from qllk.study.figures import Note
@@ -84,7 +84,7 @@ def test_any_prompt_will_do(short_training, prompt):
 
 
 def test_the_ends_of_all_controls_work_together(short_training):
-    controls = writing.widget().controls
+    controls = writing.play.widget().controls
     heats, shares = (
         [control.options[i] for i in (0, -1)]
         for control in (controls["temperature"], controls["top_p"])
@@ -101,7 +101,7 @@ def test_text_is_wrapped_and_odd_bytes_become_dots():
 
 
 def test_the_two_definitions_of_a_stream_agree():
-    toy = writing.toy(torch.Generator().manual_seed(3), 31, 9)
-    ids = writing.stream(toy, [1, 2], 40)
-    assert ids.tolist() == writing.stream_by_rereading(toy, [1, 2], 40).tolist()
+    toy = exercises.writing.toy(torch.Generator().manual_seed(3), 31, 9)
+    ids = exercises.writing.stream(toy, [1, 2], 40)
+    assert ids.tolist() == exercises.writing.stream_by_rereading(toy, [1, 2], 40).tolist()
     assert len(set(ids.tolist())) > 5, "or a mistake could go unseen"

@@ -4,6 +4,7 @@ else in the library imports it."""
 from ..study.figures import Bars, Chart, Heat, Note
 from ..study.plots import picture
 from . import check
+from .minimize import minimize
 from .predictions import expected_and_happened, outcome, predict
 from .show import TEXT, digits, same, show, sized, tiny
 
@@ -16,6 +17,7 @@ __all__ = [
     "check",
     "digits",
     "expected_and_happened",
+    "minimize",
     "outcome",
     "picture",
     "predict",

@@ -1,73 +1,81 @@
-"""Small widgets: a question, some controls, one page of figures below.
+"""Explorers: small widgets with a question, some controls, and a page of figures below.
 
-The page is a pure function of the controls, or a generator of pages for what takes a while.
-A callback only leaves the newest wish; a worker thread, alive only while there are wishes, draws
-it. An error is shown in the widget and kept in `error`.
+    @explorer("Which byte changed the state most?", steps=slider("bytes", [1, 2, 3, 4]))
+    def watch(steps: int = 4): ...
+
+    watch(steps=2)      the page for these values
+    watch.widget()      the widget; its controls start at the defaults of the function
+
+A page is a pure function of the controls; a generator yields pages that replace each other, for
+what takes a while. A callback only records the latest request; a worker thread, alive only while
+there are requests, draws it. An error is shown in the widget and kept in `error`.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from html import escape
+from importlib import resources
 
 import ipywidgets as widgets
 
 from ..study.figures import Note, Page
 from .pictures.charts import page_html
 
-Wish = Callable[[], Page | Iterator[Page]]  # what to show: one page, or pages one after the other
-STYLE = """<style>
-.q-explore { max-width: 100%; padding: 4px 2px; overflow: visible; font-size: 13px;
-  color: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, sans-serif); }
-.q-explore .q-question { font-weight: 600; line-height: 1.4; }
-.q-explore .q-row { flex-flow: row wrap; gap: 4px 18px; overflow: visible; align-items: center; }
-.q-explore .q-row .widget-label { width: auto; min-width: 40px; font-size: 12px; }
-.q-explore .q-row > * { margin: 2px 0; }
-.q-explore .q-row > .widget-hslider { width: auto; min-width: 280px; }
-.q-explore .q-row .widget-readout { flex: 0 0 auto; min-width: 40px; max-width: none;
-  overflow: visible; }
-.q-explore .q-row button { width: 84px; border-radius: 4px; }
-.q-explore .q-picture .widget-html-content { line-height: 1.3; }
-.q-explore .q-figures { display: flex; flex-flow: row wrap; gap: 8px 24px; margin: 4px 0; }
-.q-explore .q-bad { color: #d2544d; font-weight: 600; }
-</style>"""
+_Request = Callable[[], Page | Iterator[Page]]
+_Control = Callable[[object], widgets.Widget]  # from its initial value
+_STYLE = f"<style>{resources.files(__package__).joinpath('explore.css').read_text('utf-8')}</style>"
 
 
-def choice(name: str, options, value=None) -> widgets.Dropdown:
-    """One of several."""
-    return widgets.Dropdown(
-        options=options, value=options[0] if value is None else value, description=name
+def explorer(question: str, *, runs: bool = False, **controls: _Control) -> Callable:
+    """Decorate a draw function with a method `widget`, which shows it as an Explorer.
+
+    `controls` has one entry for each argument that the reader may change. With `runs=True` the
+    widget is a Runner: it draws when Run is pressed.
+    """
+
+    def decorate(draw):
+        parameters = inspect.signature(draw).parameters
+
+        def widget() -> Explorer:
+            made = {name: make(parameters[name].default) for name, make in controls.items()}
+            return (Runner if runs else Explorer)(question, made, draw)
+
+        draw.widget = widget
+        return draw
+
+    return decorate
+
+
+def choice(name: str, options: list) -> _Control:
+    """One of several options."""
+    return lambda value: widgets.Dropdown(options=options, value=value, description=name)
+
+
+def slider(name: str, options: list) -> _Control:
+    """One of several options in order: lengths, widths, rates."""
+    return lambda value: widgets.SelectionSlider(
+        options=options, value=value, description=name, continuous_update=False
     )
 
 
-def slider(name: str, options, value=None) -> widgets.SelectionSlider:
-    """One of several in order: lengths, widths, rates."""
-    return widgets.SelectionSlider(
-        options=options,
-        value=options[0] if value is None else value,
-        description=name,
-        continuous_update=False,
-    )
+def switch(name: str) -> _Control:
+    """On or off."""
+    return lambda value: widgets.Checkbox(value=value, description=name, indent=False)
 
 
-def switch(name: str, value=False) -> widgets.Checkbox:
-    """Yes or no."""
-    return widgets.Checkbox(value=value, description=name, indent=False)
-
-
-def line(name: str, value: str) -> widgets.Text:
+def line(name: str) -> _Control:
     """A short text."""
-    return widgets.Text(value=value, description=name, continuous_update=False)
+    return lambda value: widgets.Text(value=value, description=name, continuous_update=False)
 
 
 class Explorer:
-    """A widget that draws anew whenever a control moves.
+    """A widget that redraws whenever a control changes.
 
-        Explorer("Who sees whom?", {"length": slider("length", [4, 8])}, draw)
-
-    draw   from the controls' values, by name, to a page of figures; a generator gives pages that
-           replace each other
+    Args     controls   by the name of the argument of `draw` that they set
+             draw       returns a page of figures, or yields pages that replace each other
     """
 
     def __init__(
@@ -80,67 +88,69 @@ class Explorer:
         self.error: Exception | None = None
         self._first = {name: control.value for name, control in controls.items()}
         self._changed = threading.Condition()
-        self._wish: Wish | None = None
+        self._request: _Request | None = None
         self._worker: threading.Thread | None = None
         self.picture = widgets.HTML()
         self.picture.add_class("q-picture")
-        self.buttons = {name: widgets.Button(description=name.capitalize()) for name in self.orders}
+        self.buttons = {
+            name: widgets.Button(description=name.capitalize()) for name in self.actions
+        }
         for name, button in self.buttons.items():
             button.add_class(f"q-{name}")
-            button.on_click(lambda _, name=name: self.orders[name]())
+            button.on_click(lambda _, name=name: self.actions[name]())
         for name, control in controls.items():
             control.add_class(f"q-{name}")
             control.observe(lambda _: self._moved(), "value")
-        head = widgets.HTML(f'{STYLE}<div class="q-question">{escape(question)}</div>')
+        head = widgets.HTML(f'{_STYLE}<div class="q-question">{escape(question)}</div>')
         row = widgets.HBox([*controls.values(), *self.buttons.values()])
         row.add_class("q-row")
         self.widget = widgets.VBox([head, row, self.picture])
         self.widget.add_class("q-explore")
-        self._grant(self.opening())
+        self._draw_page(self.opening())
 
     def _repr_mimebundle_(self, **options):
         return self.widget._repr_mimebundle_(**options)
 
-    # ------------------------------------------------------------ orders
+    # ------------------------------------------------------------ buttons
 
     @property
-    def orders(self) -> dict[str, Callable[[], None]]:
+    def actions(self) -> dict[str, Callable[[], None]]:
         """What each button does."""
         return {"reset": self.reset}
 
     def reset(self) -> None:
-        """All controls as they were at first, and the first picture."""
+        """Set all controls to their initial values, and show the first page."""
         for name, value in self._first.items():
             self.controls[name].value = value
-        self._want(self.opening())
+        self._ask(self.opening())
 
     def wait(self, seconds: float = 60.0) -> None:
-        """Until everything wished for is drawn.
+        """Wait until everything requested is drawn.
 
-        Raises   what went wrong in drawing
+        Raises   the error of the drawing, if there was one
         """
         if worker := self._worker:
             worker.join(seconds)
         if self.error:
             raise self.error
 
-    def opening(self) -> Wish:
-        """What is shown before anybody has touched anything."""
+    def opening(self) -> _Request:
+        """What is shown first."""
         return self.drawing()
 
-    def drawing(self) -> Wish:
+    def drawing(self) -> _Request:
         """What the controls ask for now."""
         values = {name: control.value for name, control in self.controls.items()}
         return lambda: self._draw(**values)
 
     def _moved(self):
-        self._want(self.drawing())
+        self._ask(self.drawing())
 
     # ------------------------------------------------------------ drawing
 
-    def _want(self, wish: Wish):
+    def _ask(self, request: _Request):
         with self._changed:
-            self._wish = wish
+            self._request = request
             if self._worker is None:
                 self._worker = threading.Thread(
                     target=self._work, name="qllk-explorer", daemon=True
@@ -150,19 +160,19 @@ class Explorer:
     def _work(self):
         while True:
             with self._changed:
-                wish, self._wish = self._wish, None
-                if wish is None:
+                request, self._request = self._request, None
+                if request is None:
                     self._worker = None
                     return
-            self._grant(wish)
+            self._draw_page(request)
 
-    def _grant(self, wish: Wish):
+    def _draw_page(self, request: _Request):
         self.error = None
         try:
-            shown = wish()
+            shown = request()
             for page in shown if isinstance(shown, Iterator) else [shown]:
                 self.picture.value = page_html(page)
-                if self._wish is not None:  # somebody wants something else by now
+                if self._request is not None:  # a later request replaces this one
                     return
         except Exception as error:
             self.error = error
@@ -171,21 +181,21 @@ class Explorer:
 
 
 class Runner(Explorer):
-    """An explorer of what takes a while: it draws when Run is pressed, and Stop ends it."""
+    """An explorer for what takes a while: it draws when Run is pressed; Stop ends it."""
 
     @property
-    def orders(self):
+    def actions(self):
         return {"run": self.run, "stop": self.stop, "reset": self.reset}
 
     def run(self) -> None:
-        self._want(self.drawing())
+        self._ask(self.drawing())
 
     def stop(self) -> None:
-        """End after the picture that is being made, which stays."""
-        self._want(lambda: iter([]))
+        """End after the current page, which stays."""
+        self._ask(lambda: iter([]))
 
     def opening(self):
         return lambda: Note("Press Run.", [])
 
     def _moved(self):
-        """Controls act with the next Run."""
+        """Controls take effect with the next Run."""

@@ -47,6 +47,18 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def compare_seconds(
+    runs: Sequence[Callable[[], object]], *, rounds: int = 3, at_least: float = 0.01
+) -> list[float]:
+    """The seconds of one call of each, measured in turns on one core, without gradients.
+
+    Each is the lowest of a few medians, since other work on the machine can only add time.
+    """
+    with single_thread(), torch.inference_mode():
+        times = [[median_seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)]
+    return [min(some) for some in zip(*times, strict=True)]
+
+
 class _Exponent(NamedTuple):
     """y grows like x ** exponent; between neighbouring points the exponent is `low` to `high`."""
 

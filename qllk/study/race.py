@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import statistics
 import time
@@ -22,6 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .. import __version__
@@ -29,9 +31,10 @@ from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters
 from ..presets import PRESETS
+from ..probes import measure
 from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
-from ..text.corpora import corpus
+from ..text.corpora import Corpus, corpus
 from ..training.questions import QUESTIONS
 from ..training.recipe import Recipe
 from ..training.trainer import Trainer
@@ -118,6 +121,69 @@ def follow(trainer: Trainer, along: str, marks: Iterable[float]) -> list[Point]:
             curve.append(Point(trainer.bytes_seen, trainer.seconds, trainer.validate()))
             marks = [mark for mark in marks if mark > now]
     return curve
+
+
+Entry = Spec | Callable[[int], torch.nn.Module]  # a design, or a model made from a seed
+
+
+def make_trainer(
+    entry: Entry, text: Corpus, recipe: Recipe, clock: Callable[[], float] = time.process_time
+) -> Trainer:
+    """A trainer of an entry; by default it counts this process's own CPU time."""
+    what = entry if isinstance(entry, Spec) else entry(recipe.seed)
+    return Trainer(what, text, recipe, clock=clock)
+
+
+class Result(NamedTuple):
+    """One entry with one seed."""
+
+    parameters: int
+    curve: list[Point]
+    model: torch.nn.Module
+
+    @property
+    def bits(self) -> float:
+        """Bits per byte at the end."""
+        return self.curve[-1].nats / LN2
+
+    def bits_at(self, seconds: float) -> float:
+        """Bits per byte after `seconds`, interpolated on a log scale of time."""
+        times = np.log([point.seconds for point in self.curve])
+        bits = [point.nats / LN2 for point in self.curve]
+        return float(np.interp(math.log(seconds), times, bits))
+
+
+Results = dict[str, list[Result]]
+
+
+def race_here(
+    entries: dict[str, Entry], text: Corpus, recipe: Recipe, *, seeds: int = 3, points: int = 4
+) -> Results:
+    """Train every entry with every seed on the same windows, in this process and on one core.
+
+    The held-out split is evaluated at the end, half way, at a quarter and so on.
+    """
+    marks = {max(1, round(recipe.steps / 2**i)) for i in range(points)}
+    results: Results = {name: [] for name in entries}
+    with measure.single_thread():
+        for seed in range(seeds):
+            for name, entry in entries.items():
+                trainer = make_trainer(entry, text, replace(recipe, seed=seed))
+                curve = follow(trainer, "step", marks)
+                found = Result(count_parameters(trainer.model), curve, trainer.model)
+                results[name].append(found)
+    return results
+
+
+def equal_bytes(results: Results) -> dict[str, list[float]]:
+    """Bits per byte of each seed after the same number of bytes."""
+    return {name: [one.bits for one in several] for name, several in results.items()}
+
+
+def equal_seconds(results: Results) -> dict[str, list[float]]:
+    """Bits per byte of each seed after the computing time of the quickest run."""
+    shortest = min(one.curve[-1].seconds for several in results.values() for one in several)
+    return {name: [one.bits_at(shortest) for one in several] for name, several in results.items()}
 
 
 def train_one(run: Run) -> dict:

@@ -2,10 +2,10 @@
 
 from importlib import import_module
 
-from qllk.lab import lessons
+from qllk.lab.lessons.exercises import EXERCISES
 
 RIGHT = {
     f"{lesson}.{name}": answers
-    for lesson in lessons.written()
+    for lesson in EXERCISES
     for name, answers in import_module(f"right_answers.{lesson}").ANSWERS.items()
 }

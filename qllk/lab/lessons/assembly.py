@@ -9,22 +9,20 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import nn
 
 from ... import probes
-from ...model import families, layers, mixers
-from ...model.blocks import Block
+from ...model import families
 from ...presets import CONV, FADING_SUM, PRESETS
 from ...probes import measure
 from ...spec import Patch, Spec
 from ...study import published
 from ...study.figures import Bars
 from ...text import objectives, windows
-from ..check import SEES_THE_FUTURE, WRONG_VALUES, Case, Exercise, Mistake
-from ..explore import Explorer, choice, slider
+from ..explore import choice, explorer, slider
+from ..minimize import minimize
 
 # Which part a parameter belongs to, by its name; the first that fits.
-PARTS = (
+_PARTS = (
     ("norms", r"norm|layers\.\d+\.[15]\."),
     ("embedding", r"embed|segments|positions"),
     ("hashing", r"hash_proj"),
@@ -33,7 +31,7 @@ PARTS = (
     ("MLPs", r"mlp|layers\.\d+\.[24]\."),
     ("head", r"head"),
 )
-ORDER = ("embedding", "hashing", "patches", "mixers", "MLPs", "norms", "head")
+_ORDER = ("embedding", "hashing", "patches", "mixers", "MLPs", "norms", "head")
 
 
 # ---------------------------------------------------------------- measurements
@@ -41,9 +39,9 @@ ORDER = ("embedding", "hashing", "patches", "mixers", "MLPs", "norms", "head")
 
 def parts(model) -> dict[str, int]:
     """How many parameters each part of a model holds, published or built; none left out."""
-    found = dict.fromkeys(ORDER, 0)
+    found = dict.fromkeys(_ORDER, 0)
     for name, parameter in model.named_parameters():
-        found[next(part for part, names in PARTS if re.search(names, name))] += parameter.numel()
+        found[next(part for part, names in _PARTS if re.search(names, name))] += parameter.numel()
     return found
 
 
@@ -59,20 +57,6 @@ def work(model, T: int) -> float:
     ids = torch.zeros(1, T, dtype=torch.long)
     with torch.no_grad():
         return measure.count_flops(lambda: model(ids)) / T
-
-
-def learn(model, loss_of, steps: int, lr: float = 1e-3) -> list[float]:
-    """Take so many steps down the gradient of `loss_of(step)`; the loss before each."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer, losses = torch.optim.Adam(trained, lr=lr), []
-    for step in range(steps):
-        loss = loss_of(step)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def next_patch_loss(logits, ids, size: int = 8):
@@ -98,7 +82,7 @@ def hashing_trial(text, seed: int, steps: int, hashing: bool) -> float:
         ids = windows.sample_windows(text.train, 8, 256, generator)[:, :256].long()
         return next_patch_loss(model(ids), ids)
 
-    learn(model, loss_of, steps, lr=3e-3)
+    minimize(model, loss_of, steps, lr=3e-3)
     held_out = torch.from_numpy(text.valid[: 1 << 14].copy()).long().view(-1, 256)
     with torch.no_grad():
         return next_patch_loss(model(held_out), held_out).item()
@@ -144,7 +128,7 @@ def input_left(model, ids, rule: Callable) -> list[tuple[int, float]]:
 
 
 def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
-    """Train a narrow 1.0 of so many layers, applied by `rule`, on one batch; the last loss.
+    """Train a narrow 1.0 with `depth` layers, applied by `rule`, on one batch; the last loss.
 
     All rules start from the same weights.
     """
@@ -154,188 +138,18 @@ def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
     def loss_of(step):
         return next_patch_loss(layer_by_layer(model, ids, rule)[1], ids)
 
-    return learn(model, loss_of, steps)[-1]
+    return minimize(model, loss_of, steps)[-1]
 
 
 def frequency_loss(ids) -> float:
-    """What these bytes cost whoever knows nothing but how often each occurs among them."""
+    """The entropy of these bytes' own frequencies, in nats per byte."""
     share = ids.flatten().bincount().double() / ids.numel()
     return -torch.special.xlogy(share, share).sum().item()
 
 
-# ---------------------------------------------------------------- exercises
-
-
-def parameters(d_model, ratio):
-    """How many numbers one block holds: a cumulative sum, an MLP, and a norm for each."""
-    mixer = 4 * d_model**2 + d_model**2  # q, k, v and gate in one, then the output
-    mlp = d_model * ratio * d_model + ratio * d_model * d_model  # up, then down again
-    norms = 2 * d_model
-    return mixer + mlp + norms
-
-
-def block(x, mix, mlp, norm):
-    """A pre-norm block: x (B,T,D) to the same shape."""
-    x = x + mix(norm(x))
-    return x + mlp(norm(x))
-
-
-def first_loss(symbols):
-    """What a guess costs, in nats, that finds all symbols equally likely."""
-    return math.log(symbols)
-
-
-def counted(d_model, ratio):
-    with torch.device("meta"):
-        mixer, mlp = mixers.CumsumMixer(d_model), layers.SquaredReluMLP(d_model, ratio=ratio)
-        return families.count_parameters(Block(mixer, mlp, nn.RMSNorm, d_model, 0.0))
-
-
-def block_loop(x, mix, mlp, norm):
-    """The definition, written out: two sums, each of what was there and what a part adds."""
-    mixed = mix(norm(x))
-    middle = torch.stack([x[:, t] + mixed[:, t] for t in range(x.shape[1])], dim=1)
-    thought = mlp(norm(middle))
-    return torch.stack([middle[:, t] + thought[:, t] for t in range(x.shape[1])], dim=1)
-
-
-def past_mean(x):
-    """The mean of all so far: the plainest causal mixer."""
-    return x.cumsum(dim=1) / torch.arange(1, x.shape[1] + 1)[:, None]
-
-
-def squared_relu(x):
-    return x.relu().square()
-
-
-def unit_size(x):
-    return nn.functional.rms_norm(x, x.shape[-1:])
-
-
-def blocks(rng):
-    for B, T, D in ((2, 5, 3), (1, 1, 4), (3, 11, 2), (1, 16, 4)):
-        x = 3 * torch.randn(B, T, D, generator=rng, dtype=torch.float64)
-        yield Case((x, past_mean, squared_relu, unit_size))
-
-
-def widths(rng):
-    for d_model, ratio in ((8, 4), (3, 1), (128, 4), (5, 2), (256, 3)):
-        yield Case((d_model, ratio))
-
-
-def vocabularies(rng):
-    for symbols in (256, 2, 10, 50257):
-        yield Case((symbols,))
-
-
-EXERCISES = (
-    Exercise(
-        name="assembly.parameters",
-        difficulty=2,
-        minutes=8,
-        answer=parameters,
-        truth=counted,
-        cases=widths,
-        hints=(
-            "A linear layer from m to n numbers without a bias holds m times n.",
-            "The mixer has one layer that is four times as wide, and an output projection.",
-            "Each of the two norms has one scale for each channel.",
-        ),
-        mistakes=(
-            Mistake(
-                WRONG_VALUES,
-                "The mixer's output projection is missing.",
-                lambda d_model, ratio: parameters(d_model, ratio) - d_model**2,
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "The MLP goes up and comes down again: two matrices.",
-                lambda d_model, ratio: parameters(d_model, ratio) - ratio * d_model**2,
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "The norms hold numbers too.",
-                lambda d_model, ratio: (5 + 2 * ratio) * d_model**2,
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "These linear layers have no bias.",
-                lambda d_model, ratio: parameters(d_model, ratio) + (6 + ratio) * d_model,
-            ),
-        ),
-    ),
-    Exercise(
-        name="assembly.block",
-        difficulty=2,
-        minutes=8,
-        answer=block,
-        truth=block_loop,
-        cases=blocks,
-        hints=(
-            "There are two sums, and the second starts from the result of the first.",
-            "A norm stands before each part, never on the skip itself.",
-        ),
-        mistakes=(
-            Mistake(
-                WRONG_VALUES,
-                "The MLP's output has replaced x: its skip is missing.",
-                lambda x, mix, mlp, norm: mlp(norm(x + mix(norm(x)))),
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "Here the norms stand after the sums, so the skip is normed as well.",
-                lambda x, mix, mlp, norm: norm(norm(x + mix(x)) + mlp(norm(x + mix(x)))),
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "The skip starts from the normed x; it should carry x itself.",
-                lambda x, mix, mlp, norm: block(norm(x), mix, mlp, norm),
-            ),
-            Mistake(
-                WRONG_VALUES,
-                "The MLP read what was there before the mixing.",
-                lambda x, mix, mlp, norm: x + mix(norm(x)) + mlp(norm(x)),
-            ),
-            Mistake(
-                SEES_THE_FUTURE,
-                "The norm went over time, not over the channels.",
-                lambda x, mix, mlp, norm: block(
-                    x, mix, mlp, lambda y: norm(y.transpose(1, 2)).transpose(1, 2)
-                ),
-            ),
-        ),
-        time_axis=1,
-    ),
-    Exercise(
-        name="assembly.first_loss",
-        difficulty=1,
-        minutes=4,
-        answer=first_loss,
-        cases=vocabularies,
-        hints=(
-            "Each symbol gets the chance one in so many.",
-            "The loss of a byte is minus the natural logarithm of the chance it was given.",
-        ),
-        mistakes=(
-            Mistake(
-                WRONG_VALUES,
-                "Those are bits; nats were wanted.",
-                lambda symbols: math.log2(symbols),
-            ),
-            Mistake(WRONG_VALUES, "That is the chance itself.", lambda symbols: 1 / symbols),
-            Mistake(
-                WRONG_VALUES,
-                "A loss is minus the logarithm of the chance, so never negative.",
-                lambda symbols: -math.log(symbols),
-            ),
-        ),
-    ),
-)
-
-
 # ---------------------------------------------------------------- widget
 
-BYTES = 256  # so long is the text that the widget counts with
+_BYTES = 256  # so long is the text that the widget counts with
 MIXERS = {
     "cumulative sum": FADING_SUM,
     "convolution": CONV,
@@ -366,40 +180,33 @@ def assembled(mixer, mlp, patch, size) -> Spec:
 def counts(spec: str) -> tuple[Bars, float, int]:
     """Parameters by part, operations for a byte, numbers in the state."""
     model, held = families.build(PRESETS[spec] if spec in PRESETS else Spec.from_json(spec)), []
-    ids = torch.zeros(1, BYTES, dtype=torch.long)
+    ids = torch.zeros(1, _BYTES, dtype=torch.long)
     with torch.no_grad():
         operations = measure.count_flops(lambda: held.append(model.run(ids)[1]))
-    return part_bars("this model", model), operations / BYTES, probes.state_numbers(held)
+    return part_bars("this model", model), operations / _BYTES, probes.state_numbers(held)
 
 
+@explorer(
+    "Which exchange adds parameters and yet takes work away?",
+    mixer=choice("slow mixer", list(MIXERS)),
+    mlp=slider("MLP ratio", [1, 2, 4]),
+    patch=slider("patch", ["none", 4, 8, 16]),
+    size=slider("size", list(SIZES)),
+)
 def boxed(mixer="cumulative sum", mlp=4, patch=8, size="128 wide, 2 layers"):
-    """What is in the box: parameters by part, work for a byte, and state, beside qllk-2."""
+    """Parameters by part, operations per byte and state size, compared with qllk-2."""
     held, operations, state = counts(assembled(mixer, mlp, patch, size).to_json())
     _, known_operations, known_state = counts("qllk-2")
     return [
         held,
         Bars(
-            f"operations for one byte of {BYTES:,}",
+            f"operations for one byte of {_BYTES:,}",
             {"this model": operations / 1e6, "qllk-2": known_operations / 1e6},
             "million",
         ),
         Bars(
-            f"numbers carried along after {BYTES:,} bytes",
+            f"numbers carried along after {_BYTES:,} bytes",
             {"this model": state / 1e3, "qllk-2": known_state / 1e3},
             "thousand",
         ),
     ]
-
-
-def widget() -> Explorer:
-    """Exchange the parts of qllk-2 and see what that costs."""
-    return Explorer(
-        "Which exchange adds parameters and yet takes work away?",
-        {
-            "mixer": choice("slow mixer", list(MIXERS)),
-            "mlp": slider("MLP ratio", [1, 2, 4], 4),
-            "patch": slider("patch", ["none", 4, 8, 16], 8),
-            "size": slider("size", list(SIZES), "128 wide, 2 layers"),
-        },
-        boxed,
-    )

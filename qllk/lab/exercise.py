@@ -1,0 +1,286 @@
+"""Exercises: a learner's function is called on random inputs and compared with a known truth.
+
+    exercise(my_weights)          print the verdict, with its cause in one sentence
+    exercise.hint()               print one more hint each time
+    exercise.solution()           print the source of a right answer
+
+This file is the machinery. The exercises themselves are in `lessons/exercises`, and `check` offers
+them by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from ..probes import measure
+
+NOT_ATTEMPTED = "not attempted"
+RAISES = "raises an error"
+WRONG_KIND = "wrong type or shape"
+WRONG_VALUES = "wrong values"
+WRONG_WHEN_LONG = "right when short, wrong when long"
+SEES_THE_FUTURE = "sees the future"
+TOO_STEEP = "right, but its work grows too fast"
+CORRECT = "correct"
+_LAST_DIGITS = 1e-5  # a generous bound on the relative error of sums in float32
+
+
+class Verdict(NamedTuple):
+    """What a check found, and why."""
+
+    state: str
+    cause: str = ""
+
+    def __str__(self):
+        return f"{self.state}. {self.cause}" if self.cause else self.state
+
+
+class Case(NamedTuple):
+    """The arguments of one call. Only `long` inputs reveal an answer that is right at first."""
+
+    arguments: tuple
+    long: bool = False
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise with its truth. Its name is that of the lesson and of the answer.
+
+    answer      a right answer, whose source is the solution
+    cases       makes the inputs to try from a generator: batch 1, length 1, odd sizes
+    mistakes    typical wrong answers by the cause that a learner is shown who gives one
+    truth       the slow definition in float64, if it is not the answer itself
+    time_axis   the axis of time in the arguments and the result, where causality is checked
+    steepest    the largest allowed exponent of work (numbers made) with length; `sized` makes the
+                inputs of a given length
+    within      the allowed error
+    """
+
+    answer: Callable
+    cases: Callable[[torch.Generator], Iterable[Case]]
+    hints: tuple[str, ...]
+    mistakes: dict[str, Callable]
+    truth: Callable | None = None
+    time_axis: int | None = None
+    steepest: float | None = None
+    sized: Callable[[int], tuple] | None = None
+    within: float = 1e-9
+    _shown: list = field(default_factory=list, repr=False)
+
+    @property
+    def name(self) -> str:
+        """For example "attention.weights"."""
+        return f"{self.answer.__module__.rpartition('.')[2]}.{self.answer.__name__}"
+
+    def __call__(self, answer: Callable) -> None:
+        """Judge the learner's function and print the verdict."""
+        verdict = self.judge(answer)
+        print(f"{self.name}: {verdict}")
+        if verdict.state not in (CORRECT, NOT_ATTEMPTED):
+            print(f"For a hint: check.{self.name}.hint()")
+
+    def judge(self, answer: Callable) -> Verdict:
+        """The verdict on the learner's function."""
+        if not callable(answer):
+            return Verdict(WRONG_KIND, f"Give the function itself, not {type(answer).__name__}.")
+        short_ones_right = False
+        for case in self.cases(torch.Generator().manual_seed(1)):
+            verdict = self._compare(answer, case)
+            if verdict.state == WRONG_VALUES:
+                return self._explain(answer, case, verdict, short_ones_right)
+            if verdict.state != CORRECT:
+                return verdict
+            short_ones_right = short_ones_right or not case.long
+        return self._growth(answer)
+
+    def _compare(self, answer, case) -> Verdict:
+        wanted = (self.truth or self.answer)(*copy.deepcopy(case.arguments))
+        try:
+            got = answer(*copy.deepcopy(case.arguments))
+        except NotImplementedError:
+            return Verdict(NOT_ATTEMPTED)
+        except Exception as error:
+            return Verdict(RAISES, f"{type(error).__name__}: {error}. {self._called(case)}")
+        if got is None or got is ...:
+            return Verdict(NOT_ATTEMPTED)
+        verdict = difference(got, wanted, self.within)
+        if verdict.state == CORRECT:
+            return verdict
+        return Verdict(verdict.state, f"{verdict.cause} {self._called(case)}")
+
+    def _called(self, case) -> str:
+        """A sentence with the arguments: tensors by their shapes, other values as they are."""
+        names = inspect.signature(self.answer).parameters
+        said = ", ".join(map(_format_argument, names, case.arguments))
+        return f"Called with {said}."
+
+    def _explain(self, answer, case, verdict, short_ones_right) -> Verdict:
+        """The most telling cause of wrong values."""
+        state, shown = WRONG_WHEN_LONG if case.long and short_ones_right else WRONG_VALUES, ""
+        if self.time_axis is not None and (leak := self._leak(answer, case)):
+            state, shown = SEES_THE_FUTURE, leak
+        known = (cause for cause, m in self.mistakes.items() if self._gives(m, answer, case))
+        return Verdict(state, " ".join(filter(None, [next(known, ""), shown or verdict.cause])))
+
+    def _gives(self, mistake, answer, case) -> bool:
+        """Whether the learner's function returns what a known mistake returns."""
+        try:
+            theirs, known = (f(*copy.deepcopy(case.arguments)) for f in (answer, mistake))
+            return difference(theirs, known, self.within).state == CORRECT
+        except Exception:
+            return False
+
+    def _leak(self, answer, case) -> str | None:
+        """A sentence if a change of later inputs changes earlier results."""
+        axis = self.time_axis
+        length = max(x.shape[axis] for x in case.arguments if _has_time(x, axis))
+        generator = torch.Generator().manual_seed(2)
+        for t in range(length - 1):
+            changed = [
+                _redraw_late(x, axis, t + 1, generator) if _has_time(x, axis) else x
+                for x in copy.deepcopy(case.arguments)
+            ]
+            before, after = answer(*copy.deepcopy(case.arguments)), answer(*changed)
+            for a, b in zip(_to_tensors(before), _to_tensors(after), strict=True):
+                early = slice(0, t + 1)
+                a, b = (y.movedim(axis, 0)[early] for y in (a, b) if y.ndim > axis)
+                if not torch.allclose(a, b, rtol=0, atol=self.within, equal_nan=True):
+                    return f"A new input at place {t + 1} changed the result at {t} or before."
+        return None
+
+    def _growth(self, answer) -> Verdict:
+        if self.steepest is None:
+            return Verdict(CORRECT)
+        lengths = (128, 256, 512)
+        made = [
+            measure.trace_memory(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
+            for length in lengths
+        ]
+        grown = measure.fit_exponent(lengths, made)
+        if grown.exponent <= self.steepest:
+            return Verdict(CORRECT)
+        return Verdict(
+            TOO_STEEP,
+            f"Twice the length makes {2**grown.exponent:.1f} times as many numbers; "
+            f"at most {2**self.steepest:.1f} times is wanted.",
+        )
+
+    def hint(self) -> None:
+        """Print the next hint; after the last one, where the solution is."""
+        number = len(self._shown)
+        if number < len(self.hints):
+            self._shown.append(number)
+            print(f"Hint {number + 1} of {len(self.hints)}. {self.hints[number]}")
+        else:
+            print(f"No more hints. The solution: check.{self.name}.solution()")
+
+    def solution(self) -> None:
+        """Print the source of a right answer."""
+        print(inspect.getsource(self.answer).rstrip())
+
+
+def normal(rng: torch.Generator, *shape: int) -> torch.Tensor:
+    """Normal random numbers in float64, for the cases of an exercise."""
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
+def shaped(arguments: str, *sizes: tuple) -> Callable[[torch.Generator], Iterator[Case]]:
+    """Cases whose arguments are normal tensors of these shapes, or plain values.
+
+        shaped("B T D, B T D, heads", (2, 5, 3, 1), (1, 1, 3, 3))
+
+    Capital letters are axes, a word in small letters is a value. Each row of `sizes` has one number
+    for each letter and word, in the order in which they first appear. A case is long if T > 64.
+    """
+    words = [argument.split() for argument in arguments.split(",")]
+    names = list(dict.fromkeys(name for argument in words for name in argument))
+
+    def cases(rng):
+        for row in sizes:
+            size = dict(zip(names, row, strict=True))
+            yield Case(
+                tuple(
+                    size[argument[0]]
+                    if argument[0].islower()
+                    else normal(rng, *(size[axis] for axis in argument))
+                    for argument in words
+                ),
+                long=size.get("T", 0) > 64,
+            )
+
+    return cases
+
+
+def _has_time(x, axis) -> bool:
+    return isinstance(x, torch.Tensor) and x.ndim > axis
+
+
+def _redraw_late(x, axis, start, generator):
+    """The tensor with everything from `start` on redrawn."""
+    x = x.clone()
+    late = x.movedim(axis, 0)[start:]
+    if x.is_floating_point():
+        late.copy_(torch.randn(late.shape, generator=generator, dtype=torch.float64))
+    else:
+        late.add_(1)
+    return x
+
+
+def _to_tensors(value) -> list[torch.Tensor]:
+    """A number, a tensor, or a tuple of such, as a list of tensors in float64.
+
+    Raises   TypeError for anything else
+    """
+    if isinstance(value, tuple | list):
+        return [tensor for part in value for tensor in _to_tensors(part)]
+    if isinstance(value, bool | int | float):
+        return [torch.tensor(value, dtype=torch.float64)]
+    if isinstance(value, torch.Tensor):
+        return [value.detach().double()]
+    raise TypeError(f"{type(value).__name__}")
+
+
+def difference(got, wanted, within) -> Verdict:
+    """How a result differs from the expected one: in type, in shape, in values, or not at all."""
+    if isinstance(wanted, str):
+        right = got == wanted
+        return Verdict(CORRECT) if right else Verdict(WRONG_VALUES, f"Got {got!r}.")
+    try:
+        theirs = _to_tensors(got)
+    except TypeError as error:
+        return Verdict(WRONG_KIND, f"Got a {error}; wanted {_format_shapes(_to_tensors(wanted))}.")
+    ours = _to_tensors(wanted)
+    if [x.shape for x in theirs] != [x.shape for x in ours]:
+        kind = "a list of " if isinstance(got, list) else ""
+        return Verdict(
+            WRONG_KIND, f"Got {kind}{_format_shapes(theirs)}; wanted {_format_shapes(ours)}."
+        )
+    for a, b in zip(theirs, ours, strict=True):
+        scale = max(1.0, b.abs().max().item() if b.numel() else 1.0)
+        wrong = ~((a == b) | ((a - b).abs() <= within * scale))  # so that nan is wrong
+        if wrong.any() and ((a - b).abs() <= _LAST_DIGITS * scale).all():
+            return Verdict(WRONG_VALUES, "Off in the last digits only: is a part of it float32?")
+        if wrong.any():
+            where = tuple(wrong.nonzero()[0].tolist())
+            place = f"At {where} " if where else ""
+            text = f"{place}wanted {b[where].item():.4g}, got {a[where].item():.4g}."
+            return Verdict(WRONG_VALUES, text[0].upper() + text[1:])
+    return Verdict(CORRECT)
+
+
+def _format_argument(name, value) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{name} {tuple(value.shape)}" if value.ndim else f"{name} = {value.item():.4g}"
+    return f"{name} = {reprlib.repr(value)}"
+
+
+def _format_shapes(tensors) -> str:
+    shapes = [f"shape {tuple(x.shape)}" if x.ndim else "one number" for x in tensors]
+    return " and ".join(shapes)

@@ -1,0 +1,160 @@
+"""An exercise: how a verdict is found, and what it says."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from qllk.lab.exercise import (
+    CORRECT,
+    NOT_ATTEMPTED,
+    TOO_STEEP,
+    WRONG_VALUES,
+    Case,
+    Exercise,
+    difference,
+    normal,
+    shaped,
+)
+from qllk.model import masks
+
+# ---------------------------------------------------------------- the machinery
+
+
+def total(x):
+    return x.cumsum(0)
+
+
+def exercise(truth=total, **more):
+    def cases(rng):
+        for T in (1, 3, 7):
+            yield Case((torch.randn(T, generator=rng, dtype=torch.float64),))
+        yield Case((torch.randn(40, generator=rng, dtype=torch.float64),), long=True)
+
+    return Exercise(truth, cases, hints=("One.", "Two."), mistakes={}, **more)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (lambda x: x.cumsum(0), CORRECT),
+        (lambda x: ..., NOT_ATTEMPTED),
+        (lambda x: (_ for _ in ()).throw(NotImplementedError()), NOT_ATTEMPTED),
+        (lambda x: x[0], r"wrong type or shape\. Got one number; wanted shape \(1,\)\."),
+        (lambda x: "sum", r"wrong type or shape\. Got a str; wanted shape \(1,\)\."),
+        (lambda x: x / 0 * 0, r"wrong values\. At \(0,\) wanted .*, got nan\."),
+        (lambda x: x.sum().expand_as(x), r"sees the future\. A new input at place 1 changed"),
+        (lambda x: x.clone().unfold(0, 1, 1)[:, 0] * 2, r"wrong values\. At"),
+        (lambda x: x.cumsum(0) * (1 if len(x) < 9 else 2), "right when short, wrong when long"),
+        (lambda x: x.nope, r"raises an error\. AttributeError: .*nope"),
+    ],
+)
+def test_each_verdict_names_its_cause(answer, verdict):
+    assert re.match(verdict, str(exercise(time_axis=0).judge(answer)))
+
+
+def test_plain_numbers_are_as_exact_as_tensors():
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    assert difference(third, 1 / 3, 1e-12).state == CORRECT
+    assert difference(1 / 3 + 1e-9, third, 1e-12).state == WRONG_VALUES
+
+
+def test_work_that_grows_too_fast_is_noticed():
+    def square(x):
+        return (torch.ones(len(x), len(x), dtype=x.dtype).tril() * x).sum(1)
+
+    steep = exercise(steepest=1.1, sized=lambda T: (torch.zeros(T, dtype=torch.float64),))
+    assert steep.judge(lambda x: x.cumsum(0)).state == CORRECT
+    verdict = steep.judge(square)
+    assert verdict.state == TOO_STEEP
+    assert "Twice the length makes 4.0 times" in verdict.cause
+
+
+def test_a_learners_function_cannot_spoil_the_inputs():
+    def spoils(x):
+        y = x.cumsum(0)
+        x.zero_()
+        return y
+
+    assert exercise().judge(spoils).state == CORRECT
+
+
+def test_the_verdict_is_printed_with_the_way_to_a_hint(capsys):
+    some = exercise()
+    some(lambda x: x)
+    said = capsys.readouterr().out
+    assert said.startswith("test_exercise.total: wrong values. At (1,)")
+    assert "check.test_exercise.total.hint()" in said
+    some(lambda x: None)
+    assert capsys.readouterr().out == "test_exercise.total: not attempted\n"
+
+
+def test_hints_come_one_by_one_and_end_at_the_solution(capsys):
+    some = exercise(masks.causal_mask)
+    for _ in range(3):
+        some.hint()
+    one, two, last = capsys.readouterr().out.splitlines()
+    assert (one, two) == ("Hint 1 of 2. One.", "Hint 2 of 2. Two.")
+    assert "check.masks.causal_mask.solution()" in last
+    some.solution()
+    assert "def causal_mask(" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what a verdict tells
+
+
+def scaled_by(x, factor):
+    return factor * x
+
+
+SCALED = Exercise(
+    answer=scaled_by,
+    cases=lambda rng: [Case((torch.randn(3, 4, generator=rng, dtype=torch.float64), 7))],
+    hints=("Multiply.",),
+    mistakes={},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda x, factor: x, "Called with x (3, 4), factor = 7."),
+        (lambda x, factor: x @ x, "Called with x (3, 4), factor = 7."),
+        (lambda x, factor: [1.0, 2.0], "Got a list of one number and one number"),
+        (lambda x, factor: factor * x.float(), "last digits only: is a part of it float32?"),
+    ],
+)
+def test_a_verdict_names_the_call_the_kind_and_the_precision(answer, told):
+    assert told in SCALED.judge(answer).cause
+
+
+def test_an_infinity_that_is_wanted_is_right_and_nan_never_is():
+    wanted = torch.tensor([math.inf, 1.0])
+    assert difference(wanted.clone(), wanted, 1e-9).state == CORRECT
+    assert difference(torch.tensor([math.nan, 1.0]), wanted, 1e-9).state == WRONG_VALUES
+
+
+# ---------------------------------------------------------------- cases by shape
+
+
+def test_cases_by_shape_are_normal_tensors_and_plain_values():
+    cases = list(shaped("B T D, B D, heads", (2, 5, 3, 7), (1, 70, 4, 1))(rng()))
+    assert [[getattr(x, "shape", x) for x in case.arguments] for case in cases] == [
+        [(2, 5, 3), (2, 3), 7],
+        [(1, 70, 4), (1, 4), 1],
+    ]
+    assert [case.long for case in cases] == [False, True]
+    x, y, _ = cases[0].arguments
+    again = rng()
+    assert torch.equal(x, normal(again, 2, 5, 3))
+    assert torch.equal(y, normal(again, 2, 3))
+
+
+def test_a_row_of_sizes_must_have_a_number_for_each_letter():
+    with pytest.raises(ValueError, match="zip"):
+        list(shaped("B T", (2,))(rng()))
+
+
+def rng():
+    return torch.Generator().manual_seed(5)
