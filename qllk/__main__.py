@@ -30,7 +30,7 @@ from .training.trainer import Diverged, Trainer
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns 0, or 1 after an error, or 130 after an interrupt."""
-    args = parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except (ValueError, OSError, ModuleNotFoundError, Diverged) as error:
@@ -42,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
