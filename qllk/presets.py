@@ -141,7 +141,7 @@ class _Row(NamedTuple):
 
 _ROWS = {
     # QLLK corrected: patches aligned by target, a local decoder, the cumulative sum as the global
-    # mixer. Chosen by the race, see README.  1,298,944 parameters.
+    # mixer. Chosen by the race, see RESULTS.md.  1,298,944 parameters.
     "qllk-2": _Row(_qllk_2(128)),
     # The same, small enough for lessons and tests.  342,272 parameters.
     "qllk-2-nano": _Row(_qllk_2(64)),

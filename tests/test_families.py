@@ -578,3 +578,14 @@ def test_dropout_keeps_the_mean():
     y = dropout(torch.ones(100_000))
     assert y.unique().tolist() == pytest.approx([0, 4 / 3])
     assert y.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_model_is_built_from_the_path_of_a_specs_json(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(TINY["gpt-nano"].to_json())
+    ids = torch.arange(7)[None]
+    expected = build(TINY["gpt-nano"], seed=3)(ids)
+    for what in (path, str(path)):
+        assert torch.equal(build(what, seed=3)(ids), expected)
+    with pytest.raises(ValueError, match="unknown preset 'mine'; choose from"):
+        build("mine")

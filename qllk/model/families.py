@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import build_part, check_ids, check_same_shape, look_up
-from ..presets import PRESETS
+from ..presets import find_spec
 from ..spec import Spec
 from .attention import BidirectionalAttention
 from .blocks import Block, Stack, cycle, norm_of
@@ -294,12 +295,14 @@ FAMILIES = {
 }
 
 
-def build(what: str | Spec, *, seed: int | None = None) -> nn.Module:
-    """Build the model of a preset's name or of a Spec. A seed makes its weights reproducible.
+def build(what: str | Path | Spec, *, seed: int | None = None) -> nn.Module:
+    """Build the model of a preset's name, a Spec, or the path of a Spec's JSON.
+
+    A seed makes its weights reproducible.
 
     Raises   ValueError for an unknown preset or part; the message lists the known ones
     """
-    spec = what if isinstance(what, Spec) else look_up(PRESETS, what, "preset")
+    spec = find_spec(what)
     family = look_up(FAMILIES, spec.family, "family")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class Costs(NamedTuple):
     training_bytes: int
 
 
-def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
+def measure_costs(what: str | Path | Spec, window: int, batch: int) -> Costs:
     """The costs of a preset or a Spec: of rows of `window` tokens, and of training on `batch` rows.
 
     Measured on the model itself, on the meta device, where tensors have shapes but no memory. An
@@ -53,7 +54,7 @@ def measure_costs(what: str | Spec, window: int, batch: int) -> Costs:
     return Costs(count_parameters(model), flops, *state, training_bytes(what, window, batch))
 
 
-def training_bytes(what: str | Spec, window: int, batch: int) -> int:
+def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
     """The memory of a training step in bytes, in float32 with AdamW.
 
         weights + gradients + moments + activations saved for the backward pass
@@ -73,11 +74,10 @@ def training_bytes(what: str | Spec, window: int, batch: int) -> int:
 
 
 def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
-    """The size of a state in bytes: its constant part, and its growth per token.
+    """The constant part of a state, and what each token adds to it, in bytes.
 
-    Measured on both halves of a text that is long enough to fill all windows, if the context
-    allows: growth in the first half only counts as constant. If possible, both halves end where
-    all patches end.
+    Two halves of a text are compared, both long enough to fill every window, as far as the context
+    allows: what only the first half adds is constant. Both end at the end of a patch if possible.
     """
     clock = _clock(model)
     half = max(_SETTLED, _reach(model)) + clock
@@ -92,7 +92,7 @@ def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
 
 
 def _reach(module) -> int:
-    """The number of tokens that fill every window of a module; on patches, a step is R tokens."""
+    """The tokens after which every window is full; a step of a patched stack takes R tokens."""
     if isinstance(module, SoftmaxAttention):
         return (module.mask.window or 0) + module.mask.sinks
     inside = max(map(_reach, module.children()), default=0)
@@ -100,7 +100,7 @@ def _reach(module) -> int:
 
 
 def _clock(module) -> int:
-    """The number of tokens after which all patches of a module end at the same token again."""
+    """The tokens from one position where all nested patches end to the next."""
     inside = math.lcm(*map(_clock, module.children()))
     return inside * module.size if isinstance(module, PatchPath) else inside
 
