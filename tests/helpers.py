@@ -20,7 +20,7 @@ SPEC = Spec(
     dropout=0.1,
 )
 BFLOAT16 = pytest.mark.skipif(
-    devices.unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
+    devices._unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
 SMALL = {  # upper bounds of the options that cost time
     **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},
@@ -92,3 +92,17 @@ def same(actual, expected, atol=1e-10):
 def vectors(*shape):
     """Random numbers in float64."""
     return torch.randn(*shape, dtype=torch.float64)
+
+
+# The function that draws each lesson's widget; "training" shows the live trainer instead.
+DRAWN = {
+    "assembly": "boxed",
+    "attention": "look",
+    "cumsum": "watch",
+    "fusing": "projections",
+    "growth": "grown",
+    "linear": "race_orders",
+    "patches": "xray",
+    "race": "live",
+    "writing": "play",
+}

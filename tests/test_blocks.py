@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qllk.model.blocks import NORMS_AT, Block, _CrossBlock
+from qllk.model.blocks import _NORMS_AT, Block, _CrossBlock
 
 
 class Times(nn.Module):
@@ -33,7 +33,7 @@ def thirds(width):
 )
 def test_a_norm_stands_where_its_place_says(at, expected):
     mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
-    block = Block(Times(6), mlp, thirds, 1, 0.0, NORMS_AT[at])
+    block = Block(Times(6), mlp, thirds, 1, 0.0, _NORMS_AT[at])
     y, state = block(torch.ones(1, 1, 1), "kept")
     assert y.item() == pytest.approx(expected)
     assert state == "kept"
@@ -56,7 +56,7 @@ class Plus(Times):
 )
 def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order(at, mixed, looked, thought):
     mlp = type("Six", (nn.Module,), {"forward": lambda self, x: 6 * x})()
-    block = _CrossBlock(Plus(3), mlp, thirds, 1, 0.0, NORMS_AT[at], cross=Plus(9))
+    block = _CrossBlock(Plus(3), mlp, thirds, 1, 0.0, _NORMS_AT[at], cross=Plus(9))
     asked = []
     block.cross.register_forward_pre_hook(lambda part, args: asked.append(args[0].item()))
     y, state = block(torch.ones(1, 1, 1), ("mixer's", "memory's"))

@@ -21,7 +21,7 @@ from qllk import files
 from qllk.text.corpora import corpus, task
 from qllk.text.tokens import Bytes
 from qllk.training import checkpoint
-from qllk.training.checkpoint import _digest, check_run, load, load_model, read, save
+from qllk.training.checkpoint import _check_run, _digest, load, load_model, read, save
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import take_snapshot
 from qllk.training.trainer import Diverged, Trainer
@@ -61,7 +61,7 @@ def crafted(path, tensors, metadata):
     """A file whose checksum is right, whatever it says."""
     metadata = metadata if isinstance(metadata, str) else json.dumps(metadata)
     header = {
-        "format": str(checkpoint.FORMAT),
+        "format": str(checkpoint._FORMAT),
         "metadata": metadata,
         "sha256": _digest(tensors, metadata),
     }
@@ -248,7 +248,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_changes_nothing(good, othe
     reason = "another model|another text|its recipe has (seed|lr)="
     before = take_snapshot(other).tensors
     with pytest.raises(ValueError, match=reason):
-        check_run(other, read(good[0]))
+        _check_run(other, read(good[0]))
     assert all(
         torch.equal(before[name], value) for name, value in take_snapshot(other).tensors.items()
     )
@@ -323,7 +323,7 @@ def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch):
 
 def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
     path = tmp_path / "weights.safetensors"
-    ours = {"format": str(checkpoint.FORMAT)}
+    ours = {"format": str(checkpoint._FORMAT)}
     for header in (None, {"format": "pt"}, ours, {"format": "99", "metadata": "{}"}):
         path.write_bytes(to_bytes({"x": torch.zeros(3)}, header))
         with pytest.raises(ValueError, match="holds tensors but no run of qllk"):

@@ -41,12 +41,12 @@ def test_every_offer_gives_what_it_promises():
 def test_what_is_not_offered_has_a_reason():
     for device in devices.available():
         for precision in devices.PRECISIONS:
-            reason = devices.unavailable_reason(device.name, precision)
+            reason = devices._unavailable_reason(device.name, precision)
             assert (reason is None) == (precision in device.precisions)
 
 
 def test_float16_on_the_processor_is_refused_with_its_reason():
-    assert "CUDA only" in devices.unavailable_reason("cpu", "float16")
+    assert "CUDA only" in devices._unavailable_reason("cpu", "float16")
     with pytest.raises(
         ValueError, match=r"cpu cannot train in float16 \(.*CUDA only\); it offers float32"
     ):
@@ -58,7 +58,7 @@ def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch, fre
         devices, "autocast", lambda name, precision: torch.autocast("cpu", enabled=False)
     )
     assert (
-        devices.unavailable_reason("cpu", "bfloat16")
+        devices._unavailable_reason("cpu", "bfloat16")
         == "asked for bfloat16, torch ran torch.float32"
     )
     assert {d.name: d.precisions for d in devices.available()}["cpu"] == ("float32",)
@@ -120,7 +120,7 @@ def test_the_fastest_precision_is_one_that_is_offered(monkeypatch, fresh):
 
 
 def test_the_fastest_precision_of_cuda_is_that_of_its_first_device(monkeypatch, fresh):
-    first = devices.Device("cuda:0", "a card", ("float32", "float16"))
+    first = devices._Device("cuda:0", "a card", ("float32", "float16"))
     monkeypatch.setattr(devices, "available", lambda: (first, CPU))
     times = {("cuda:0", "float32"): 2.0, ("cuda:0", "float16"): 1.0}
     monkeypatch.setattr(devices, "_seconds", lambda *where: times[where])

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import ipywidgets
 import pytest
+from helpers import DRAWN
 
 from qllk.lab.explore import Explorer, Runner, choice, explorer, line, slider, switch
 from qllk.lab.lessons.exercises import EXERCISES
@@ -114,19 +115,6 @@ def test_a_runner_runs_when_told_and_stops_when_told():
 
 
 # ---------------------------------------------------------------- the lessons' own
-
-
-DRAWN = {  # "training" shows the live trainer, which has tests of its own
-    "assembly": "boxed",
-    "attention": "look",
-    "cumsum": "watch",
-    "fusing": "projections",
-    "growth": "grown",
-    "linear": "race_orders",
-    "patches": "xray",
-    "race": "live",
-    "writing": "play",
-}
 
 
 def drawing(lesson):

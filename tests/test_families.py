@@ -11,7 +11,7 @@ from helpers import TINY, built, same
 from qllk.model import families
 from qllk.model.blocks import Stack
 from qllk.model.families import (
-    FAMILIES,
+    _FAMILIES,
     LanguageModel,
     PatchedStack,
     build,
@@ -381,7 +381,7 @@ def test_a_model_says_what_it_is_called_with_and_what_it_carries_along(spec):
 
 
 def test_every_family_has_a_row_and_the_smallest_structure():
-    assert {spec.family for spec in MODEL_SPECS.values()} == set(FAMILIES)
+    assert {spec.family for spec in MODEL_SPECS.values()} == set(_FAMILIES)
 
 
 def test_an_encoder_cannot_continue_and_says_so():

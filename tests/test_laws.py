@@ -14,13 +14,13 @@ from helpers import BFLOAT16, TINY, built, same
 
 from qllk.checks import build_part
 from qllk.model import attention
-from qllk.model.blocks import NORMS_AT
-from qllk.model.families import FAMILIES, build
+from qllk.model.blocks import _NORMS_AT
+from qllk.model.families import _FAMILIES, build
 from qllk.model.layers import HEADS, MLPS, NORMS, join_heads
 from qllk.model.masks import Mask
 from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
-from qllk.model.recurrent import DECAYS, NORMALISERS
+from qllk.model.recurrent import _DECAYS, NORMALISERS
 from qllk.probes.inside import (
     _state_tensors,
     attention_weights,
@@ -227,7 +227,7 @@ SPECS |= {
 SPECS |= {
     f"{family}, {at}": SPECS[f"{family}, rotary"].but(norm_at=at)
     for family in ("encoder", "encoder-decoder")
-    for at in NORMS_AT
+    for at in _NORMS_AT
 }
 MODELS = {**{f"preset {name}": spec for name, spec in TINY.items()}, **SPECS}
 ENCODERS = {name: spec for name, spec in MODELS.items() if spec.family == "encoder"}
@@ -741,7 +741,7 @@ def test_every_mixer_and_every_option_has_a_row():
         assert known == {option for options in rows for option in options}, name
 
 
-@pytest.mark.parametrize(("option", "table"), [("normaliser", NORMALISERS), ("decay", DECAYS)])
+@pytest.mark.parametrize(("option", "table"), [("normaliser", NORMALISERS), ("decay", _DECAYS)])
 def test_every_choice_of_an_option_has_a_row(option, table):
     assert {r.options[option] for r in MIXING.values() if option in r.options} == set(table)
 
@@ -762,7 +762,13 @@ def test_every_kind_of_positions_has_a_row():
 
 @pytest.mark.parametrize(
     ("field", "table"),
-    [("norm", NORMS), ("mlp", MLPS), ("head", HEADS), ("norm_at", NORMS_AT), ("family", FAMILIES)],
+    [
+        ("norm", NORMS),
+        ("mlp", MLPS),
+        ("head", HEADS),
+        ("norm_at", _NORMS_AT),
+        ("family", _FAMILIES),
+    ],
 )
 def test_every_choice_of_a_field_has_a_row(field, table):
     found = [getattr(spec, field) for spec in SPECS.values()]

@@ -13,13 +13,13 @@ from qllk.checks import check_ids
 from qllk.text import objectives
 from qllk.text.objectives import (
     IGNORED,
+    _span_counts,
     count_targets,
     masked_token,
     next_token,
     restore_spans,
     seq2seq,
     span_corruption,
-    span_counts,
     span_vocabulary,
     token_losses,
 )
@@ -117,7 +117,7 @@ def test_the_micro_batches_of_a_batch_are_its_rows_in_order():
 def test_targets_that_are_special_can_be_ignored():
     batch = span_corruption(letters(3, 40), generator())
     text = batch.ignore_specials()
-    assert count_targets(text.targets) == 3 * span_counts(40)[0]
+    assert count_targets(text.targets) == 3 * _span_counts(40)[0]
     assert torch.equal(text.targets != IGNORED, batch.targets < 256)
     assert torch.equal(batch.ignore_specials(400).targets, batch.targets)
 
@@ -291,7 +291,7 @@ def test_span_corruption_has_an_exact_inverse(B, T, rate, span, seed):
     (source, shifted), targets = span_corruption(ids, generator(seed), rate=rate, span=span)
     restored = [restore_spans(s, t) for s, t in zip(source, targets, strict=True)]
     assert torch.equal(torch.stack(restored), ids)
-    lost, spans = span_counts(T, rate, span)
+    lost, spans = _span_counts(T, rate, span)
     assert source.shape == (B, T - lost + spans)
     assert targets.shape == shifted.shape == (B, lost + spans + 1)
     highest = span_vocabulary(T, rate, span) - 1
@@ -304,7 +304,7 @@ def test_span_corruption_has_an_exact_inverse(B, T, rate, span, seed):
 def test_every_row_loses_exactly_the_stated_ids_and_spans(T, rate, span, seed):
     lost = objectives._random_spans(5, T, generator(seed), rate, span)
     begins = lost & ~torch.cat((torch.zeros(5, 1).bool(), lost[:, :-1]), dim=1)
-    hidden, spans = span_counts(T, rate, span)
+    hidden, spans = _span_counts(T, rate, span)
     assert lost.shape == (5, T)
     assert (lost.sum(1) == hidden).all()
     assert (begins.sum(1) == spans).all()
@@ -312,7 +312,7 @@ def test_every_row_loses_exactly_the_stated_ids_and_spans(T, rate, span, seed):
 
 @pytest.mark.parametrize("T", [20, 50, 100, 512, 4096])
 def test_long_rows_lose_the_same_share_because_spans_are_not_capped(T):
-    lost, spans = span_counts(T)
+    lost, spans = _span_counts(T)
     assert lost == round(0.15 * T)
     assert spans == round(lost / 3)
 

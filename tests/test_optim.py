@@ -13,7 +13,7 @@ from qllk.probes import measure
 from qllk.probes.inside import state_bytes
 from qllk.text.corpora import task
 from qllk.training import checkpoint, optim
-from qllk.training.checkpoint import check_run
+from qllk.training.checkpoint import _check_run
 from qllk.training.optim import OPTIMIZERS, AdamW, Lion
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import Snapshot, take_snapshot
@@ -189,12 +189,12 @@ def test_the_memory_of_another_optimizer_is_refused(tmp_path):
     tensors, metadata = take_snapshot(run)
     metadata["recipe"]["optimizer"] = "adamw"
     with pytest.raises(ValueError, match=r"'optimizer.0.exp_avg_sq' is missing"):
-        check_run(trainer(), Snapshot(tensors, metadata))
+        _check_run(trainer(), Snapshot(tensors, metadata))
     metadata["recipe"]["optimizer"] = "lion-bfloat16"
     with pytest.raises(ValueError, match=r"float32, expected .* torch.bfloat16"):
-        check_run(trainer(optimizer="lion-bfloat16"), Snapshot(tensors, metadata))
+        _check_run(trainer(optimizer="lion-bfloat16"), Snapshot(tensors, metadata))
     with pytest.raises(ValueError, match="its recipe has optimizer='lion-bfloat16', this one"):
-        check_run(trainer(), Snapshot(tensors, metadata))
+        _check_run(trainer(), Snapshot(tensors, metadata))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -10,7 +10,7 @@ from qllk.text.corpora import task
 from qllk.text.objectives import IGNORED
 from qllk.text.tokens import Bytes
 from qllk.training import previews
-from qllk.training.previews import spell
+from qllk.training.previews import _spell
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -71,7 +71,7 @@ def test_an_encoder_decoder_says_what_was_taken_out(asked, monkeypatch):
     _, given, made = preview(run, "", 80)
     assert made == "⟨0⟩ab⟨1⟩cd⟨2⟩ef"[: len(made)]
     assert len(made.replace("⟨", "").replace("⟩", "")) == asked[-1].targets.shape[1] == 9
-    assert given == f"{spell(asked[-1].inputs[0][0].tolist(), Bytes())}\n\n"
+    assert given == f"{_spell(asked[-1].inputs[0][0].tolist(), Bytes())}\n\n"
     assert given.count("⟨") == 2
 
 
@@ -86,8 +86,8 @@ def test_a_reply_is_about_the_same_text_each_time_and_disturbs_nothing(spec):
 
 
 def test_special_ids_are_spelled():
-    assert spell([72, 105, 256, 33, 257, 260], Bytes()) == "Hi▁!⟨0⟩⟨3⟩"
-    assert spell([], Bytes()) == ""
+    assert _spell([72, 105, 256, 33, 257, 260], Bytes()) == "Hi▁!⟨0⟩⟨3⟩"
+    assert _spell([], Bytes()) == ""
 
 
 def test_other_ids_are_spelled_by_their_tokenizer(tmp_path, monkeypatch):

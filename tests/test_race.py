@@ -172,4 +172,4 @@ def test_a_run_ends_with_the_race_that_it_belongs_to(monkeypatch, tmp_path):
     gone = SimpleNamespace(is_alive=lambda: False)
     monkeypatch.setattr(race.multiprocessing, "parent_process", lambda: gone)
     with pytest.raises(SystemExit, match="the race was ended"):
-        race.train_one(run)
+        race._train_one(run)

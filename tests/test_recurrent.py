@@ -8,7 +8,7 @@ from helpers import same, vectors
 
 from qllk.model import kernels
 from qllk.model.recurrent import (
-    DECAYS,
+    _DECAYS,
     NORMALISERS,
     CumsumMixer,
     DeltaRule,
@@ -30,7 +30,7 @@ def test_a_channel_of_the_cumsum_mixer_forgets_half_in_its_half_life():
 
 
 def test_fixed_decays_are_those_of_the_retention_paper():
-    decay = DECAYS["fixed"](8, 4)(vectors(2, 3, 8))
+    decay = _DECAYS["fixed"](8, 4)(vectors(2, 3, 8))
     assert decay.shape == (2, 4, 3, 1)
     expected = [1 - 2**-5, 1 - 2**-6, 1 - 2**-7, 1 - 2**-8]
     assert decay.exp()[0, :, 0, 0].tolist() == pytest.approx(expected)
@@ -38,7 +38,7 @@ def test_fixed_decays_are_those_of_the_retention_paper():
 
 @pytest.mark.parametrize(("name", "width"), [("head", 1), ("channel", 2)])
 def test_learned_decays_forget_and_have_one_speed_for_each(name, width):
-    decay = DECAYS[name](8, 4).double()
+    decay = _DECAYS[name](8, 4).double()
     found = decay(vectors(2, 3, 8))
     assert found.shape == (2, 4, 3, width)
     assert (found < 0).all()

@@ -19,10 +19,10 @@ from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
 from qllk.text.corpora import task
 from qllk.training import checkpoint, devices, optim
-from qllk.training.place import move_to, trial_step
+from qllk.training.place import _trial_step, move_to
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import Snapshot, restore_snapshot, take_snapshot
-from qllk.training.trainer import Diverged, Trainer, mix_seeds
+from qllk.training.trainer import Diverged, Trainer, _mix_seeds
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
 CORPUS = task("markov", 4000)
@@ -69,7 +69,7 @@ def test_a_run_equals_the_same_written_by_hand():
         foreach=False,
     )
     for step, record in enumerate(steps(run, 12)):
-        generator = torch.Generator().manual_seed(mix_seeds(0, step))
+        generator = torch.Generator().manual_seed(_mix_seeds(0, step))
         starts = torch.randint(len(CORPUS.train) - 24, (4,), generator=generator).tolist()
         ids = torch.tensor(np.stack([CORPUS.train[s : s + 25] for s in starts])).long()
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -232,7 +232,7 @@ def test_dropout_is_on_while_training_and_depends_on_seed_and_step_alone(monkeyp
 
 
 def test_the_batches_of_neighbouring_steps_and_seeds_differ():
-    seeds = {mix_seeds(seed, step) for seed in range(50) for step in range(-50, 50)}
+    seeds = {_mix_seeds(seed, step) for seed in range(50) for step in range(-50, 50)}
     assert len(seeds) == 5000
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -390,7 +390,7 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
 
         monkeypatch.setattr("qllk.training.trainer.move_to", once)
     else:
-        trial = trial_step
+        trial = _trial_step
 
         def wrong(model, ids, device, precision):
             nats, finite = trial(model, ids, device, precision)
@@ -399,7 +399,7 @@ def test_a_move_that_fails_leaves_the_run_where_it_was(monkeypatch, failure):
                 broken and failure == "gradient"
             )
 
-        monkeypatch.setattr("qllk.training.place.trial_step", wrong)
+        monkeypatch.setattr("qllk.training.place._trial_step", wrong)
     run.submit("precision", "bfloat16")
     records = steps(run, 3)
     assert got + losses(records) == expected
@@ -419,7 +419,7 @@ def test_a_trial_step_changes_neither_model_nor_gradients():
     before = take_snapshot(run).tensors
     run.optimizer.zero_grad()
     ids = torch.from_numpy(CORPUS.train[None, :25].copy())
-    nats, finite = trial_step(run.model, objectives.next_token(ids), "cpu", "float32")
+    nats, finite = _trial_step(run.model, objectives.next_token(ids), "cpu", "float32")
     assert finite
     assert nats > 0
     assert run.model.training
@@ -702,7 +702,7 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
     with torch.no_grad():  # whatever it thinks of sentinels: text is what counts
         run.model.head.weight[257:] += 5.0
     run.ask = ask
-    generator = torch.Generator().manual_seed(mix_seeds(0, 0))
+    generator = torch.Generator().manual_seed(_mix_seeds(0, 0))
     total = count = 0
     for ids in windows.iterate_windows(PERIODIC.valid, 16, 24):
         inputs, targets = ask(ids, generator)

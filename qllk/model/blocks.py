@@ -37,14 +37,14 @@ def _sublayer_norm(x, norm, dropout, part):
     return x + dropout(norm(y)), state
 
 
-NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
+_NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 
 
 class Block(nn.Module):
     """A mixer over time, then an MLP at each position, each added to the residual stream.
 
     Options  norm, a function from a width to a norm
-             add, a function of NORMS_AT, which decides where the norms go
+             add, a function of _NORMS_AT, which decides where the norms go
     """
 
     def __init__(
@@ -160,7 +160,7 @@ def _build_block(spec, d_model, part, positions, mixers, cross):
         norm_of(spec.norm),
         d_model,
         spec.dropout,
-        look_up(NORMS_AT, spec.norm_at, "norm_at"),
+        look_up(_NORMS_AT, spec.norm_at, "norm_at"),
     )
     return _CrossBlock(*parts, cross=cross) if cross else Block(*parts)
 

@@ -288,7 +288,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.table.weight, std=0.5 * size)
 
 
-FAMILIES = {
+_FAMILIES = {
     "decoder": LanguageModel,
     "encoder": MaskedLanguageModel,
     "encoder-decoder": Seq2Seq,
@@ -303,7 +303,7 @@ def build(what: str | Path | Spec, *, seed: int | None = None) -> nn.Module:
     Raises   ValueError for an unknown preset or part; the message lists the known ones
     """
     spec = find_spec(what)
-    family = look_up(FAMILIES, spec.family, "family")
+    family = look_up(_FAMILIES, spec.family, "family")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

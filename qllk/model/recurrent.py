@@ -154,7 +154,7 @@ class LinearAttention(nn.Module):
         self.qkvg = nn.Linear(d_model, 4 * d_model, bias=False)
         self.out = ResidualLinear(d_model, d_model, bias=False)
         self.norm = RMSNorm(d_model // heads)
-        self.decay = look_up(DECAYS, decay, "decay")(d_model, heads)
+        self.decay = look_up(_DECAYS, decay, "decay")(d_model, heads)
 
     def forward(
         self, x: Tensor, state: NamedTuple | None = None, mask: Mask | None = None
@@ -247,7 +247,7 @@ class _ChannelDecay(_HeadDecay):
         return d_model
 
 
-DECAYS = {"none": _NoDecay, "fixed": _FixedDecay, "head": _HeadDecay, "channel": _ChannelDecay}
+_DECAYS = {"none": _NoDecay, "fixed": _FixedDecay, "head": _HeadDecay, "channel": _ChannelDecay}
 
 
 class GatedConv(nn.Module):

@@ -186,7 +186,7 @@ def equal_seconds(results: Results) -> dict[str, list[float]]:
     return {name: [one.bits_at(shortest) for one in several] for name, several in results.items()}
 
 
-def train_one(run: Run) -> dict:
+def _train_one(run: Run) -> dict:
     """Train, evaluate on the whole held-out split, and return the result as plain data."""
     torch.set_num_threads(1)
     trainer = Trainer(run.spec, corpus(run.corpus), run.recipe, clock=time.process_time)
@@ -232,7 +232,7 @@ def _run_all(
         report(f"{len(results)} of {len(runs)} runs are read from {folder}")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        futures = {pool.submit(train_one, run): run for run in waiting}
+        futures = {pool.submit(_train_one, run): run for run in waiting}
         for done, future in enumerate(as_completed(futures), 1):
             run, result = futures[future], future.result()
             write_atomically(folder / f"{run.key}.json", json.dumps(result).encode())

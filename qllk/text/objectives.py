@@ -180,7 +180,7 @@ def span_corruption(
     one more sentinel ends it. The number of spans grows with the length of the row, without a cap.
 
     Shapes   ids (B,T) below vocab_size; each row loses L ids in n spans, where
-             L, n = span_counts(T, rate, span)
+             L, n = _span_counts(T, rate, span)
              ->  inputs (B,T-L+n) and (B,L+n+1), targets (B,L+n+1)
     Options  span   mean length of a span
     Paper    T5, Raffel 2019, 1910.10683, 3.1.4. Its code starts every row with kept ids and ends
@@ -226,7 +226,7 @@ def restore_spans(source: Tensor, target: Tensor, vocab_size: int = 256) -> Tens
     return torch.tensor([token for part in parts for token in part], dtype=torch.long)
 
 
-def span_counts(T: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int]:
+def _span_counts(T: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int]:
     """The number of ids that are removed from T ids, and the number of spans; both are fixed."""
     if not span >= 1.0:
         raise ValueError(f"span is the mean length of a span and must be at least 1, got {span!r}")
@@ -237,7 +237,7 @@ def span_counts(T: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int
 
 def span_vocabulary(T: int, rate: float = 0.15, span: float = 3.0, vocab_size: int = 256) -> int:
     """The vocabulary that a model needs: the ordinary ids, the start id, and the sentinels."""
-    return vocab_size + 1 + span_counts(T, rate, span)[1] + 1
+    return vocab_size + 1 + _span_counts(T, rate, span)[1] + 1
 
 
 def _random_spans(B, T, generator, rate, span) -> Tensor:
@@ -246,7 +246,7 @@ def _random_spans(B, T, generator, rate, span) -> Tensor:
 
     Shapes   -> (B,T) bool, each row with the two numbers of `span_counts`
     """
-    lost, spans = span_counts(T, rate, span)
+    lost, spans = _span_counts(T, rate, span)
     lengths = _random_split(B, lost, spans, generator)
     gaps = _random_split(B, T - lost + 2, spans + 1, generator)
     gaps[:, [0, -1]] -= 1  # the gaps at both ends may be empty

@@ -32,7 +32,7 @@ from .recipe import Recipe
 from .snapshot import Snapshot, restore_snapshot, take_snapshot
 from .trainer import COMMANDS, Diverged, Trainer
 
-FORMAT = 3
+_FORMAT = 3
 # A resumed run may differ in these fields of its recipe.
 _FREE = ("device", "precision", "matmul", "compile", "recompute")
 
@@ -50,7 +50,7 @@ def save(trainer: Trainer, path: str | Path) -> Path:
         )
     tensors, metadata = take_snapshot(trainer)
     text = json.dumps(metadata, sort_keys=True)
-    header = {"format": str(FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
+    header = {"format": str(_FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
     write_atomically(Path(path), to_bytes(tensors, header))
     return Path(path)
 
@@ -73,12 +73,12 @@ def read(path: str | Path) -> Snapshot:
     if header.get("format") in ("1", "2") and "facts" in header:
         raise ValueError(
             f"{str(path)!r} was written by an older qllk (format {header['format']}; this version "
-            f"reads format {FORMAT}), whose runs stored other facts; train it again, or use the "
+            f"reads format {_FORMAT}), whose runs stored other facts; train it again, or use the "
             "version that wrote it"
         )
-    if header.get("format") != str(FORMAT) or not {"metadata", "sha256"} <= set(header):
+    if header.get("format") != str(_FORMAT) or not {"metadata", "sha256"} <= set(header):
         raise ValueError(
-            f"{str(path)!r} holds tensors but no run of qllk (expected format {FORMAT}, found "
+            f"{str(path)!r} holds tensors but no run of qllk (expected format {_FORMAT}, found "
             f"{header.get('format')!r}); checkpoints are written by `checkpoint.save`"
         )
     if _digest(tensors, header["metadata"]) != header["sha256"]:
@@ -125,7 +125,7 @@ def load(
         except ValueError:
             recipe = replace(recipe, device="cpu", precision="float32", matmul="native")
         trainer = Trainer(what, data, recipe, clock=clock)
-        check_run(trainer, snapshot)
+        _check_run(trainer, snapshot)
         restore_snapshot(trainer, snapshot)
         for at, name, value in metadata["pending"]:
             trainer.submit(name, value, at)
@@ -150,7 +150,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     return model.eval(), tokenizer_from_json(snapshot.metadata["corpus"]["tokenizer"])
 
 
-def check_run(trainer: Trainer, snapshot: Snapshot) -> None:
+def _check_run(trainer: Trainer, snapshot: Snapshot) -> None:
     """Refuse a snapshot that is not a run of this trainer's model, corpus and recipe.
 
     Raises   ValueError saying what differs or is damaged

@@ -28,7 +28,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 PARITY_NATS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-class Device(NamedTuple):
+class _Device(NamedTuple):
     """A device that can train."""
 
     name: str  # torch's, "cuda:0"
@@ -37,15 +37,15 @@ class Device(NamedTuple):
 
 
 @cache
-def available() -> tuple[Device, ...]:
+def available() -> tuple[_Device, ...]:
     """All devices that can train, in the order CUDA, MPS, CPU."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     names += ["mps"] if torch.backends.mps.is_available() else []
     found = []
     for name in [*names, "cpu"]:
-        precisions = tuple(p for p in PRECISIONS if unavailable_reason(name, p) is None)
+        precisions = tuple(p for p in PRECISIONS if _unavailable_reason(name, p) is None)
         if precisions:
-            found.append(Device(name, _label(name), precisions))
+            found.append(_Device(name, _label(name), precisions))
     return tuple(found)
 
 
@@ -89,20 +89,20 @@ def require(name: str, precision: str) -> str:
     if precision not in device.precisions:
         raise ValueError(
             f"{device.name} cannot train in {precision} "
-            f"({unavailable_reason(device.name, precision)}); "
+            f"({_unavailable_reason(device.name, precision)}); "
             f"it offers {', '.join(device.precisions)}"
         )
     return device.name
 
 
-def _find(name: str) -> Device:
+def _find(name: str) -> _Device:
     found = {device.name: device for device in available()}
     if (full := full_name(name)) not in found:
         raise ValueError(f"no device {full!r} here; this machine has {', '.join(found)}")
     return found[full]
 
 
-def unavailable_reason(name: str, precision: str) -> str | None:
+def _unavailable_reason(name: str, precision: str) -> str | None:
     """Why a small training step does not work, or None if it does."""
     if precision == "float16" and not name.startswith("cuda"):
         return "float16 needs a loss scaler, which is offered on CUDA only"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import look_up
 
 
-class MomentOptimizer(torch.optim.Optimizer):
+class _MomentOptimizer(torch.optim.Optimizer):
     """The common part of Lion and AdamW: moments, which are moving averages of the gradients.
 
     Moments are updated in the dtype of the weights and stored in `dtype`, rounded to nearest. This
@@ -74,7 +74,7 @@ class MomentOptimizer(torch.optim.Optimizer):
                 stored |= {name: stored[name].to(dtype) for name in self.moments}
 
 
-class Lion(MomentOptimizer):
+class Lion(_MomentOptimizer):
     """Change every weight by the same amount, in the direction of the sign of its moment.
 
         w <- (1 - lr decay) w - lr sign(b1 m + (1 - b1) g)        m <- b2 m + (1 - b2) g
@@ -97,7 +97,7 @@ class Lion(MomentOptimizer):
         mean.mul_(b2).add_(p.grad, alpha=1 - b2)
 
 
-class AdamW(MomentOptimizer):
+class AdamW(_MomentOptimizer):
     """Adam with decoupled weight decay and moments in any dtype. Otherwise torch's is faster.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2        after n steps:

@@ -77,8 +77,8 @@ def check_parity(model: nn.Module, batch: Batch, device: str, precision: str) ->
     Raises   ValueError when the losses differ by more than `devices.PARITY_NATS` allows, or a
              gradient is not finite
     """
-    expected, _ = trial_step(model, batch, "cpu", "float32")
-    got, finite = trial_step(model, batch, device, precision)
+    expected, _ = _trial_step(model, batch, "cpu", "float32")
+    got, finite = _trial_step(model, batch, device, precision)
     allowed = devices.PARITY_NATS[precision] * max(1.0, abs(expected))
     if not finite or not abs(got - expected) <= allowed:
         raise ValueError(
@@ -87,7 +87,7 @@ def check_parity(model: nn.Module, batch: Batch, device: str, precision: str) ->
         )
 
 
-def trial_step(model: nn.Module, batch: Batch, device: str, precision: str) -> tuple[float, bool]:
+def _trial_step(model: nn.Module, batch: Batch, device: str, precision: str) -> tuple[float, bool]:
     """The loss of one step on a copy of the model, and whether all its gradients are finite."""
     twin, batch = copy.deepcopy(model).to(device).eval(), batch.to(device)
     with devices.autocast(device, precision):

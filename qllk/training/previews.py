@@ -44,7 +44,7 @@ def fill_masks(trainer, prompt: str, length: int, seed: int) -> Preview:
     with eval_mode(trainer.model):
         guesses = trainer.model(ids)[..., : tokenizer.vocab_size].argmax(dim=-1)
     rows = torch.where(hidden, tokenizer.vocab_size, ids), torch.where(hidden, guesses, ids)
-    given, made = (spell(row[0].tolist(), tokenizer) for row in rows)
+    given, made = (_spell(row[0].tolist(), tokenizer) for row in rows)
     return Preview("held-out text with gaps (▁), then as the model fills it", f"{given}\n\n", made)
 
 
@@ -57,8 +57,8 @@ def restore_spans(trainer, prompt: str, length: int, seed: int) -> Preview:
         made = [id.item() for id in islice(ids, start.shape[1])]
     return Preview(
         "held-out text with spans taken out (⟨0⟩), then what the model puts there",
-        f"{spell(source[0].tolist(), tokenizer)}\n\n",
-        spell(made, tokenizer),
+        f"{_spell(source[0].tolist(), tokenizer)}\n\n",
+        _spell(made, tokenizer),
     )
 
 
@@ -69,7 +69,7 @@ def _held_out_batch(trainer, length: int) -> Batch:
     return trainer.ask(ids, generator).to(trainer.place.device)
 
 
-def spell(ids: list[int], tokenizer: Tokenizer) -> str:
+def _spell(ids: list[int], tokenizer: Tokenizer) -> str:
     """Decode ids to text, with marks for those that the tokenizer does not have."""
     size, words = tokenizer.vocab_size, []
     for ordinary, some in groupby(ids, key=lambda id: id < size):

@@ -17,7 +17,7 @@ from ..text.tokens import Tokenizer
 from .previews import Preview, continue_prompt, fill_masks, restore_spans
 
 
-class Question(NamedTuple):
+class _Question(NamedTuple):
     """How a family of models is trained and shown."""
 
     label: str  # goes before "bytes" or "ids" wherever a loss is reported
@@ -40,15 +40,15 @@ def _ask_spans(ids, generator, vocab_size):
 
 
 QUESTIONS = {
-    "decoder": Question("", _ask_next, lambda T, size: size, continue_prompt),
-    "encoder": Question("hidden ", _ask_masked, lambda T, size: size + 1, fill_masks),
-    "encoder-decoder": Question(
+    "decoder": _Question("", _ask_next, lambda T, size: size, continue_prompt),
+    "encoder": _Question("hidden ", _ask_masked, lambda T, size: size + 1, fill_masks),
+    "encoder-decoder": _Question(
         "lost ", _ask_spans, lambda T, size: span_vocabulary(T, vocab_size=size), restore_spans
     ),
 }
 
 
-def question_of(model: nn.Module) -> Question:
+def question_of(model: nn.Module) -> _Question:
     """The question of a model's family. A module without a Spec is trained as a decoder."""
     spec = getattr(model, "spec", None)
     return look_up(QUESTIONS, spec.family if spec else "decoder", "family")

@@ -227,10 +227,10 @@ class Trainer:
 
     def _draw_batch(self):
         """The batch of the next step, a function of the seed and the step only."""
-        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step))
+        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, self.step))
         rows = self.batch * self._rows_per_window
         ids = sample_windows(self.corpus.train, rows, self.window, generator)
-        self.place.masks.manual_seed(mix_seeds(self.recipe.seed, ~self.step))
+        self.place.masks.manual_seed(_mix_seeds(self.recipe.seed, ~self.step))
         return self.ask(ids, generator).to(self.place.device)
 
     def _backward(self, batch):
@@ -285,7 +285,7 @@ class Trainer:
     def loss_by_position(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for each position of the window, see `evaluate.loss_by_position`."""
         limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
-        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
+        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
 
         def ask(ids):
             return self.ask(ids, generator).ignore_specials(self.corpus.tokenizer.vocab_size)
@@ -310,7 +310,7 @@ class Trainer:
         device = devices.require(device, precision)
         float8.check(self.recipe.matmul, device, precision)
         ids = torch.from_numpy(self.corpus.train[None, : min(self.window, 256) + 1].copy())
-        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
+        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
         check_parity(self.model, self.ask(ids, generator), device, precision)
         parts, home = (self.model, self.optimizer, self.recipe), self.place
         try:
@@ -323,7 +323,7 @@ class Trainer:
 # ---------------------------------------------------------------- commands
 
 
-class Command(NamedTuple):
+class _Command(NamedTuple):
     """A change to a run: what makes a value valid, and what it does."""
 
     check: Callable[[object], None]  # raises ValueError
@@ -356,10 +356,10 @@ def _set_device(trainer, value):
 
 
 COMMANDS = {
-    "lr": Command(lambda value: check_rate("learning rate", value), _set_lr),
-    "batch": Command(lambda value: check_positive("command", batch=value), _set_batch),
-    "precision": Command(_check_name, _set_precision),  # the machine is asked when it acts
-    "device": Command(_check_name, _set_device),
+    "lr": _Command(lambda value: check_rate("learning rate", value), _set_lr),
+    "batch": _Command(lambda value: check_positive("command", batch=value), _set_batch),
+    "precision": _Command(_check_name, _set_precision),  # the machine is asked when it acts
+    "device": _Command(_check_name, _set_device),
 }
 
 
@@ -391,7 +391,7 @@ def defer_interrupts():
             signal.raise_signal(signal.SIGINT)
 
 
-def mix_seeds(seed: int, step: int) -> int:
+def _mix_seeds(seed: int, step: int) -> int:
     """One 63-bit seed from two numbers; neighbours give unrelated seeds (splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 64)
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)

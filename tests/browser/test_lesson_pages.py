@@ -4,16 +4,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import DRAWN
 from open_notebook import THREADS, OpenNotebook
 
-from qllk.lab import lessons
+from qllk.lab.lessons.exercises import EXERCISES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-NUMBERS = range(1, len(lessons.NAMES) + 1)
-# The widget of the lesson on training is the live trainer; see test_lab_page.
-EXPLORED = [name for name in lessons.NAMES if name != "training"]
+NUMBERS = range(1, len(EXERCISES) + 1)
 SAME_PICTURE = 5  # seconds after which a control is taken to have changed nothing
 
 
@@ -21,7 +20,7 @@ class Widget(OpenNotebook):
     """A lesson's widget as a person sees it: its controls are found on the page."""
 
     def __init__(self, page, server, name):
-        source = f"from qllk.lab.lessons import {name}\n\n{name}.widget()"
+        source = f"from qllk.lab.lessons import {name}\n\n{name}.{DRAWN[name]}.widget()"
         cells = [nbformat.v4.new_code_cell(source) for source in (source, THREADS)]
         super().__init__(page, server, f"{name}.ipynb", cells)
         self.run_cell(0)
@@ -75,7 +74,7 @@ def type_in(field, text):
     field.press("Enter")
 
 
-@pytest.mark.parametrize("name", EXPLORED)
+@pytest.mark.parametrize("name", DRAWN)
 def test_every_control_of_a_lesson_moves_its_picture(page, server, pictures, name):
     widget = Widget(page, server, name)
     shot = widget.page.locator(".q-explore")
