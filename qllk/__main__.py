@@ -7,11 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -19,21 +17,20 @@ from tqdm import tqdm
 from . import __version__
 from .files import write_atomically
 from .model import sample
-from .model.families import count_parameters
 from .presets import PRESETS, find_spec, peak_lr
-from .probes import baselines, evaluate
+from .probes import baselines
 from .study import race
 from .study.plots import save_picture
 from .text.corpora import corpus, corpus_names, describe_names
-from .training import checkpoint, costs, devices
+from .training import checkpoint, costs, devices, reports
 from .training.questions import fit_vocabulary
 from .training.recipe import Recipe
 from .training.trainer import Diverged, Trainer
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 after an error that the message explains, or 130."""
-    args = parser().parse_args(arguments)
+    """Run one command. Returns 0, or 1 after an error, or 130 after an interrupt."""
+    args = _parser().parse_args(arguments)
     try:
         args.run(args)
     except (ValueError, OSError, ModuleNotFoundError, Diverged) as error:
@@ -45,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
@@ -55,15 +51,23 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=run.__doc__.splitlines()[0],
             description=run.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         add_options(made)
         made.set_defaults(run=run)
     return top
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows only the defaults that say something."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, "\n", [])
+        return action.help if silent else super()._get_help_string(action)
+
+
 def _print(args, facts: dict, text: str) -> None:
-    """Print the facts as JSON if a script asks for them, or the text."""
+    """Print the facts as JSON with --json, or the text."""
     print(json.dumps(facts, indent=2) if args.json else text)
 
 
@@ -71,11 +75,11 @@ def _print(args, facts: dict, text: str) -> None:
 
 
 def _add_json(made):
-    made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _doctor(args):
-    """Show what this machine is, what it can train on, and how fast."""
+    """Show this machine, its devices, and the precisions in which each can train."""
     facts = devices.describe_machine() | {
         "qllk": __version__,
         "threads": torch.get_num_threads(),
@@ -115,21 +119,19 @@ def _presets(args):
 
 
 def _add_train(made):
-    names = ", ".join(PRESETS)
-    made.add_argument("--model", default="qllk-2", help=f"a Spec's JSON file, or one of {names}")
-    made.add_argument("--corpus", default="stdlib", help=describe_names())
-    made.add_argument("--minutes", type=float, help="train for this long, instead of --steps")
-    made.add_argument("--dropout", type=float, help="instead of the preset's")
-    made.add_argument("--save", type=Path, help="write checkpoints to this file")
-    made.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
-    made.add_argument("--resume", type=Path, help="continue the run saved in this file")
-    made.add_argument(
-        "--sample-at", type=float, nargs="*", default=[], help="minutes at which to sample"
-    )
-    made.add_argument("--prompt", default="\n", help="the start of samples")
-    made.add_argument("--report", type=Path, help="write curve, samples and result as JSON")
-    made.add_argument("--plot", type=Path, help="draw the learning curve as a PNG")
-    made.add_argument("--json", action="store_true", help="print the result as JSON")
+    add, names = made.add_argument, ", ".join(PRESETS)
+    add("--model", default="qllk-2", help=f"one of {names}, or a Spec's JSON file")
+    add("--corpus", default="stdlib", help=describe_names())
+    add("--minutes", type=float, help="train for this long, instead of --steps")
+    add("--dropout", type=float, help="dropout rate, instead of the model's own")
+    add("--save", type=Path, help="write checkpoints to this file")
+    add("--save-every", type=float, default=60.0, help="seconds between checkpoints")
+    add("--resume", type=Path, help="continue the run saved in this file")
+    add("--sample-at", type=float, nargs="*", default=[], help="minutes at which to sample")
+    add("--prompt", default="\n", help="the start of samples")
+    add("--report", type=Path, help="write curve, samples and result to this JSON file")
+    add("--plot", type=Path, help="draw the learning curve to this PNG file")
+    _add_json(made)
     _add_recipe(made)
 
 
@@ -141,87 +143,66 @@ def _add_recipe(made, leave_out=("seconds",)):
             continue
         option, meaning = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if field.name == "precision":
-            group.add_argument(option, default="auto", help=f"auto: the fastest; {meaning}")
+            meaning = f"auto for the fastest; {field.default} {meaning}"
+            group.add_argument(option, default="auto", help=meaning)
         elif field.type == "bool":
             group.add_argument(option, action="store_true", help=meaning)
         elif field.name == "lr":
-            meaning = f"{meaning}; {field.default:g}, or the preset's own"
-            group.add_argument(option, type=float, help=meaning)
+            group.add_argument(option, type=float, help=f"{meaning}; default: the preset's own")
         else:
             kind = {"int": int, "float": float}.get(field.type, str)
             group.add_argument(option, type=kind, default=field.default, help=meaning)
 
 
-def _read_recipe(args, **changes) -> Recipe:
+def _read_recipe(args) -> Recipe:
+    """The Recipe that the options describe, with its own defaults where there is no option."""
     names = {field.name for field in fields(Recipe)} - {"seconds"}
-    given = {name: value for name, value in vars(args).items() if name in names}
+    options = vars(args).items()
+    given = {name: value for name, value in options if name in names and value is not None}
     if given["precision"] == "auto":
         given["precision"] = devices.fastest_precision(given["device"])
-    if given.get("lr", ...) is None:
-        given["lr"] = peak_lr(args.model)
-    return Recipe(**given | changes)
+    return Recipe(**given)
 
 
 def _train(args):
     """Train a model on a corpus and evaluate it on the whole held-out split."""
     trainer = _resume(args.resume) if args.resume else _begin(args)
-    report = {
-        "model": trainer.name,
-        "asked_for": _label(trainer),
-        "parameters": count_parameters(trainer.model),
-        "corpus": trainer.corpus.name,
-        "device": trainer.place.device,
-        "precision": trainer.place.precision,
-        "machine": devices.describe_machine(),
-        "baselines": baselines.measure_baselines(trainer.corpus),
-        "curve": [],
-        "samples": [],
-    }
+    report = reports.begin_report(trainer)
     _take_steps(trainer, args, report)
-    nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    nats = evaluate.mean_loss(nats, count)
-    report |= {
-        "steps": trainer.step,
-        "bytes_seen": trainer.bytes_seen,
-        "seconds": trainer.seconds,
-        "held_out": int(count.sum()),
-        "nats_per_byte": nats,
-        "bits_per_byte": nats / evaluate.LN2,
-    }
+    report = reports.finish_report(trainer, report)
     if args.report:
         write_atomically(args.report, json.dumps(report, indent=1).encode())
     if args.plot:
         curves = {report["model"]: report["curve"]}
         save_picture(race.draw_curves(curves, report["baselines"]), args.plot)
-    _print(args, report, _summarize(report))
+    _print(args, report, reports.format_report(report))
 
 
 def _resume(path: Path) -> Trainer:
     trainer = checkpoint.load(path)
     if trainer.progress >= 1.0:
-        print(f"all its {trainer.step:,} steps are done; evaluating it again", file=sys.stderr)
+        print("this run is complete; it is only evaluated again", file=sys.stderr)
     return trainer
 
 
 def _begin(args) -> Trainer:
-    text, spec = corpus(args.corpus), find_spec(args.model)
-    recipe = _read_recipe(args, seconds=args.minutes and args.minutes * 60)
+    spec = find_spec(args.model)
     if args.dropout is not None:
         spec = spec.but(dropout=args.dropout)
+    recipe = _read_recipe(args)
+    if args.lr is None:
+        recipe = replace(recipe, lr=peak_lr(args.model))
+    if args.minutes is not None:
+        recipe = replace(recipe, seconds=60 * args.minutes)
+    text = corpus(args.corpus)  # last, because it may be a download
     return Trainer(fit_vocabulary(spec, recipe.window, text.tokenizer), text, recipe)
 
 
-def _label(trainer) -> str:
-    """What the loss is about: bytes, hidden bytes, lost ids …"""
-    unit = "bytes" if trainer.corpus.bytes_per_id == 1 else "ids"
-    return f"{trainer.question.label}{unit}"
-
-
 def _take_steps(trainer, args, report):
-    """Train to the end, with a progress bar, and samples and checkpoints when they are due."""
+    """Train to the end with a progress bar; sample and save when it is time."""
     due = sorted(60.0 * minutes for minutes in args.sample_at)
     if due:
-        _preview(trainer, args.prompt, 1)  # an invalid prompt fails now, not at the end
+        _preview(trainer, args.prompt, 1)  # so that an invalid prompt fails now
     saved = time.monotonic()
     bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
     try:
@@ -253,37 +234,21 @@ def _preview(trainer, prompt: str, length: int = 400) -> str:
     return given + made
 
 
-def _summarize(report) -> str:
-    found = ", ".join(f"{name} {bits:.3f}" for name, bits in report["baselines"].items())
-    lines = [
-        f"{report['model']}, {report['parameters']:,} parameters, on {report['corpus']}: "
-        f"{report['steps']:,} steps, {report['bytes_seen'] / 1e6:.1f} MB read in "
-        f"{report['seconds']:.0f} s on {report['device']} in {report['precision']}",
-        f"held out, all {report['held_out']:,} {report['asked_for']}: "
-        f"{report['nats_per_byte']:.4f} nats, {report['bits_per_byte']:.4f} bits per byte",
-        f"baselines in bits per byte: {found}",
-    ]
-    for seconds, text in report["samples"]:
-        lines += [f"--- after {seconds:.1f} seconds of training ---", text]
-    return "\n".join(lines)
-
-
 # ---------------------------------------------------------------- sample
 
 
 def _add_sample(made):
-    made.add_argument("checkpoint", type=Path)
-    made.add_argument("--prompt", default="\n")
-    made.add_argument("--length", type=int, default=500, help="ids, fewer if the context ends")
-    made.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    made.add_argument("--top-k", type=int)
-    made.add_argument("--top-p", type=float)
-    made.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats"
-    )
-    made.add_argument("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
-    made.add_argument("--ahead", type=int, default=4, help="ids that the draft guesses at a time")
-    made.add_argument("--seed", type=int)
+    add = made.add_argument
+    add("checkpoint", type=Path, help="file written by train --save")
+    add("--prompt", default="\n", help="the text to continue")
+    add("--length", type=int, default=500, help="ids, fewer if the context ends")
+    add("--temperature", type=float, default=0.8, help="0 is greedy")
+    add("--top-k", type=int, help="sample only from the k most probable ids")
+    add("--top-p", type=float, help="sample only from the most probable ids up to this total")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repeats")
+    add("--draft", type=Path, help="checkpoint of a smaller model that guesses ahead")
+    add("--ahead", type=int, default=4, help="ids that the draft guesses at a time")
+    add("--seed", type=int, help="makes the sample reproducible")
 
 
 def _sample(args):
@@ -291,8 +256,8 @@ def _sample(args):
     model, tokenizer = checkpoint.load_model(args.checkpoint)
     if model.spec.family != "decoder":
         raise ValueError(
-            f"{str(args.checkpoint)!r} holds an {model.spec.family}, which cannot continue a "
-            "prompt; `python -m qllk train --sample-at` shows what it makes of a text"
+            f"{str(args.checkpoint)!r} is an {model.spec.family}, which cannot continue a prompt; "
+            "`python -m qllk train --sample-at` shows how it fills gaps in a text"
         )
     prompt = sample.encode_prompt(model, args.prompt, tokenizer)
     length = sample.positions_left(model, prompt, args.length)
@@ -304,7 +269,7 @@ def _sample(args):
 
 
 def _stream(args, model, prompt, tokenizer):
-    """The stream of ids that the options ask for."""
+    """Sample ids after the prompt, with the settings of the options."""
     settings, size = (args.temperature, args.top_k, args.top_p), tokenizer.vocab_size
     if not args.draft:
         pick = sample.sampler(*settings, seed=args.seed)
@@ -318,8 +283,8 @@ def _stream(args, model, prompt, tokenizer):
     draft, theirs = checkpoint.load_model(args.draft)
     if theirs != tokenizer:
         raise ValueError(
-            f"{str(args.draft)!r} was trained on other ids than {str(args.checkpoint)!r}: a draft "
-            "needs the tokenizer of the model that it guesses for"
+            f"{str(args.draft)!r} has another tokenizer than {str(args.checkpoint)!r}; a draft "
+            "must have the tokenizer of the model that it guesses for"
         )
     to_probabilities = sample.restrict_vocabulary(sample.probabilities(*settings), size)
     return sample.speculate(model, draft, prompt, to_probabilities, args.ahead, seed=args.seed)
@@ -329,18 +294,17 @@ def _stream(args, model, prompt, tokenizer):
 
 
 def _add_bench(made):
-    made.add_argument("--corpus", default="stdlib", help=describe_names())
-    made.add_argument(
-        "--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run"
-    )
-    made.add_argument("--entries", nargs="+", default=list(race.RACE), metavar="NAME")
-    made.add_argument("--lrs", type=float, nargs="+", default=race.LEARNING_RATES, metavar="LR")
-    made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
-    made.add_argument("--folder", type=Path, default=Path("runs/race"), help="where runs are kept")
-    made.add_argument("--report", type=Path, default=Path("runs/race.json"), help="rows as JSON")
-    made.add_argument("--plot", type=Path, default=Path("runs/race.png"), help="curves as a PNG")
-    made.add_argument("--json", action="store_true", help="print the rows as JSON")
+    add, entries, rates = made.add_argument, list(race.RACE), race.LEARNING_RATES
+    add("--corpus", default="stdlib", help=describe_names())
+    add("--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run")
+    add("--entries", nargs="+", default=entries, metavar="NAME", help="models to race")
+    add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
+    add("--seeds", type=int, default=3, help="final runs of each entry")
+    add("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
+    add("--folder", type=Path, default=Path("runs/race"), help="where finished runs are kept")
+    add("--report", type=Path, default=Path("runs/race.json"), help="write the rows as JSON")
+    add("--plot", type=Path, default=Path("runs/race.png"), help="draw the curves as a PNG")
+    _add_json(made)
     _add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
 
 
@@ -348,7 +312,9 @@ def _bench(args):
     """Race models against their controls: equal computing time, equal text, equal search."""
     if unknown := sorted(set(args.entries) - set(race.ENTRIES)):
         raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(race.ENTRIES)}")
-    recipe = _read_recipe(args, validate_every=1 << 30)  # the race validates at its own times
+    recipe = replace(
+        _read_recipe(args), validate_every=1 << 30
+    )  # a race validates at its own times
     text = corpus(args.corpus)
     rows = race.run_race(
         text.source,
@@ -367,20 +333,13 @@ def _bench(args):
     _print(args, facts, race.format_rows(rows))
 
 
-class _Command(NamedTuple):
-    """A command: its name, what it does, and a function that adds its options to a parser."""
-
-    name: str
-    run: Callable
-    add_options: Callable
-
-
+# Each command: its name, what it does, and a function that adds its options to a parser.
 _COMMANDS = (
-    _Command("doctor", _doctor, _add_json),
-    _Command("presets", _presets, _add_presets),
-    _Command("train", _train, _add_train),
-    _Command("sample", _sample, _add_sample),
-    _Command("bench", _bench, _add_bench),
+    ("doctor", _doctor, _add_json),
+    ("presets", _presets, _add_presets),
+    ("train", _train, _add_train),
+    ("sample", _sample, _add_sample),
+    ("bench", _bench, _add_bench),
 )
 
 

@@ -41,7 +41,7 @@ def write(folder, **files):
 
 
 def many(folder, count=100):
-    """A folder of files whose first bytes tell them apart."""
+    """A folder of files with different first bytes."""
     return write(folder, **{f"part{n:03}_dot_py": b"<%03d>" % n * 3 for n in range(count)})
 
 
@@ -186,7 +186,7 @@ def test_merges_are_learned_from_what_is_trained_on_and_the_alphabet_from_all(tm
     assert corpus(f"characters:{tmp_path / 'text.txt'}").tokenizer.alphabet == "abxy"
 
 
-def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
+def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache, monkeypatch):
     library = pytest.importorskip("tokenizers")
     theirs = library.Tokenizer(library.models.BPE())
     theirs.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -201,7 +201,11 @@ def test_a_tokenizer_of_hugging_face_makes_a_corpus_too(tmp_path, cache):
     assert bytes(found.text.train) == bytes(corpus(tmp_path / "verses.txt").train)
     assert found.name == "tokenizer:verses"
     assert corpus(found.source).fingerprint == found.fingerprint
-    with pytest.raises(FileNotFoundError):
+    monkeypatch.chdir(tmp_path)
+    near = corpus("tokenizer.json:verses.txt")
+    assert near.source == found.source == f"{tmp_path / 'tokenizer.json'}:{tmp_path / 'verses.txt'}"
+    assert corpus("tokenizer.json:task:copy:3000").source.endswith("json:task:copy:3000:0")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*none\.json"):
         corpus(f"{tmp_path / 'none.json'}:{tmp_path / 'verses.txt'}")
 
 
@@ -218,6 +222,8 @@ def test_a_text_in_ids_is_found_again_from_anywhere_and_made_of_bytes(tmp_path, 
     assert found.source == f"characters:{tmp_path / 'text.txt'}"
     with pytest.raises(ValueError, match="'bpe-270' tokenizes bytes, but 'characters:text'"):
         corpus("bpe-270:characters:text.txt")
+    with pytest.raises(ValueError, match="'characters' tokenizes bytes, but 'bpe-260:copy'"):
+        corpus("characters:bpe-260:task:copy:3000")
 
 
 def test_merges_are_the_same_with_and_without_the_library_that_is_faster(
@@ -309,6 +315,16 @@ def test_an_unknown_corpus_lists_the_known():
         corpus("")
 
 
+@pytest.mark.parametrize(
+    "name", ["words:stdlib", "bpe:stdlib", "bpe-x:stdlib", "characters:", "x:"]
+)
+def test_an_unknown_prefix_lists_the_known(name):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no corpus '{name}'.*'characters:', 'bpe-1024:' or .*json:'"
+    ):
+        corpus(name)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
         corpus(tmp_path / "gone.txt")
@@ -338,7 +354,7 @@ def test_a_corpus_shorter_than_a_window_names_the_split(tmp_path):
 
 
 class Server:
-    """A local server of one file, which may cut off its answer, and knows ranges if told to."""
+    """A local server of one file, which can cut off its answer and can ignore ranges."""
 
     def __init__(self, content):
         self.content, self.cut, self.ranges, self.asked = content, None, True, []
@@ -453,7 +469,7 @@ def test_a_part_longer_than_the_text_is_thrown_away(served, cache):
     assert len(corpus("play").train) == len(served.content) * 0.9
 
 
-def test_a_zipped_text_is_unpacked_beside_its_archive(served, cache):
+def test_a_zipped_text_is_unpacked_next_to_its_archive(served, cache):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("inner", TEXT)

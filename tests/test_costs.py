@@ -1,4 +1,4 @@
-"""What a model costs: measured without memory, held to formulas and to steps that really ran."""
+"""The costs of a model, measured without memory, equal formulas and those of real steps."""
 
 import time
 
@@ -11,7 +11,7 @@ from qllk.probes import measure
 from qllk.spec import Patch, Spec
 from qllk.text import objectives
 from qllk.training import optim
-from qllk.training.costs import measure_costs, training_bytes
+from qllk.training.costs import _format_size, measure_costs, training_bytes
 from qllk.training.recipe import Recipe
 
 WINDOW, BATCH = Recipe.window, Recipe.batch
@@ -24,7 +24,7 @@ def window_of(spec, most):
 
 @pytest.fixture(scope="module")
 def table():
-    """The costs of all presets, and the seconds of computing that they took."""
+    """The costs of all presets, and the CPU seconds that measuring them took."""
     start = time.process_time()
     rows = {
         name: measure_costs(spec, window_of(spec, WINDOW), BATCH) for name, spec in PRESETS.items()
@@ -158,14 +158,14 @@ def test_every_kernel_is_counted_on_no_memory_as_it_is_on_a_cpu(mixer, grows):
 
 
 def batch_of(model, window, batch):
-    """Zeros, after a source of zeros for an encoder-decoder; and the loss of saying them."""
+    """A function that computes the loss on zeros, after a source of zeros if the model has one."""
     ids = torch.zeros(batch, window, dtype=torch.long)
     inputs = (ids, ids) if model.spec.family == "encoder-decoder" else (ids,)
     return lambda: objectives.token_losses(model(*inputs), ids).mean()
 
 
 def on_a_cpu(model, window, batch):
-    """The sum that `training_bytes` counts, from tensors that exist."""
+    """The sum that `training_bytes` counts, from real tensors."""
     kept = measure.saved_bytes(batch_of(model, window, batch))
     counters = 4 * len(list(model.parameters()))  # Adam counts its steps for each weight
     return 4 * 4 * count_parameters(model) + counters + kept
@@ -196,7 +196,7 @@ def test_a_real_step_takes_the_memory_that_was_counted(name):
     assert training_bytes(name, window, BATCH) == pytest.approx(real, rel=0.2)
 
 
-def test_counting_leaves_the_random_numbers_and_gradients_alone():
+def test_counting_changes_neither_random_numbers_nor_the_gradient_mode():
     before = torch.get_rng_state()
     with torch.no_grad():
         found = measure_costs("qllk-2-nano", 32, 1)
@@ -205,10 +205,25 @@ def test_counting_leaves_the_random_numbers_and_gradients_alone():
     assert found == measure_costs("qllk-2-nano", 32, 1)
 
 
-def test_sizes_that_make_no_sense_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(ValueError, match="costs: window must be a whole number above 0, got 0"):
         measure_costs("qllk-2-nano", 0, 1)
     with pytest.raises(ValueError, match="costs: batch must be a whole number above 0, got -1"):
         measure_costs("qllk-2-nano", 8, -1)
     with pytest.raises(ValueError, match=r"reaches position 65, but .* end at 64"):
         measure_costs("randygpt-0.3", 65, 1)
+
+
+# ---------------------------------------------------------------- as text
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
+)
+def test_sizes_have_the_largest_unit_that_they_fill(number, said):
+    assert _format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+
+
+def test_a_size_beyond_the_units_keeps_the_last():
+    assert _format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"

@@ -1,4 +1,4 @@
-"""What this machine offers is what was tried and worked; the rest is refused with its reason."""
+"""This machine offers what was tried and worked, and refuses the rest with a reason."""
 
 import pytest
 import torch
@@ -10,16 +10,19 @@ CPU = {device.name: device for device in devices.available()}["cpu"]
 
 @pytest.fixture
 def fresh():
-    """`available` asks anew, during this test and after it."""
-    devices.available.cache_clear()
+    """Empties the cache of `available` and `fastest_precision`, before and after a test."""
+    cached = devices.available, devices.fastest_precision
+    for function in cached:
+        function.cache_clear()
     yield
-    devices.available.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def test_the_processor_is_always_there_last_and_in_float32():
     assert devices.available()[-1] == CPU
     assert CPU.precisions[0] == "float32"
-    assert CPU.label.startswith(devices.processor())
+    assert CPU.label.startswith(devices.describe_machine()["processor"])
     assert CPU.label.endswith(
         f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
     )
@@ -89,7 +92,7 @@ def test_an_unknown_device_lists_what_there_is():
 
 
 def test_an_unknown_precision_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown precision 'float8'.*float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"unknown precision 'float8'.*bfloat16, float16, float32"):
         devices.require("cpu", "float8")
 
 
@@ -107,15 +110,21 @@ def test_a_cuda_device_comes_before_the_processor_and_has_a_name():
     assert {"float32", "float16"} <= set(first.precisions)
 
 
-def test_the_fastest_precision_is_one_that_is_offered(monkeypatch):
+def test_the_fastest_precision_is_one_that_is_offered(monkeypatch, fresh):
     times = {"float32": 2.0, "bfloat16": 1.0}
     monkeypatch.setattr(devices, "_seconds", lambda name, precision: times[precision])
-    devices.fastest_precision.cache_clear()
     expected = "bfloat16" if "bfloat16" in CPU.precisions else "float32"
     assert devices.fastest_precision("cpu") == expected
-    devices.fastest_precision.cache_clear()
-    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+    with pytest.raises(ValueError, match="no device 'tpu' here; this machine has"):
         devices.fastest_precision("tpu")
+
+
+def test_the_fastest_precision_of_cuda_is_that_of_its_first_device(monkeypatch, fresh):
+    first = devices._Device("cuda:0", "a card", ("float32", "float16"))
+    monkeypatch.setattr(devices, "available", lambda: (first, CPU))
+    times = {("cuda:0", "float32"): 2.0, ("cuda:0", "float16"): 1.0}
+    monkeypatch.setattr(devices, "_seconds", lambda *where: times[where])
+    assert devices.fastest_precision("cuda") == "float16"
 
 
 def test_keeping_freed_memory_never_fails(monkeypatch):

@@ -44,7 +44,7 @@ ORDER = {
     "probes": ["measure", "evaluate", "baselines", "inside"],
     "training": [
         *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
-        *("trainer", "checkpoint", "costs"),
+        *("trainer", "checkpoint", "reports", "costs"),
     ],
     "study": ["published", "by_hand", "axes", "figures", "plots", "race"],
 }

@@ -1,4 +1,4 @@
-"""The command line: what a learner types, and what they see when it goes wrong."""
+"""The command line: what it prints, and what it says when something goes wrong."""
 
 import json
 import re
@@ -13,7 +13,6 @@ from qllk.presets import PRESETS
 from qllk.spec import Spec
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
-from qllk.training.costs import _format_size
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -58,7 +57,7 @@ def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     assert first == "qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024"
     assert second == "bert-nano 237,569 696.4 K - - 77.1 MiB 256"
     assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
-    assert "as much text as 4 of the longest windows" in note
+    assert "as much text as 4 of the\nlongest windows" in note
     assert max(map(len, note.splitlines())) <= 100
     assert "three times as many" in note
 
@@ -76,18 +75,6 @@ def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbina
         assert row == found._asdict() | {"window": window, "batch": rows}
     assert facts["randygpt-0.3"]["window"] == 64
     assert facts["bert-nano"]["state_bytes"] is None
-
-
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
-)
-def test_sizes_are_told_in_the_largest_unit_they_fill(number, said):
-    assert _format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
-
-
-def test_a_size_beyond_the_units_keeps_the_last():
-    assert _format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"
 
 
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
@@ -109,9 +96,27 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     assert out.startswith("the")
 
 
+def test_train_takes_the_path_of_a_spec(capsysbinary, tmp_path, text):
+    path = tmp_path / "spec.json"
+    path.write_text(PRESETS["qllk-2-nano"].but(d_model=32).to_json())
+    line = f"train --model {path} --corpus {text} {TINY} --dropout 0.1 --save {tmp_path / 'run'}"
+    code, _, _ = run(capsysbinary, line)
+    assert code == 0
+    model, _ = checkpoint.load_model(tmp_path / "run")
+    assert (model.spec.d_model, model.spec.dropout) == (32, 0.1)
+
+
+def test_train_evaluates_a_complete_run_again(capsysbinary, tmp_path, text):
+    line = f"train --model qllk-2-nano --corpus {text} {TINY} --save {tmp_path / 'run'} --json"
+    first = json.loads(run(capsysbinary, line)[1])
+    _, out, err = run(capsysbinary, f"train --resume {tmp_path / 'run'} --json")
+    assert json.loads(out)["nats_per_byte"] == first["nats_per_byte"]
+    assert "this run is complete; it is only evaluated again" in err
+
+
 @pytest.fixture
 def checkpoints(tmp_path, text):
-    """Of a model and of one that has trained a little longer."""
+    """The files of a model, and of one that has been trained a little longer."""
     paths = tmp_path / "model.safetensors", tmp_path / "draft.safetensors"
     for steps, path in enumerate(paths, 3):
         recipe = Recipe(steps=steps, batch=1, window=32, lr=0.01, precision="float32")
@@ -190,7 +195,7 @@ def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said)
 @pytest.mark.parametrize(
     ("model", "asked"), [("bert-nano", "hidden bytes"), ("t5-nano", "lost bytes")]
 )
-def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
+def test_a_model_that_fills_gaps_is_trained_evaluated_and_shown(
     capsysbinary, tmp_path, text, model, asked
 ):
     line = f"train --model {model} --corpus {text} {TINY} --save {tmp_path / 'run'} --sample-at 0"
@@ -198,7 +203,7 @@ def test_a_model_that_fills_gaps_is_trained_judged_and_shown(
     assert code == 0
     assert re.search(rf"held out, all [0-9]+ {asked}: [0-9.]+ nats", out)
     assert "\n\n" in out.split("seconds of training ---")[1], (
-        "what was given stands above what was made"
+        "the text that was given is printed above what was made"
     )
     code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
     assert out.startswith(f"{model}, ")
@@ -227,14 +232,14 @@ def test_a_plot_of_a_run_that_never_validated_is_drawn(capsysbinary, tmp_path, t
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
-def test_a_prompt_that_cannot_be_read_is_told_before_training(capsysbinary, text):
+def test_an_invalid_prompt_fails_before_training(capsysbinary, text):
     line = f"train --model qllk-2-nano --corpus {text} --steps 99999 --window 32 --sample-at 5"
     code, _, err = run(capsysbinary, f"{line} --prompt=")
     assert code == 1
     assert "the prompt is empty" in err
 
 
-def test_a_model_writes_as_far_as_it_counts(capsysbinary, tmp_path, text):
+def test_sampling_ends_where_the_context_ends(capsysbinary, tmp_path, text):
     line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
     assert run(capsysbinary, line)[0] == 0
     code, out, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt {'a' * 60}")
@@ -242,7 +247,7 @@ def test_a_model_writes_as_far_as_it_counts(capsysbinary, tmp_path, text):
     assert out.startswith("a" * 60)
 
 
-def test_a_draft_of_other_ids_is_refused(capsysbinary, tmp_path, text):
+def test_a_draft_with_another_tokenizer_is_refused(capsysbinary, tmp_path, text):
     for kind in ("", "characters:"):
         name = kind.strip(":") or "bytes"
         line = f"train --model qllk-2-nano --corpus {kind}{text} {TINY} --save {tmp_path / name}"
@@ -251,7 +256,7 @@ def test_a_draft_of_other_ids_is_refused(capsysbinary, tmp_path, text):
         capsysbinary, f"sample {tmp_path / 'bytes'} --draft {tmp_path / 'characters'}"
     )
     assert code == 1
-    assert "was trained on other ids than" in err
+    assert "has another tokenizer than" in err
 
 
 def test_every_option_of_a_recipe_says_what_it_means(capsys):
@@ -264,6 +269,15 @@ def test_every_option_of_a_recipe_says_what_it_means(capsys):
     assert "--seed SEED" not in words  # a race sets its own
 
 
+def test_help_shows_only_defaults_that_say_something(capsys):
+    for command in ("doctor", "presets", "train", "sample", "bench"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        words = " ".join(capsys.readouterr().out.split())
+        for silent in ("default: None", "default: False", "default: [])", "default: )"):
+            assert silent not in words
+
+
 def test_samples_are_taken_at_their_time(capsysbinary, text):
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --sample-at 0 1000 --json"
     _, out, _ = run(capsysbinary, line)
@@ -271,7 +285,7 @@ def test_samples_are_taken_at_their_time(capsysbinary, text):
     assert 0 < first < last == json.loads(out)["seconds"]
 
 
-def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text):
+def test_bench_prints_the_control_next_to_the_model(capsysbinary, tmp_path, text):
     line = (
         f"bench --corpus {text} --seconds 0.2 --seeds 2 --jobs 2 --folder {tmp_path / 'runs'} "
         f"--entries qllk-2 qllk-2-local --window 32 --batch 1 --precision float32 "
@@ -293,6 +307,10 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
     ("line", "said"),
     [
         ("train --model nonsense", "unknown preset 'nonsense'; choose from"),
+        ("train --model nonsense --corpus /nowhere", "unknown preset 'nonsense'"),
+        ("train --model /nowhere.json", "No such file or directory: '/nowhere.json'"),
+        ("train --corpus task:nonsense", "unknown task 'nonsense'; choose from"),
+        ("train --minutes 0 --precision float32", "seconds must be a number above 0, got 0"),
         ("train --corpus /nowhere", "no corpus '/nowhere'"),
         ("train --device cuda:99 --precision float32", "no device 'cuda:99' here"),
         ("train --precision float8", "unknown precision 'float8'"),
@@ -304,7 +322,7 @@ def test_bench_prints_the_control_beside_the_model(capsysbinary, tmp_path, text)
         ("bench --seeds 0 --precision float32", "seeds must be a whole number above 0, got 0"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(capsysbinary, line, said):
+def test_an_error_is_reported_in_one_line(capsysbinary, line, said):
     code, _, err = run(capsysbinary, line)
     assert code == 1
     assert said in err

@@ -1,4 +1,4 @@
-"""Optimizers: each equals its twin step for step, and keeps as many bytes as it says."""
+"""Optimizers: each equals its twin step for step, and its state has the size it claims."""
 
 import copy
 from dataclasses import replace
@@ -33,7 +33,7 @@ def weights(dtype=torch.float64):
 
 
 def trained(optimizer, steps=20):
-    """Random gradients, the same for all, with a learning rate that changes."""
+    """The optimizer after random gradients, the same for all, at changing learning rates."""
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -45,7 +45,7 @@ def trained(optimizer, steps=20):
 
 
 def together(first, twin, dtype=torch.float64):
-    """The weights after the same gradients, of both."""
+    """Pairs of weights, one of each optimizer, after the same gradients."""
     mine = weights(dtype)
     other = copy.deepcopy(mine)
     trained(first(mine)), trained(twin(other))
@@ -65,7 +65,7 @@ def test_lion_is_the_published_one_bit_for_bit(dtype):
         assert torch.equal(got, expected)
 
 
-def test_adamw_is_that_of_torch():
+def test_adamw_equals_that_of_torch():
     options = {"lr": 0.1, "betas": (0.9, 0.98), "weight_decay": 0.3}
     for got, expected in together(
         lambda ps: AdamW(ps, **options), lambda ps: torch.optim.AdamW(ps, **options)
@@ -73,7 +73,7 @@ def test_adamw_is_that_of_torch():
         same(got, expected, atol=1e-12)
 
 
-def test_a_weight_without_a_gradient_stays_and_is_not_remembered():
+def test_a_weight_without_a_gradient_does_not_change_and_has_no_state():
     used, unused = weights()
     before = unused.clone()
     optimizer = Lion([used, unused], lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)
@@ -87,7 +87,7 @@ def test_a_weight_without_a_gradient_stays_and_is_not_remembered():
 
 
 def rounding_of(beta, dtype):
-    """The mean square of noise that was loud and is quiet, against the same in float32."""
+    """The moving mean square of noise that grew quiet, relative to the same in float32."""
     square = torch.randn(2000, 4000, generator=torch.Generator().manual_seed(0)).square()
     square[:100] *= 100
     exact, kept = torch.zeros(2, 4000)
@@ -97,20 +97,22 @@ def rounding_of(beta, dtype):
     return (kept.mean() / exact.mean()).item()
 
 
-def test_plain_rounding_is_fair_to_a_fast_mean_and_ruins_a_slow_one():
+def test_rounding_to_nearest_is_unbiased_for_a_fast_moment_and_ruins_a_slow_one():
     assert rounding_of(0.98, torch.bfloat16) == pytest.approx(1.0, abs=0.01)
-    assert rounding_of(0.999, torch.bfloat16) > 3  # it cannot come down, so it is refused
+    assert rounding_of(0.999, torch.bfloat16) > 3  # it cannot shrink, so such betas are refused
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.995)])
-def test_a_mean_that_rounding_would_hold_still_is_refused(betas):
-    with pytest.raises(ValueError, match=r"0.99.*torch.bfloat16 must fade by 0.0078.*at most 0.99"):
+def test_betas_for_which_rounding_would_stop_a_moment_are_refused(betas):
+    with pytest.raises(
+        ValueError, match=r"0.99.*torch.bfloat16: .* at least 0.0078 .*at most 0.99"
+    ):
         AdamW(weights(), lr=0.1, betas=betas, dtype=torch.bfloat16)
     AdamW(weights(), lr=0.1, betas=betas)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])
-def test_bfloat16_halves_what_an_optimizer_remembers(name):
+def test_bfloat16_halves_the_state_of_an_optimizer(name):
     def bytes_per_weight(name):
         run = trainer(optimizer=name)
         next(run)
@@ -124,7 +126,7 @@ def test_bfloat16_halves_what_an_optimizer_remembers(name):
 
 
 @pytest.mark.parametrize("name", ["adamw-bfloat16", "lion-bfloat16"])
-def test_weights_are_updated_in_their_own_precision(name):
+def test_weights_are_updated_in_their_own_dtype(name):
     torch.manual_seed(0)
     (p,) = optimizer_weights = [torch.nn.Parameter(torch.randn(50))]
     trained(OPTIMIZERS[name](optimizer_weights, lr=0.1), steps=3)
@@ -133,7 +135,7 @@ def test_weights_are_updated_in_their_own_precision(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_loaded_optimizer_remembers_in_the_type_in_which_it_did(name):
+def test_a_loaded_optimizer_has_its_state_in_the_same_dtype(name):
     first = weights(torch.float32)
     optimizer = trained(OPTIMIZERS[name](first, lr=0.1))
     second = copy.deepcopy(first)
@@ -148,16 +150,16 @@ def test_a_loaded_optimizer_remembers_in_the_type_in_which_it_did(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_fresh_is_what_is_remembered(name):
+def test_the_initial_state_has_the_keys_shapes_and_dtypes_of_the_state_after_a_step(name):
     run = trainer(optimizer=name)
     expected = optim.init_state(run.optimizer)
     next(run)
     ps = [p for group in run.optimizer.param_groups for p in group["params"]]
     assert len(ps) == len(expected)
-    for p, fresh in zip(ps, expected, strict=True):
-        kept = run.optimizer.state[p]
-        assert kept.keys() == fresh.keys()
-        assert all(kept[k].shape == v.shape and kept[k].dtype == v.dtype for k, v in fresh.items())
+    for p, initial in zip(ps, expected, strict=True):
+        got = run.optimizer.state[p]
+        assert got.keys() == initial.keys()
+        assert all(got[k].shape == v.shape and got[k].dtype == v.dtype for k, v in initial.items())
 
 
 # ---------------------------------------------------------------- in the trainer

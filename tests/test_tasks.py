@@ -75,12 +75,12 @@ def test_recall_costs_what_an_ideal_reader_cannot_know():
     paid = 0.0
     for start in range(0, len(text), 18):
         row = text[start : start + 18]
-        told, asked = row[:8], row[9:17]
+        given, asked = row[:8], row[9:17]
         assert row[8:9] + row[17:] == b"|\n"
-        values = dict(zip(told[::2], told[1::2], strict=True))
+        values = dict(zip(given[::2], given[1::2], strict=True))
         assert len(values) == 4
         assert set(values) <= LETTERS
-        assert set(told[1::2]) <= set(b"0123456789")
+        assert set(given[1::2]) <= set(b"0123456789")
         assert {key: values[key] for key in asked[::2]} == values
         assert all(values[key] == value for key, value in zip(asked[::2], asked[1::2], strict=True))
         for n in range(4):
@@ -112,7 +112,7 @@ def test_an_unknown_task_lists_the_known():
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 40])
-def test_a_size_that_makes_no_sense_is_refused(size):
+def test_an_invalid_size_is_refused(size):
     with pytest.raises(ValueError, match=f"size of a task must lie in 2 … .*got {size}"):
         task("noise", size)
 
@@ -135,10 +135,25 @@ def test_a_task_is_found_by_its_name(name, source):
     assert found.floor == task("copy", 4000).floor
 
 
-@pytest.mark.parametrize("name", ["task:", "task:copy:", "task:copy:x", "task:copy:1:2:3"])
-def test_a_malformed_task_names_the_forms(name):
-    with pytest.raises(ValueError, match="is not of the form task:NAME, task:NAME:SIZE or"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "task:",
+        "task:copy:",
+        "task:copy:x",
+        "task:copy:-1",
+        "task:copy:1:2:3",
+        "task::4000",
+        "task:a b",
+    ],
+)
+def test_a_malformed_task_names_the_forms_and_the_tasks(name):
+    with pytest.raises(
+        ValueError, match=r"is not of the form task:NAME, .*:SEED, where NAME is .*markov"
+    ):
         find(name)
+    with pytest.raises(ValueError, match="is not of the form"):
+        find(f"characters:{name}")
 
 
 def test_an_unknown_task_lists_the_known_ones():
@@ -146,12 +161,14 @@ def test_an_unknown_task_lists_the_known_ones():
         find("task:nonsense")
 
 
-def test_a_task_in_other_ids_keeps_its_floor(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("kind", "size"), [("characters", 8), ("bpe-260", 260)])
+def test_a_task_in_other_ids_keeps_its_floor(monkeypatch, tmp_path, kind, size):
     monkeypatch.setenv("QLLK_CACHE", str(tmp_path))
-    found = find("characters:task:markov:3000:0")
-    assert found.tokenizer.vocab_size <= 8
-    assert found.floor == task("markov", 3000).floor
-    assert find(str(found.source)).fingerprint == found.fingerprint
+    found = find(f"{kind}:task:markov:3000")
+    assert found.source == f"{kind}:task:markov:3000:0"
+    assert found.tokenizer.vocab_size == size
+    assert found.floor == found.text.floor == task("markov", 3000).floor
+    assert find(found.source).fingerprint == found.fingerprint
 
 
 def test_real_text_has_no_floor():

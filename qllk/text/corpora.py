@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import ROOT, cache_folder, write_atomically
-from .tasks import make_task
+from .tasks import TASKS, make_task
 from .tokens import (
     BPE,
     Bytes,
@@ -36,7 +36,7 @@ from .tokens import (
 
 _MANIFEST = ROOT / "data" / "corpora.json"
 _HELD_OUT = 0.1  # the tail of a text that is not split by file
-_STREAM_BYTES = 100_000_000  # of a stream, as a corpus
+_STREAM_BYTES = 100_000_000  # the size of a corpus made of a stream
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
@@ -44,13 +44,12 @@ _TEXT_SUFFIXES = (
 # Streams by name: a data set of the Hugging Face hub and one of its parts.
 # FineWeb-Edu, Penedo 2024, 2406.17557, ODC-By 1.0; one crawl is more than any run reads.
 _STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
-# "bpe-1024:stdlib": a corpus in the ids of a tokenizer, trained on it or read from a file.
+# "bpe-1024:stdlib": a corpus in the ids of a tokenizer that is trained on it or read from a file.
 _TOKENIZED = re.compile(r"(characters|bpe-[0-9]+|.+\.json):(.+)", re.DOTALL)
+# "task:copy:4000:7": a synthetic task, its size and its seed.
 _TASK = re.compile(r"task:([a-z]+)(?::([0-9]+))?(?::([0-9]+))?")
 # Excluded from the standard library: its tests, and installed packages.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
-
-
 _BYTES = Bytes()
 
 
@@ -118,7 +117,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
 
     Any of these may be prefixed by a tokenizer: "characters:" for its alphabet, "bpe-1024:" for a
     byte-level BPE with that many ids, both trained on the corpus once, or the path of a Hugging
-    Face tokenizer.json and a colon.
+    Face tokenizer.json followed by a colon.
 
     Raises   FileNotFoundError when it is neither a known name nor a path
              ValueError when it has no text, the tokenizer cannot be trained on it, or there is no
@@ -129,16 +128,15 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     manifest = json.loads(_MANIFEST.read_text())
     path = Path(name).expanduser()
     if made := _TOKENIZED.fullmatch(str(name)):
-        text = corpus(made[2])
-        found, name = _tokenized(made[1], text), f"{made[1]}:{text.source}"
-    elif str(name).startswith("task:"):
+        return _tokenize(made[1], corpus(made[2]))
+    if str(name).startswith("task:"):
         return _read_task(str(name))
-    elif name == "stdlib":
-        found = _stdlib()
+    if name == "stdlib":
+        found = _read_stdlib()
     elif name in manifest:
-        found = _downloaded(str(name), manifest[name])
+        found = _download(str(name), manifest[name])
     elif name in _STREAMS:
-        found = _streamed(str(name))
+        found = _read_stream(str(name))
     elif path.is_file():
         found, name = _from_file(path), path.resolve()
     elif path.is_dir() and str(name):  # Path("") would be the current folder
@@ -151,8 +149,9 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
 def describe_names() -> str:
     """What `corpus` understands, in words, for help texts and errors."""
     return (
-        f"a file, a folder, task:NAME, or one of {', '.join(corpus_names())}; optionally prefixed "
-        "by a tokenizer: 'characters:', 'bpe-1024:' or 'path/to/tokenizer.json:'"
+        f"a file, a folder, one of {', '.join(corpus_names())}, or task:NAME, where NAME is one of "
+        f"{', '.join(TASKS)}; optionally prefixed by a tokenizer: 'characters:', 'bpe-1024:' or "
+        "'path/to/tokenizer.json:'"
     )
 
 
@@ -176,22 +175,23 @@ def task(name: str, size: int = 1 << 18, seed: int = 0) -> Corpus:
 def _read_task(source: str) -> Corpus:
     if not (made := _TASK.fullmatch(source)):
         raise ValueError(
-            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED"
+            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
+            f"where NAME is one of {', '.join(TASKS)}"
         )
     name, *numbers = made.groups()
     return task(name, *(int(number) for number in numbers if number))
 
 
-def _stdlib() -> Corpus:
+def _read_stdlib() -> Corpus:
     folder = Path(sysconfig.get_path("stdlib"))
-    files = _files(folder, {".py"}, leave_out=_LEFT_OUT)
+    files = _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
     facts = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
     version = ".".join(map(str, sys.version_info[:3]))
     return _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
 
 
 def _from_folder(folder: Path) -> Corpus:
-    files = _files(folder, _TEXT_SUFFIXES.split())
+    files = _find_files(folder, _TEXT_SUFFIXES.split())
     if not files:
         raise ValueError(
             f"no text under {str(folder)!r}: looked for files ending in "
@@ -201,7 +201,7 @@ def _from_folder(folder: Path) -> Corpus:
     return _from_files(folder.resolve().name, f"folder-{_stamp(facts)}", folder, files)
 
 
-def _files(folder: Path, suffixes, leave_out=()) -> list[Path]:
+def _find_files(folder: Path, suffixes, leave_out=()) -> list[Path]:
     """All files below `folder` with one of the suffixes, sorted; no hidden ones."""
     found = []
     for place, folders, names in os.walk(folder):
@@ -220,19 +220,21 @@ def _from_file(path: Path, name: str | None = None) -> Corpus:
     return Corpus(name or path.stem, *_split_tail(data))
 
 
-def _tokenized(kind: str, text: Corpus) -> Corpus:
+def _tokenize(kind: str, text: Corpus) -> Corpus:
     """The corpus in a tokenizer's ids; the tokenizer and the ids are cached."""
     if text.tokenizer != _BYTES:
         raise ValueError(f"{kind!r} tokenizes bytes, but {text.name!r} is tokenized already")
-    train, valid = _whole_characters(text)
-    tokenizer = _tokenizer(kind, text.fingerprint[:16], train, valid)
+    if kind.endswith(".json"):
+        kind = str(Path(kind).expanduser().resolve())
+    train, valid = _move_cut(text)
+    tokenizer = _load_tokenizer(kind, text.fingerprint[:16], train, valid)
     key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
-    splits = _mapped(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
-    name = f"{Path(kind).stem}:{text.name}"
-    return Corpus(name, *splits, tokenizer=tokenizer, floor=text.floor)
+    splits = _map_splits(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
+    name, source = f"{Path(kind).stem}:{text.name}", f"{kind}:{text.source}"
+    return Corpus(name, *splits, source, tokenizer, text.floor)
 
 
-def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
+def _load_tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
     """Read a tokenizer, or train it once.
 
     Merges are learned from the training split. The alphabet is that of both splits, so that every
@@ -254,8 +256,8 @@ def _tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
     return tokenizer_from_json(path.read_text())
 
 
-def _whole_characters(text: Corpus) -> tuple[bytes, bytes]:
-    """Both splits, with the cut moved to the end of a UTF-8 character if it falls inside one."""
+def _move_cut(text: Corpus) -> tuple[bytes, bytes]:
+    """Both splits; if the cut falls inside a UTF-8 character, it moves to the character's end."""
     train, valid = bytes(text.train), bytes(text.valid)
     inside = next((i for i, byte in enumerate(valid[:3]) if byte & 0xC0 != 0x80), 0)
     return train + valid[:inside], valid[inside:]
@@ -264,7 +266,7 @@ def _whole_characters(text: Corpus) -> tuple[bytes, bytes]:
 # ---------------------------------------------------------------- downloads
 
 
-def _downloaded(name: str, row: dict) -> Corpus:
+def _download(name: str, row: dict) -> Corpus:
     """Download once into the cache; a file gets its final name only after its checksum."""
     import pooch
     import requests
@@ -291,7 +293,7 @@ def _downloaded(name: str, row: dict) -> Corpus:
             f"one in {_MANIFEST.name}, and it was discarded. Try again, or give the path of a file"
         ) from error
     path = Path(path)
-    return _from_file(_unzipped(path, row["unzip"]) if "unzip" in row else path, name)
+    return _from_file(_unzip(path, row["unzip"]) if "unzip" in row else path, name)
 
 
 def _fetch(url: str, part: Path, target: str) -> None:
@@ -318,7 +320,7 @@ def _fetch(url: str, part: Path, target: str) -> None:
     os.replace(part, target)
 
 
-def _unzipped(archive: Path, member: str) -> Path:
+def _unzip(archive: Path, member: str) -> Path:
     path = archive.with_name(member)
     if not path.exists():
         with zipfile.ZipFile(archive) as file:
@@ -326,7 +328,7 @@ def _unzipped(archive: Path, member: str) -> Path:
     return path
 
 
-def _streamed(name: str) -> Corpus:
+def _read_stream(name: str) -> Corpus:
     """The first documents of a stream, each followed by a newline, cached as one file."""
     path = cache_folder() / f"{name}-{_STREAM_BYTES}.txt"
     if not path.exists():
@@ -372,11 +374,11 @@ def _from_files(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
             )
         return texts
 
-    return Corpus(name, *_mapped(key, read))
+    return Corpus(name, *_map_splits(key, read))
 
 
-def _mapped(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
-    """Both splits, memory-mapped from cache files that are made once."""
+def _map_splits(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
+    """Both splits, memory-mapped from files in the cache, which are made once."""
     paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
     if not all(path.exists() for path in paths):
         for path, split in zip(paths, make(), strict=True):
@@ -401,7 +403,7 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
     Shapes   yields (n,) uint8
     Raises   ModuleNotFoundError when the package `datasets` is missing
              ConnectionError when the source cannot be reached
-             ValueError when the column is missing or holds no text
+             ValueError when the column is missing or has no text
     """
     try:
         import datasets
@@ -418,10 +420,10 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
             f"{str(source)!r} could not be reached ({error}); try again when online, or give a "
             "folder of parquet files, or use corpus('stdlib'), which needs no network"
         ) from error
-    return (_text(row, column) for row in rows)
+    return (_read_text(row, column) for row in rows)
 
 
-def _text(row: dict, column: str) -> np.ndarray:
+def _read_text(row: dict, column: str) -> np.ndarray:
     if not isinstance(row.get(column), str):
         raise ValueError(f"no text in column {column!r}; the columns are {', '.join(sorted(row))}")
     return np.frombuffer(row[column].encode(), np.uint8)

@@ -44,9 +44,9 @@ def _recall(size, rng, pairs=4):
     order = rng.permuted(np.tile(np.arange(pairs), (rows, 1)), axis=1)
     asked = np.take_along_axis(keys, order, 1), np.take_along_axis(values, order, 1)
     bar, end = np.full((rows, 1), ord("|")), np.full((rows, 1), ord("\n"))
-    told = np.stack((keys, values), axis=2).reshape(rows, -1)
+    given = np.stack((keys, values), axis=2).reshape(rows, -1)
     answers = np.stack(asked, axis=2).reshape(rows, -1)
-    text = np.concatenate((told, bar, answers, end), axis=1).ravel()[:size]
+    text = np.concatenate((given, bar, answers, end), axis=1).ravel()[:size]
     shuffles = math.lgamma(26 + 1) - math.lgamma(26 - pairs + 1) + math.lgamma(pairs + 1)
     return text, (shuffles + pairs * math.log(10)) / (4 * pairs + 2)
 

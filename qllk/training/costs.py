@@ -55,7 +55,7 @@ def measure_costs(what: str | Path | Spec, window: int, batch: int) -> Costs:
 
 
 def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
-    """The memory of a training step, in float32 with AdamW.
+    """The memory of a training step in bytes, in float32 with AdamW.
 
         weights + gradients + moments + activations saved for the backward pass
 
@@ -69,7 +69,7 @@ def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
         inputs = model.example_inputs(torch.zeros(batch, window, dtype=torch.long))
         kept = measure.saved_bytes(lambda: objectives.token_losses(model(*inputs), inputs[-1]))
         optimizer = optim.build_optimizer("adamw", model, lr=1.0, weight_decay=0.0)
-        moments = [list(remembered.values()) for remembered in optim.init_state(optimizer)]
+        moments = [list(state.values()) for state in optim.init_state(optimizer)]
         return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
 
 
@@ -109,17 +109,18 @@ def _clock(module) -> int:
 
 
 def format_costs(rows: dict[str, dict], batch: int) -> str:
-    """A table with a line per model, from the fields of `Costs` and the window by name."""
-    head = ("model", "parameters", "FLOPs/token", "state", "+ per token", "to train", "window")
+    """A table with one line per model. Each row has the fields of `Costs` and the window."""
+    head = ("model", "parameters", "FLOPs/token", "state", "state/token", "training", "window")
     lines = [head, *(_format_row(name, row) for name, row in rows.items())]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     text = [
         "  ".join([f"{name:{first}}", *map(str.rjust, cells, others)]) for name, *cells in lines
     ]
     return "\n".join(text) + (
-        "\n\nFLOPs of a forward pass over `window` ids, masked half of attention included,\n"
-        "elementwise work left out; training needs three times as many. Training memory is that\n"
-        f"of float32 and AdamW, where a step reads as much text as {batch} of the longest windows."
+        "\n\nFLOPs are those of a forward pass over one window. They include the masked half of\n"
+        "attention and leave out elementwise work; training needs three times as many.\n"
+        f"Training memory is for float32 and AdamW; a step reads as much text as {batch} of the\n"
+        "longest windows."
     )
 
 
@@ -134,7 +135,7 @@ def _format_row(name, row):
     )
 
 
-def _format_size(number: float | None, step: int, units: tuple[str, ...]) -> str:
+def _format_size(number, step, units):
     """The number in the largest unit of which it has at least one; a dash for None."""
     if number is None:
         return "-"

@@ -1,10 +1,10 @@
-"""What this machine can compute on, and in which precisions, found by trying.
+"""The devices of this machine and the precisions they train in, found by trying each one.
 
-A precision is how the forward and backward pass compute; weights and optimizer stay float32.
+The precision is that of the forward and backward pass; weights and optimizer state stay in float32.
 
-    float32     everywhere
-    bfloat16    through autocast, where a probe step runs and gives bfloat16
-    float16     through autocast with a loss scaler, on CUDA
+    float32     on every device
+    bfloat16    with autocast, where a trial step runs and really computes in bfloat16
+    float16     with autocast and a loss scaler, on CUDA
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 from ..checks import look_up
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# How far a loss of a few nats may move when only the precision or the device changes.
+# The largest difference, in nats, of a loss that is computed elsewhere or in another precision.
 PARITY_NATS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 class _Device(NamedTuple):
-    """One place to compute: torch's name for it, a person's name for it, what works there."""
+    """A device that can train."""
 
-    name: str
-    label: str
+    name: str  # torch's, "cuda:0"
+    label: str  # the hardware's
     precisions: tuple[str, ...]
 
 
 @cache
 def available() -> tuple[_Device, ...]:
-    """Every device on which a probe step ran, fastest kind first, with the precisions that did."""
+    """All devices that can train, in the order CUDA, MPS, CPU."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     names += ["mps"] if torch.backends.mps.is_available() else []
     found = []
@@ -55,11 +55,11 @@ def _label(name: str) -> str:
     if name == "mps":
         return "Apple GPU"
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def processor() -> str:
-    """The processor's own name, where the system tells it."""
+def _processor() -> str:
+    """The model of the processor, or its architecture if the system does not name the model."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
         for line in info:
             if line.startswith("model name"):
@@ -68,40 +68,44 @@ def processor() -> str:
 
 
 def full_name(name: str) -> str:
-    """ "cuda" means the first of them."""
+    """The name with its index: "cuda" is "cuda:0"."""
     return "cuda:0" if name == "cuda" else name
 
 
 def memory_bytes(name: str) -> int:
-    """How much memory a device has in all."""
+    """The total memory of a device."""
     if name.startswith("cuda"):
         return torch.cuda.get_device_properties(name).total_memory
-    return psutil.virtual_memory().total  # an MPS device shares it
+    return psutil.virtual_memory().total  # MPS devices share it
 
 
 def require(name: str, precision: str) -> str:
-    """The device's full name, if it can train in `precision`.
+    """Return the full name of the device if it can train in `precision`.
 
-    Raises   ValueError saying what this machine offers instead
+    Raises   ValueError listing the devices or the precisions that this machine offers
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    offers = {device.name: device.precisions for device in available()}
-    name = full_name(name)
-    if name not in offers:
-        raise ValueError(f"no device {name!r} here; this machine has {', '.join(offers)}")
-    if precision not in offers[name]:
+    look_up(PRECISIONS, precision, "precision")
+    device = _find(name)
+    if precision not in device.precisions:
         raise ValueError(
-            f"{name} cannot train in {precision} ({_unavailable_reason(name, precision)}); "
-            f"it offers {', '.join(offers[name])}"
+            f"{device.name} cannot train in {precision} "
+            f"({_unavailable_reason(device.name, precision)}); "
+            f"it offers {', '.join(device.precisions)}"
         )
-    return name
+    return device.name
+
+
+def _find(name: str) -> _Device:
+    found = {device.name: device for device in available()}
+    if (full := full_name(name)) not in found:
+        raise ValueError(f"no device {full!r} here; this machine has {', '.join(found)}")
+    return found[full]
 
 
 def _unavailable_reason(name: str, precision: str) -> str | None:
-    """None if one small training step gives what was asked for, else the reason."""
+    """Why a small training step does not work, or None if it does."""
     if precision == "float16" and not name.startswith("cuda"):
-        return "float16 with its loss scaler is offered on CUDA only"
+        return "float16 needs a loss scaler, which is offered on CUDA only"
     if precision != "float32" and name == "mps":
         return "autocast on MPS is not reliable enough to train with"
     try:
@@ -118,17 +122,19 @@ def _unavailable_reason(name: str, precision: str) -> str | None:
 
 @cache
 def fastest_precision(name: str) -> str:
-    """The precision in which a matrix product, forward and backward, takes least time on `name`.
+    """The precision with the fastest matrix products, forward and backward, on a device.
 
-    On processors with bfloat16 instructions that is bfloat16, by a factor of two to four; on the
-    others it is float32, since there bfloat16 is emulated.
+    On processors with bfloat16 instructions this is bfloat16, two to four times as fast as
+    float32. On others it is float32, because there bfloat16 is emulated.
+
+    Raises   ValueError when there is no such device
     """
-    offers = {device.name: device.precisions for device in available()}
-    return min(look_up(offers, name, "device"), key=lambda precision: _seconds(name, precision))
+    device = _find(name)
+    return min(device.precisions, key=lambda precision: _seconds(device.name, precision))
 
 
 def _seconds(name, precision, repeats=5):
-    """The best of a few timings, the first being a warm-up."""
+    """The best of several timings, without the first, which is a warm-up."""
     layer = torch.nn.Linear(256, 1024).to(name)
     x = torch.ones(4096, 256, device=name)
     times = []
@@ -142,8 +148,8 @@ def _seconds(name, precision, repeats=5):
     return min(times[1:])
 
 
-def autocast(name: str, precision: str):
-    """The context in which a forward pass on `name` computes in `precision`."""
+def autocast(name: str, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which forward passes on a device compute in `precision`."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(name).type, PRECISIONS[precision])
@@ -151,11 +157,11 @@ def autocast(name: str, precision: str):
 
 @cache
 def retain_freed_memory() -> bool:
-    """Let this process keep the memory that a training step frees, for the next step; if it can.
+    """Keep the memory that a training step frees for the next step. Returns whether this works.
 
-    By default glibc gives large blocks back at once, and each step pays for having them mapped and
-    zeroed again. The price is a process that stays as large as its largest step. Elsewhere than on
-    Linux with glibc nothing happens.
+    By default glibc returns large blocks to the system at once, and each step pays for mapping and
+    zeroing them again. In exchange the process stays as large as its largest step. It works on
+    Linux with glibc only; elsewhere nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -166,7 +172,7 @@ def retain_freed_memory() -> bool:
 
 
 def synchronize(name: str) -> None:
-    """Wait until the device has done what it was told, so that a clock tells the truth."""
+    """Wait until all work queued on the device is done, so that a clock measures it."""
     kind = torch.device(name).type
     if kind == "cuda":
         torch.cuda.synchronize(name)
@@ -174,10 +180,10 @@ def synchronize(name: str) -> None:
         torch.mps.synchronize()
 
 
-def describe_machine() -> dict:
-    """Where a measurement was made."""
+def describe_machine() -> dict[str, str | int | None]:
+    """The machine and the versions that a measurement was made with."""
     return {
-        "processor": processor(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,

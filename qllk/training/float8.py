@@ -1,10 +1,10 @@
-"""Matrix products in eight-bit floating point: simulated on any machine, real through torchao."""
+"""Matrix products in eight-bit floating point: simulated on any machine, real with torchao."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import look_up
 from ..model.layers import ResidualLinear
@@ -12,13 +12,13 @@ from ..model.layers import ResidualLinear
 _LARGEST = 448.0  # 1.75 * 2^8
 
 
-def round_e4m3(x):
-    """The nearest number with four bits of exponent and three of mantissa; halves go to even.
+def round_e4m3(x: Tensor) -> Tensor:
+    """Round to E4M3: four bits of exponent, three of mantissa, ties to even.
 
         step = 2^(max(floor(log2 |x|), -6) - 3)        y = step round(x / step)
 
-    Eight steps lie between two powers of two. From 2^-6 down to zero the step stays 2^-9. Beyond
-    448 there is nothing, so what lies further out becomes that.
+    There are eight steps between two powers of two; below 2^-6 the step stays 2^-9. Values beyond
+    448, the largest number of the format, are clamped to it.
 
     Shapes   any
     Paper    Micikevicius 2022, 2209.05433, table 1
@@ -29,11 +29,11 @@ def round_e4m3(x):
     return ((x / step).round() * step).clamp(-_LARGEST, _LARGEST)
 
 
-def _scale_of(x):
-    """The largest power of two that takes every number of a row to within 448.
+def _row_scale(x):
+    """The largest power of two by which a row can be multiplied without exceeding 448.
 
-    A row has a scale of its own: one for all rows would let each see how large the others are,
-    the later positions included.
+    Each row has its own scale. A scale shared by several rows would leak the size of later
+    positions into earlier ones.
 
     Shapes   (…,D) -> (…,1)
     """
@@ -42,16 +42,16 @@ def _scale_of(x):
     return torch.ldexp(torch.ones_like(largest), exponent - 1)
 
 
-class _FakeQuantise(torch.autograd.Function):
-    """To E4M3 and back, by row; the gradient goes straight through, as if nothing was rounded.
+class _FakeQuantize(torch.autograd.Function):
+    """Scale each row, round it to E4M3 and scale it back; the gradient ignores the rounding.
 
     Shapes   (…,D) -> (…,D)
-    Paper    Bengio 2013, 1308.3432, for the gradient
+    Paper    Bengio 2013, 1308.3432, for this straight-through gradient
     """
 
     @staticmethod
     def forward(ctx, x):
-        scale = _scale_of(x)
+        scale = _row_scale(x)
         return round_e4m3(x * scale) / scale
 
     @staticmethod
@@ -60,28 +60,28 @@ class _FakeQuantise(torch.autograd.Function):
 
 
 class SimulatedLinear(nn.Linear):
-    """A linear layer with the numbers of an eight-bit one: inputs and weights rounded, sums exact.
+    """A linear layer that computes what an eight-bit one would: rounded inputs and weights.
 
-    Cost     slower than without; what it shows is the loss of accuracy, not the gain in speed
-    Twin     torchao's Float8Linear in its row-wise recipe, forward
+    Cost     slower than nn.Linear: it shows the loss of accuracy, not the gain in speed
+    Twin     the forward pass of torchao's Float8Linear in its row-wise recipe
     """
 
-    def forward(self, x):
-        return F.linear(_FakeQuantise.apply(x), _FakeQuantise.apply(self.weight), self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_FakeQuantize.apply(x), _FakeQuantize.apply(self.weight), self.bias)
 
 
-def native(model):
+def _keep(model):
     return model
 
 
-def _simulated(model):
+def _simulate(model):
     for module in model.modules():
         if _replaceable(module):
-            module.__class__ = SimulatedLinear  # it stays itself: weights, names and ties
+            module.__class__ = SimulatedLinear  # in place, which keeps weights, names and ties
     return model
 
 
-def _hardware(model):
+def _use_hardware(model):
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
@@ -91,7 +91,7 @@ def _hardware(model):
     return convert_to_float8_training(
         model,
         config=Float8LinearConfig.from_recipe_name("rowwise"),
-        # The units that multiply take widths in sixteens.
+        # The hardware multiplies matrices whose sides are multiples of sixteen.
         module_filter_fn=lambda module, name: (
             _replaceable(module) and not any(width % 16 for width in module.weight.shape)
         ),
@@ -99,31 +99,34 @@ def _hardware(model):
 
 
 def _replaceable(module):
-    """Linear layers, except heads, where a small error would change every probability."""
+    """Whether a module is a linear layer, but not a LinearHead.
+
+    In a head, a small error would change every probability.
+    """
     return type(module) in (nn.Linear, ResidualLinear)
 
 
-_MATMULS = {"native": native, "float8": _hardware, "float8-simulated": _simulated}
+_MATMULS = {"native": _keep, "float8": _use_hardware, "float8-simulated": _simulate}
 
 
-def check(matmul: str, device: str, precision: str):
-    """Whether this way to multiply works there.
+def check(matmul: str, device: str, precision: str) -> None:
+    """Refuse a kind of matrix product that does not work on this device in this precision.
 
-    Raises   ValueError for an unknown name, or when the device or the precision is another
+    Raises   ValueError for an unknown name, or for "float8" without suitable hardware or precision
     """
     look_up(_MATMULS, matmul, "matmul")
     cuda = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device)
     if matmul == "float8" and (not cuda or cuda < (8, 9) or precision != "bfloat16"):
         raise ValueError(
-            "matmul='float8' needs a CUDA device of compute capability 8.9 or more and "
+            "matmul='float8' needs a CUDA device of compute capability 8.9 or higher and "
             f"precision='bfloat16', not {device} in {precision}; 'float8-simulated' runs anywhere"
         )
 
 
-def convert(model, matmul: str, *, device: str, precision: str):
-    """The model, with the linear layers of its blocks multiplying in the way that `matmul` names.
+def convert(model: nn.Module, matmul: str, *, device: str, precision: str) -> nn.Module:
+    """Switch the linear layers of a model, except its head, to another kind of matrix product.
 
-    Raises   ValueError as `check`, or when an optional package is lacking
+    Raises   ValueError as `check` does, or when an optional package is missing
     """
     check(matmul, device, precision)
     return _MATMULS[matmul](model)
