@@ -1,1 +1,1 @@
-"""Training: recipes, devices, optimizers, the trainer, checkpoints, costs and previews."""
+"""Training: recipes, devices, optimizers, the trainer, checkpoints, costs, previews and reports."""
