@@ -1,4 +1,4 @@
-"""Argument checks and table look-ups shared by all wings. Imports no torch."""
+"""Argument checks and table look-ups shared by all subpackages. Imports no torch."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _SQUARED_RELU = ("relu2", {"ratio": 4})
 
 
 def _qllk_2(d_model: int) -> Spec:
-    """One byte layer, the cumulative sum over patches of eight bytes, two byte layers on both."""
+    """One byte layer, the cumulative sum over patches of 8 bytes, two byte layers on both added."""
     return Spec(
         d_model=d_model,
         layers=3,

@@ -70,13 +70,14 @@ class Spec:
     mixers: tuple[Part, ...]  # cycled over the layers: two mixers and six layers give three of each
     mlp: Part = ("gelu", {"ratio": 4})  # the second half of each layer
     norm: str | Part = "rms"  # of each layer
-    positions: str | Part = "none"  # how a layer learns the order of the ids
+    positions: str | Part = "none"  # the position encoding
     context: int | None = None  # the longest input; required by learned positions
     vocab_size: int = 256  # number of ids, including the special ids of the family
     patch: Patch | None = None  # the slow path, if the model has one
     tied: bool = False  # the head shares the weights of the embedding
     dropout: float = 0.0  # the probability of dropping an activation in training
-    norm_at: str = "pre"  # "pre" or "post" each part of a layer, or on its output ("sublayer")
+    # "pre": on the input of each sublayer; "post": on its residual sum; "sublayer": on its output.
+    norm_at: str = "pre"
     norm_in: str | Part = "none"  # between the embedding and the layers
     norm_out: str | Part = "same"  # between the layers and the head; "same": like `norm`
     head: str | Part = "linear"  # from the last layer to the logits
@@ -100,8 +101,8 @@ class Spec:
             object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
         if self.patch and not 0 <= self.patch.after < self.layers:
             raise ValueError(
-                f"Patch.after={self.patch.after} must leave at least one of the {self.layers} "
-                "layers before the patches are made"
+                f"Patch.after={self.patch.after} must be 0 or more and leave at least one of the "
+                f"{self.layers} layers before the patches are made"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"Spec: dropout must lie in [0, 1), got {self.dropout!r}")
@@ -116,7 +117,10 @@ class Spec:
         return replace(self, **changes)
 
     def split_window(self, window: int) -> tuple[int, int]:
-        """Split a window into the rows the model can read: (number of rows, ids per row)."""
+        """Split a window into rows that the model can read: (number of rows, ids per row).
+
+        Ids that do not fill a row are left out.
+        """
         check_positive("Spec", window=window)
         length = min(window, self.context or window)
         return window // length, length

@@ -203,7 +203,7 @@ def test_weights_of_attention_whose_queries_are_all_zero_are_those_of_the_distan
 
 def test_sinks_and_tiles_are_refused_where_positions_weigh_distances():
     positions = Relative(8, None, heads=2, buckets=8, distance=20)
-    with pytest.raises(ValueError, match=r"sinks, whose distance changes, .* sinks=2, tile=N"):
+    with pytest.raises(ValueError, match=r"sinks, whose distance is lost .* sinks=2, tile=N"):
         SoftmaxAttention(8, positions, heads=2, window=4, sinks=2)
     with pytest.raises(ValueError, match=r"tiles, which take no bias; .* tile=4\. Use rotary"):
         SoftmaxAttention(8, positions, heads=2, tile=4)

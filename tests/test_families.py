@@ -211,8 +211,8 @@ def test_half_lives_are_two_numbers_above_zero(half_lives):
 
 def test_windows_and_tiles_need_a_size_and_fit_each_other_and_the_sinks():
     for options, message in (
-        ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
-        ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
+        ({"window": 0}, "Mask: window must be a whole number above 0, got 0"),
+        ({"window": 2.5}, "Mask: window must be a whole number above 0, got 2.5"),
         ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
         ({"sinks": 2}, "sinks=2 need a window: without one, every position stays visible"),
         ({"tile": 0}, "attention: tile must be a whole number above 0, got 0"),

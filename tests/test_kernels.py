@@ -433,8 +433,8 @@ def test_a_mask_needs_a_value_for_each_key(field, values):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"window": 0}, "a window: steps must be a whole number above 0, got 0"),
-        ({"window": 2.5}, "a window: steps must be a whole number above 0, got 2.5"),
+        ({"window": 0}, "Mask: window must be a whole number above 0, got 0"),
+        ({"window": 2.5}, "Mask: window must be a whole number above 0, got 2.5"),
         ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more, got -1"),
         ({"window": 4, "sinks": True}, "sinks must be a whole number, 0 or more, got True"),
         ({"sinks": 2}, "sinks=2 need a window: without one, every position stays visible"),

@@ -106,7 +106,9 @@ def test_a_relative_bias_is_read_from_the_table_by_head_and_distance(kind):
 
 
 def test_relative_positions_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"the same heads, got heads=2 .* heads=4 for a mixer"):
+    with pytest.raises(
+        ValueError, match=r"the same number of heads, got heads=2 .* heads=4 for a mixer"
+    ):
         SoftmaxAttention(8, Relative(8, heads=2), heads=4)(torch.zeros(1, 2, 8))
     for sizes in ({"buckets": 2}, {"buckets": 8, "distance": 8}):
         with pytest.raises(ValueError, match="at least 4 buckets and a distance above their num"):

@@ -65,7 +65,9 @@ def test_a_spec_refuses_a_dropout_of_one():
 @pytest.mark.parametrize("after", [-1, 2])
 def test_a_patch_leaves_a_layer_before_it(after):
     patch = Patch(size=2, d_model=8, layers=1, mixers=(CONV,), after=after)
-    with pytest.raises(ValueError, match=f"Patch.after={after} must leave .* of the 2 layers"):
+    with pytest.raises(
+        ValueError, match=f"Patch.after={after} must be 0 or more and leave .* of the 2 layers"
+    ):
         BASE.but(patch=patch)
 
 

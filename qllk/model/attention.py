@@ -1,4 +1,7 @@
-"""Attention layers: every query reads individual keys, which a mask can hide. See `mixers`."""
+"""Attention layers. They keep individual keys, so a mask can hide any of them.
+
+`mixers` describes the signature that they share with the recurrent layers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .positions import NoPositions
 
 
 class KVState(NamedTuple):
-    """State of softmax attention: the keys and values that are still visible, and the step."""
+    """State of softmax attention: the visible keys and values, and the number of steps read."""
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
@@ -25,28 +28,31 @@ class KVState(NamedTuple):
 
 
 class CrossState(NamedTuple):
-    """State of cross attention: the source's keys and values, and which of them are text.
+    """State of cross attention: the source's keys and values, and where it is not padding.
 
-    It has no `kind`, since it is no memory of the sequence that the layer mixes.
+    It has no `kind`, since it remembers the source and not the sequence that the layer mixes.
     """
 
     k: Tensor  # (B,H,N,K)
     v: Tensor  # (B,H,N,K)
-    text: Tensor | None  # (B,N) bool, default: no padding
+    text: Tensor | None  # (B,N) bool, False for padding; None: no padding
 
 
 class LatentState(NamedTuple):
-    """State of latent attention: what keys and values are computed from, and the step."""
+    """State of latent attention: what keys and values are computed from, and the number of steps
+    read.
+    """
 
-    c: Tensor  # (B,N,L)
-    r: Tensor  # (B,N,U), already rotated
+    c: Tensor  # (B,N,L), the latents
+    r: Tensor  # (B,N,U), the channels of the keys that all heads share, already rotated
     t: int
     kind = "latent"
 
 
 class Attention(nn.Module):
-    """Attention in two steps: `project_qkv` makes queries, keys, values and the mask that applies
-    to them; `attend` averages the values.
+    """Base class of attention layers, which work in two steps: `project_qkv` makes queries, keys,
+    values and the mask that applies to them; `attend` averages the values. `LatentAttention`
+    stores no keys and overrides `weights` instead.
     """
 
     def weights(self, x: Tensor, state=None, mask: Mask | None = None) -> Tensor:
@@ -59,7 +65,7 @@ class Attention(nn.Module):
 
 
 class _SelfAttention(Attention):
-    """The parts of every attention of a sequence to itself: heads, projections, positions."""
+    """Base class of attention from a sequence to itself: heads, projections and positions."""
 
     def __init__(
         self,
@@ -72,7 +78,8 @@ class _SelfAttention(Attention):
         super().__init__()
         self.heads = check_heads(heads, d_model)
         positions = positions or NoPositions(d_model)
-        self.rotate, self.bias = positions.rotate, positions.bias  # the model owns the module
+        # Bound methods, and not the module itself: the model registers it, once for all layers.
+        self.rotate, self.score_bias = positions.rotate, positions.bias
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.out = ResidualLinear(d_model, d_model, bias=bias)
 
@@ -82,13 +89,13 @@ class SoftmaxAttention(_SelfAttention):
 
     Options  heads    must divide d_model
              window   in steps; default: no limit
-             sinks    the first steps, which stay visible outside the window
+             sinks    number of first steps that stay visible outside the window
              tile     compute in tiles of this size, slowly and in Python (see
                       `kernels.tiled_attention`); default: torch's fused kernel
-             bias     in the projections
+             bias     whether the projections have a bias
     Raises   ValueError when window, sinks, tile, positions and mask cannot be combined
     State    KVState: 2 D numbers per visible step; with a window at most W - 1 + sinks steps
-    Cost     time O(T N D) for N keys; adding to the cache copies it, at the same order of cost
+    Cost     time O(T N D) for N keys; each call also copies the cache, in O(N D)
     Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453
     """
 
@@ -105,11 +112,11 @@ class SoftmaxAttention(_SelfAttention):
     ):
         super().__init__(d_model, positions, heads=heads, bias=bias)
         self.mask, self.tile = Mask(window=window, sinks=sinks), _check_tile(tile, window)
-        if (sinks or tile) and self.bias(heads, 1, 1) is not None:
+        if (sinks or tile) and self.score_bias(heads, 1, 1) is not None:
             raise ValueError(
-                "relative position biases cannot be combined with sinks, whose distance changes, "
-                f"or with tiles, which take no bias; got sinks={sinks}, tile={tile}. Use rotary "
-                "positions or none"
+                "relative position biases cannot be combined with sinks, whose distance is lost "
+                "when steps after them are evicted, or with tiles, which take no bias; got "
+                f"sinks={sinks}, tile={tile}. Use rotary positions or none"
             )
 
     def forward(
@@ -126,8 +133,8 @@ class SoftmaxAttention(_SelfAttention):
     ) -> tuple[Tensor, Tensor, Tensor, Mask]:
         if mask is not None and not mask.plain and (self.mask.sinks or self.tile):
             raise ValueError(
-                "attention with sinks or tiles cannot be masked, for example for rows of several "
-                f"documents; got sinks={self.mask.sinks}, tile={self.tile}. Use neither of them"
+                "attention with sinks or tiles cannot be masked, for example to keep documents "
+                f"apart; got sinks={self.mask.sinks}, tile={self.tile}. Build it without them"
             )
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         q, k = self.rotate(q, _step(state)), self.rotate(k, _step(state))
@@ -138,11 +145,11 @@ class SoftmaxAttention(_SelfAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         if self.tile:
             return kernels.tiled_attention(q, k, v, self.tile)
-        bias = self.bias(self.heads, q.shape[2], k.shape[2])
+        bias = self.score_bias(self.heads, q.shape[2], k.shape[2])
         return kernels.causal_attention(q, k, v, mask, bias)
 
     def _evict(self, x):
-        """The sinks and the last W - 1 steps: the next query brings its own key."""
+        """Keep the sinks and the last W - 1 steps; the next query adds its own key as the W-th."""
         window, sinks = self.mask.window, self.mask.sinks
         start = max(sinks, x.shape[2] - window + 1)
         return torch.cat((x[:, :, :sinks], x[:, :, start:]), dim=2)
@@ -151,9 +158,9 @@ class SoftmaxAttention(_SelfAttention):
 class BidirectionalAttention(_SelfAttention):
     """Every query attends to all positions, before and after its own: for encoders.
 
-    A mask is applied as it is given: `Mask(causal=False, documents=…)`.
+    A mask replaces the default, `Mask(causal=False)`, so it must not be causal itself.
 
-    Options  heads, which must divide d_model; bias in the projections
+    Options  heads, which must divide d_model; bias, whether the projections have one
     State    none: a bidirectional layer cannot be continued
     Cost     time O(T^2 D)
     Paper    BERT, Devlin 2018, 1810.04805
@@ -173,17 +180,18 @@ class BidirectionalAttention(_SelfAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         T, N = q.shape[2], k.shape[2]
         return kernels.fused_attention(
-            q, k, v, mask.table(T, N, q.device), self.bias(self.heads, T, N)
+            q, k, v, mask.table(T, N, q.device), self.score_bias(self.heads, T, N)
         )
 
 
 class CrossAttention(Attention):
     """Every query attends to another sequence, the source, which `init_state` projects once.
 
-    Options  heads, which must divide d_model; bias in the projections
-    State    CrossState: 2 D numbers per step of the source, for any T, and which steps are text
+    Options  heads, which must divide d_model; bias, whether the projections have one
+    State    CrossState: 2 D numbers per step of the source, for any T, and where it is padding
     Cost     time O(T N D) for a source of N steps
     Paper    Vaswani 2017, 1706.03762, 3.2.3
+    Raises   ValueError when given a mask: the state contains it
     """
 
     def __init__(self, d_model: int, *, heads: int, bias: bool = False):
@@ -194,7 +202,7 @@ class CrossAttention(Attention):
         self.out = ResidualLinear(d_model, d_model, bias=bias)
 
     def init_state(self, source: Tensor, text: Tensor | None = None) -> CrossState:
-        """The state to start from.
+        """Project the source to keys and values: the state that `forward` reads.
 
         Shapes   source (B,N,D), text (B,N) bool, False for padding; default: no padding
         """
@@ -221,7 +229,7 @@ class CrossAttention(Attention):
 
 
 class LatentAttention(Attention):
-    """Softmax attention that stores one latent per step, not keys and values per head ("MLA").
+    """Multi-head latent attention (MLA): stores a latent per step, not keys and values per head.
 
         c = norm(W_c x)      r = rotate(W_r x)      k_h = [W_k,h c, r]      v_h = W_v,h c
 
@@ -229,15 +237,15 @@ class LatentAttention(Attention):
     W_k would prevent merging them, which the absorbed form relies on.
 
     Options  heads      any number: their widths do not depend on d_model
-             d_latent   L, numbers stored per step
+             d_latent   L, width of the latent
              d_nope     K, channels of each head's queries and keys that carry no position
-             d_rope     U, channels that positions may rotate; all heads share the key's
+             d_rope     U, channels that positions may rotate; all heads share those of the keys
              d_value    V, channels of each head's values
-             d_query    width of a latent from which queries are made; default: no such latent
+             d_query    width of a latent that queries are computed from; default: no such latent
              norm       of the latents (see NORMS)
     State    LatentState: L + U numbers per step
-    Cost     time O(T D H (K + U + V)), and that of `kernels.latent_attention` for the first piece
-             of a sequence, of `kernels.absorbed_attention` for the later ones, which are short
+    Cost     time O(T D H (K + U + V)), and that of `kernels.latent_attention` for the first call
+             on a sequence, of `kernels.absorbed_attention` for later calls, which are short
     Paper    DeepSeek-V2, 2405.04434, 2.1; compressed queries: equations 12 and 13
     Raises   ValueError when a size is below one
     """
@@ -286,11 +294,11 @@ class LatentAttention(Attention):
     def project_latent(
         self, x: Tensor, state: LatentState | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B,H,T,K+U), and what keys and values are made from: (B,N,L) and (B,N,U)."""
+        """Return the queries (B,H,T,K+U), latents c (B,N,L) and shared key channels r (B,N,U)."""
         t = _step(state)
         (q,) = split_heads(self.query(x), 1, self.heads)
-        plain, rotated = q.split((self.d_nope, self.d_rope), dim=-1)
-        q = torch.cat((plain, self.rotate(rotated, t)), dim=-1)
+        nope, rope = q.split((self.d_nope, self.d_rope), dim=-1)
+        q = torch.cat((nope, self.rotate(rope, t)), dim=-1)
         c, r = self.down(x).split((self.d_latent, self.d_rope), dim=-1)
         c, r = self.norm(c), self.rotate(r[:, None], t)[:, 0]
         if state:
@@ -298,7 +306,7 @@ class LatentAttention(Attention):
         return q, c, r
 
     def split_up(self) -> tuple[Tensor, Tensor]:
-        """The matrix `up` by head, to keys and to values.  Shapes   -> (H,K,L), (H,V,L)"""
+        """The weights of `up` by head, for keys and for values.  Shapes   -> (H,K,L), (H,V,L)"""
         heads = self.up.weight.unflatten(0, (self.heads, -1))
         return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)
 
@@ -318,7 +326,7 @@ def _combine(own: Mask, given: Mask | None) -> Mask:
         return own
     if given.window is not None:
         raise ValueError(
-            f"a mixer's window and sinks are options of its own, got a mask with "
+            f"the window and sinks of a mixer are options of its own, got a mask with "
             f"window={given.window}, sinks={given.sinks}. Build the mixer with them, and give it a "
             "mask of documents or padding only"
         )
@@ -336,7 +344,7 @@ def _check_tile(tile, window):
 
 
 def _step(state) -> int:
-    """How many steps came before."""
+    """The number of steps read so far."""
     return state.t if state else 0
 
 

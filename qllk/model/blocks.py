@@ -15,7 +15,7 @@ from .masks import Mask
 from .mixers import MIXERS
 from .positions import NoPositions
 
-# How decoders attend to what an encoder read.
+# How a decoder can attend to the output of an encoder.
 _CROSS = {"softmax": CrossAttention}
 
 
@@ -37,14 +37,18 @@ def _sublayer_norm(x, norm, dropout, part):
     return x + dropout(norm(y)), state
 
 
+# Where norms go. Each function returns `part(x)`, added to the residual stream x, and part's state;
+# `part` maps a tensor to (tensor, state).
 _NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 
 
 class Block(nn.Module):
     """A mixer over time, then an MLP at each position, each added to the residual stream.
 
-    Options  norm, a function from a width to a norm
-             add, a function of _NORMS_AT, which decides where the norms go
+    Options  norm   a function from a width to a norm module
+             add    a value of _NORMS_AT, which decides where the norms go
+    Shapes   x (B,T,D) -> (B,T,D)
+    State    that of the mixer
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class Block(nn.Module):
 class _CrossBlock(Block):
     """A block that attends to an encoder's output between its mixer and its MLP.
 
-    State    (the mixer's, that of `cross`); the second must be given
+    State    a pair: the mixer's state and the CrossState, which has no default
     """
 
     def __init__(
@@ -100,17 +104,19 @@ class _CrossBlock(Block):
 
 
 class Stack(nn.Module):
-    """Layers one after the other. `parts` are their mixers, looked up in the table `mixers`; given
-    `cross`, a part too, every layer also attends to an encoder's output.
+    """Blocks in sequence, one for each of `parts`.
 
     With `recompute` = K, autograd keeps only the input of every K blocks, and the backward pass
-    computes the blocks again; no number changes.
+    computes the blocks again; the results stay the same.
 
+    Options  parts    the mixer of each block: a name in `mixers`, and options
+             cross    the part by which every block also attends to an encoder's output; default:
+                      there is no encoder
     Shapes   x (B,T,D) -> (B,T,D)
     State    a tuple with one state per layer
     Cost     `recompute` adds a second forward pass. It keeps layers / K inputs and, while the
-             backward pass is at K blocks, everything that these compute: one block computes over
-             ten times its input, so K = 1 has the lowest peak in all but very deep models
+             backward pass is at K blocks, all their activations: those of one block
+             are over ten times its input, so K = 1 has the lowest peak in all but very deep models
     Paper    Chen 2016, 1604.06174, section 4
     """
 
@@ -154,7 +160,7 @@ class Stack(nn.Module):
 
 def _build_block(spec, d_model, part, positions, mixers, cross):
     cross = cross and build_part(_CROSS, cross, "cross", (d_model,))
-    parts = (
+    args = (
         build_part(mixers, part, "mixer", (d_model, positions)),
         build_part(MLPS, spec.mlp, "mlp", (d_model,)),
         norm_of(spec.norm),
@@ -162,11 +168,11 @@ def _build_block(spec, d_model, part, positions, mixers, cross):
         spec.dropout,
         look_up(_NORMS_AT, spec.norm_at, "norm_at"),
     )
-    return _CrossBlock(*parts, cross=cross) if cross else Block(*parts)
+    return _CrossBlock(*args, cross=cross) if cross else Block(*args)
 
 
 def _run_blocks(blocks, x, states, mask):
-    """Each block after the one before.  Shapes  x (B,T,D) -> (B,T,D), and a tuple of states"""
+    """Run the blocks in sequence.  Shapes  x (B,T,D) -> (B,T,D), and a tuple of states"""
     after = []
     for block, state in zip(blocks, states, strict=True):
         x, state = block(x, state, mask)
@@ -175,7 +181,7 @@ def _run_blocks(blocks, x, states, mask):
 
 
 def norm_of(part: Part) -> Callable[[int], nn.Module]:
-    """The norm with this name and these options, as a function from its width.
+    """Return a function that builds the norm described by `part` for a given width.
 
     Raises   ValueError for an unknown name or option
     """
@@ -184,5 +190,5 @@ def norm_of(part: Part) -> Callable[[int], nn.Module]:
 
 
 def cycle(parts: Sequence[Part], layers: int) -> list[Part]:
-    """The parts in turn, from the start again after the last, one for each layer."""
+    """Return one part for each layer, starting over after the last part."""
     return [parts[i % len(parts)] for i in range(layers)]

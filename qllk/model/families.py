@@ -1,4 +1,4 @@
-"""Whole models, assembled from a Spec. They have the contract of a mixer, on ids, not vectors:
+"""Whole models, assembled from a Spec. They are called like mixers, on ids instead of vectors:
 
     logits, state = model.run(ids, state)        logits = model(ids)
 
@@ -27,24 +27,25 @@ from .masks import Mask
 from .patching import PatchPath
 from .positions import POSITIONS, BidirectionalRelative, Learned
 
-# What an encoder has in place of MIXERS and POSITIONS.
+# The tables that an encoder uses in place of MIXERS and POSITIONS.
 _ENCODER_MIXERS = {"softmax": BidirectionalAttention}
 _ENCODER_POSITIONS = POSITIONS | {"relative": BidirectionalRelative}
 
 
 class ModelState(NamedTuple):
-    """What a model carries along: the number of ids read, and the state of each part."""
+    """State of a model: the number of ids read, and the states of its layers."""
 
     t: int
     parts: tuple
 
 
 class LanguageModel(nn.Module):
-    """Predict the next id from all before it: embed, stack, norm, head.
+    """Predict each id from all ids before it: embed, stack, norm, head.
 
     Where a row is packed from several documents, `documents` keeps them apart: a position attends
     only to positions with the same number. Relative and rotary positions then give each document
-    the logits it has alone; learned and sinusoidal ones still count from the start of the row.
+    the logits it would have by itself; learned and sinusoidal ones still count from the start of
+    the row.
 
     Shapes   ids (B,T), documents (B,T), default: each row is one document
              ->  logits (B,T,vocab_size)
@@ -88,7 +89,7 @@ class LanguageModel(nn.Module):
         return self.run(ids)[1]
 
     def example_inputs(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Arguments of `forward` made of one text; the last are the ids that logits are for."""
+        """Return arguments for `forward` made from one text; the logits are at the last ones."""
         return (ids,)
 
 
@@ -98,7 +99,7 @@ class PatchedStack(nn.Module):
         x = before(x)        x = after(x + path(norm(x)))
 
     `path` is a `PatchPath` around a `Stack` of its own width. Without it (`spec.but(patch=None)`)
-    only the byte layers remain: the control of every claim about the trunk.
+    only the byte layers remain: the control experiment for every claim about the trunk.
 
     Shapes   x (B,T,D) -> (B,T,D)
     State    the states of before, path and after
@@ -110,7 +111,7 @@ class PatchedStack(nn.Module):
         patch, join = spec.patch, len(parts) - spec.patch.after
         self.before = Stack(spec, spec.d_model, parts[:join], positions)
         slow = cycle(patch.mixers, patch.layers)
-        trunk = Stack(spec, patch.d_model, slow, positions)  # `add` was applied to the bytes
+        trunk = Stack(spec, patch.d_model, slow, positions)  # without `add`, which the bytes had
         self.norm = norm_of(spec.norm)(spec.d_model)
         self.path = PatchPath(spec.d_model, patch.size, trunk, patch.d_model)
         self.after = Stack(spec, spec.d_model, parts[join:], positions)
@@ -126,7 +127,7 @@ class PatchedStack(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Read a whole text, each position in the context of both sides: positions, norm, layers, norm.
+    """Encode a text, each position with context from both sides: positions, norm, layers, norm.
 
     Shapes   x (B,T,D)  ->  (B,T,D)
     """
@@ -147,8 +148,8 @@ class _Encoder(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """Predict hidden ids from both sides.  BERT, Devlin 2018, 1810.04805.
 
-    documents: a position attends only to positions with the same number. To mask padding, pass True
-    for text and False for padding.
+    A position attends only to positions with the same number in `documents`. Where rows are padded,
+    these numbers can be bool: True for text and False for padding.
 
     Shapes   ids (B,T)
              segments (B,T), default: all zero   documents (B,T), default: each row is one document
@@ -181,25 +182,24 @@ class MaskedLanguageModel(nn.Module):
 
     def run(self, ids: Tensor, state: None = None) -> tuple[Tensor, None]:
         raise ValueError(
-            "an encoder is bidirectional, so it cannot continue from a state or write a text: call "
-            "model(ids), or build a model of the family 'decoder'"
+            "an encoder is bidirectional, so it cannot continue from a state or generate text: "
+            "call model(ids), or build a model of the family 'decoder'"
         )
 
     def final_state(self, ids: Tensor) -> None:
-        """None: an encoder carries nothing along."""
+        """Return None: an encoder has no state."""
 
     def example_inputs(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Arguments of `forward` made of one text; the last are the ids that logits are for."""
+        """Return arguments for `forward` made from one text; the logits are at the last ones."""
         return (ids,)
 
 
 class Seq2Seq(LanguageModel):
-    """Write one text given another, the source: each layer attends to what an encoder made of it.
+    """Write one text given another, the source: each layer attends to an encoder's output for it.
 
         state = model.encode(source)        logits, state = model.run(ids, state)
 
-    Both texts share one embedding. Where the source is padded, `text` is False, and the state
-    remembers it.
+    Both texts share one embedding. `text` is False where the source is padded; the state keeps it.
 
     Shapes   source (B,N), ids (B,T), text (B,N) bool, default: no padding
              ->  logits (B,T,vocab_size)
@@ -214,7 +214,10 @@ class Seq2Seq(LanguageModel):
         self.encoder = _Encoder(spec)
 
     def encode(self, source: Tensor, text: Tensor | None = None) -> ModelState:
-        """The state before the first id is written."""
+        """The state before the first id is written.
+
+        Shapes   source (B,N), text (B,N) bool, False for padding; default: no padding
+        """
         source = check_ids(source, self.spec.vocab_size)
         mask = None if text is None else Mask(causal=False, text=_check_text(text, source))
         encoded = self.encoder(self.embed(source), mask)
@@ -236,7 +239,7 @@ class Seq2Seq(LanguageModel):
         return self.run(ids, self.encode(source))[1]
 
     def example_inputs(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Arguments of `forward` made of one text; the last are the ids that logits are for."""
+        """Return arguments for `forward` made from one text; the logits are at the last ones."""
         return ids, ids
 
 
@@ -253,20 +256,21 @@ def _norm_out(spec):
 def _check_text(text, source):
     if text.dtype != torch.bool:
         raise ValueError(
-            f"text must be bool, True where the source is not padding; got {text.dtype}. From "
-            "document numbers, make it as documents >= 0"
+            f"text must be bool, True where the source is not padding; got {text.dtype}. If "
+            "padding has document number -1, pass documents >= 0"
         )
     return check_same_shape("text", text, source)
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw normal weights, scaled to their input, smaller in residual layers and in the head.
+    """Draw all weights from normal distributions, and set the biases of linear layers to zero.
 
-    Activations then start at a steady size at any width and depth, and the first loss is near that
-    of a uniform guess. GPT-2, Radford 2019, 2.3, for the scale of residual layers; its code for
-    learned positions, at half the size of the embeddings they are added to. A tied embedding is
-    also the head, and its size lies between the two: were it as small as other heads, its vectors
-    would change too much in a training step.
+    The standard deviation is 1 / sqrt(width of the input), and less in residual layers and in the
+    head. Activations then start at a steady size at any width and depth, and the first loss is near
+    that of a uniform guess. GPT-2, Radford 2019, 2.3, for the scale of residual layers; its code
+    for learned positions, at half the scale of the embeddings they are added to. A tied embedding
+    is also the head, and its scale lies between those of an embedding and of a head: were it as
+    small as other heads, its vectors would change too much in a training step.
     """
     layers = sum(isinstance(module, Block) for module in model.modules())
     for module in model.modules():
@@ -296,7 +300,7 @@ _FAMILIES = {
 
 
 def build(what: str | Path | Spec, *, seed: int | None = None) -> nn.Module:
-    """Build the model of a preset's name, a Spec, or the path of a Spec's JSON.
+    """Build the model that a preset's name, a Spec, or the path of a Spec's JSON describes.
 
     A seed makes its weights reproducible.
 
@@ -314,7 +318,7 @@ def build(what: str | Path | Spec, *, seed: int | None = None) -> nn.Module:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """A context without dropout and gradients; the model's mode is restored afterwards."""
+    """Disable dropout and gradients within a context; the model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -325,5 +329,5 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
+    """The number of parameters, frozen ones included; shared ones are counted once."""
     return sum(p.numel() for p in model.parameters())

@@ -1,7 +1,8 @@
-"""Sequence rules as pure functions, each next to the slow loop that defines it.
+"""Operations that mix a sequence over time, as pure functions, next to the loops that define them.
 
 Axes     B batch, T time, D model width, H heads, K key width, V value width, W window, C chunk,
          S state; N keys, L latent width, U width of the key that all heads share.
+Decay    a log decay is at most 0; 0 forgets nothing.
 State    what came before, as a value; None at the start of a sequence. A new state is returned,
          and the one passed in stays valid.
 Twins    `name_loop` is the definition, one step at a time: slow, obvious, trusted. The tests
@@ -22,7 +23,7 @@ from .masks import Mask, causal_mask
 
 
 def _disable_autocast(device: torch.device) -> AbstractContextManager:
-    """Compute in the inputs' own precision, even inside a caller's autocast.
+    """Return a context that computes in the inputs' own precision, even inside an autocast.
 
     The meta device, which computes shapes only, has no autocast.
     """
@@ -92,7 +93,7 @@ def running_sum_loop(
 def cumsum_kernel(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """QLLK's kernel: read each query, channel by channel, from the sum of key-value products.
+    """QLLK's kernel: each query reads, channel by channel, the running sum of key-value products.
 
         S_t = exp(g) S_{t-1} + k_t v_t        y_t = q_t S_t        (all elementwise)
 
@@ -100,7 +101,7 @@ def cumsum_kernel(
     normalises S: without decay it grows as sqrt(t) on random input and as t on constant input.
 
     Shapes   q, k, v (B,T,D)   log_decay g (D,), default: 0   S (B,D), default: zeros
-             ->  y (B,T,D), S (B,D)
+             ->  y (B,T,D), S (B,D), in float32 or wider
     State    D numbers, for any T
     Cost     time and memory O(T D)
     Paper    QLLK 1.0 (2025); Katharopoulos 2020, 2006.16236, with heads of width one
@@ -129,7 +130,7 @@ def linear_attention(
     S: Tensor | None = None,
     chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Read each query from a decaying sum of key-value products.
+    """Each query reads a decaying sum of key-value products.
 
         S_t = exp(g_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t
 
@@ -165,7 +166,10 @@ def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]
 
 
 def _decayed_scores(q, k, total):
-    """sum_K q_i k_j exp(total_i - total_j) for j <= i, else 0: (B,H,C,C)."""
+    """sum_K q_i k_j exp(total_i - total_j) for j <= i, else 0: (B,H,C,C).
+
+    `total` (B,H,C,1 or K) is the log decay summed since the chunk began.
+    """
     gaps = total[:, :, :, None] - total[:, :, None]  # (B,H,C,C,1|K)
     future = ~causal_mask(q.shape[2], q.shape[2], device=q.device)
     weight = gaps.masked_fill(future[..., None], float("-inf")).exp()
@@ -175,7 +179,7 @@ def _decayed_scores(q, k, total):
 
 
 def _fade_and_add(S, k, v, total):
-    """The state after a chunk: (B,H,K,V)."""
+    """The state after a chunk, (B,H,K,V), with `total` as in `_decayed_scores`."""
     last = total[:, :, -1:]
     return last.exp().transpose(2, 3) * S + (k * (last - total).exp()).transpose(2, 3) @ v
 
@@ -203,12 +207,12 @@ def delta_rule(
     S: Tensor | None = None,
     chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Linear attention that corrects itself: write what is missing between v and the value read.
+    """Linear attention that corrects itself: it adds the difference between v and what k reads.
 
         S'_t = exp(g_t) S_{t-1}      S_t = S'_t + k_t^T beta_t (v_t - k_t S'_t)      o_t = q_t S_t
 
     Within a chunk each correction u depends on the earlier ones: a triangular system, solved at
-    once. Keys should have length 1, so that beta = 1 replaces the old value and 0 leaves it.
+    once. Keys should have unit norm, so that beta = 1 replaces the old value and 0 leaves it.
 
     Shapes   q, k (B,H,T,K)   v (B,H,T,V)   beta (B,H,T,1)   log_decay g (B,H,T,1 or K), default: 0
              S (B,H,K,V), default: zeros   ->   o (B,H,T,V), S (B,H,K,V), in float32 or wider
@@ -292,7 +296,7 @@ def causal_attention(
 
     Shapes   q (B,H,T,K), the queries at the last T positions   k (B,H,N,K)   v (B,H,N,V)
              bias (H,T,N), default: 0   ->   o (B,H,T,V)
-    Cost     time O(T N (K + V)); memory O(T + N) for the default mask, else O(T N)
+    Cost     time O(T N (K + V)); memory O(T) for T = N without mask options or a bias, else O(T N)
     Paper    FlashAttention, Dao 2022, 2205.14135
     Twin     softmax_attention_loop with mask.table(T, N), equal to 1e-12 in float64
     """
@@ -326,7 +330,7 @@ def softmax_attention_loop(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """The definition of `softmax_attention`: one query at a time, only over its visible keys."""
+    """The definition of softmax attention, with or without a bias: one query at a time."""
     outputs = []
     for t in range(q.shape[2]):
         scores = (q[:, :, t, None] * k).sum(-1) * q.shape[-1] ** -0.5  # (B,H,N)
@@ -348,8 +352,8 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, tile: int = 64) -> Tensor:
     It is written to be read: in Python the loop is slow. Use `causal_attention` instead.
 
     Shapes   q (B,H,T,K), the queries at the last T positions   k (B,H,N,K)   v (B,H,N,V)
-             ->  o (B,H,T,V)
-    Cost     time O(T N (K + V)); memory O(T + N), and one tile of tile^2
+             tile, the side of a tile of scores   ->  o (B,H,T,V), in v's dtype
+    Cost     time O(T N (K + V)); memory O(T + N), and tile^2 for one tile
     Paper    Milakov 2018, 1805.02867, algorithm 3; FlashAttention-2, Dao 2023, 2307.08691
     Twin     softmax_attention_loop with causal_mask(T, N), equal to 1e-12 in float64
     """
@@ -440,7 +444,7 @@ def latent_keys(c: Tensor, r: Tensor, to_k: Tensor) -> Tensor:
 def absorbed_attention(
     q: Tensor, c: Tensor, r: Tensor, to_k: Tensor, to_v: Tensor, mask: Mask = Mask()
 ) -> Tensor:
-    """`latent_attention` without rebuilding: the projections are absorbed by queries and outputs.
+    """`latent_attention` that builds no keys or values: it projects queries and outputs instead.
 
         o_h = to_v_h ( softmax([q_h to_k_h, q_r] [c, r]^T / sqrt(K + U)) c )
 

@@ -1,4 +1,7 @@
-"""Norms, MLPs, dropout and heads, which act on each position by itself, and attention heads."""
+"""Norms, MLPs, dropout and output heads, which act on each position by itself.
+
+`split_heads` and `join_heads` are for attention heads.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from ..checks import check_positive
 class ResidualLinear(nn.Linear):
     """The last linear layer of a part whose output is added to the residual stream.
 
-    Its type is its role: `initialise` draws these layers smaller, the more of them add up.
+    The class marks the role: the more of these layers a model has, the smaller `initialise` draws
+    them.
     """
 
 
@@ -110,7 +114,8 @@ class _DynamicTanh(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zero a share of the values while training, and scale up the rest.
+    """Zero each value with probability `share` in training, and scale up the rest: like
+    `nn.Dropout(share)`, with a generator of its own.
 
     The trainer sets and seeds `generator`, so that other random draws in the process do not change
     a run.
@@ -128,7 +133,9 @@ class Dropout(nn.Module):
         return x * kept / (1.0 - self.share)
 
     def recompute_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Contexts for a forward pass and for its recomputation, which drops the same values."""
+        """For checkpoint's `context_fn`: contexts of a forward pass and of its recomputation, which
+        drops the same values.
+        """
         start = self.generator and self.generator.get_state()
         return contextlib.nullcontext(), self._rewound(start)
 
@@ -177,7 +184,7 @@ HEADS = {"linear": LinearHead, "masked": _MaskedHead}
 
 
 def check_heads(heads: int, d_model: int) -> int:
-    """The number of attention heads.
+    """Return the number of attention heads, if it divides d_model.
 
     Raises   ValueError when it is not a whole number above 0 that divides d_model
     """
@@ -188,10 +195,10 @@ def check_heads(heads: int, d_model: int) -> int:
 
 
 def split_heads(x: Tensor, n: int, heads: int) -> Tensor:
-    """Shapes   (B,T,n D) -> (n,B,H,T,D/H), to be unpacked into n tensors"""
+    """Split a fused projection into n tensors by head.  Shapes  (B,T,n D) -> (n,B,H,T,D/H)"""
     return x.unflatten(-1, (n, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """Shapes   (B,H,T,K) -> (B,T,H K)"""
+    """Concatenate the heads.  Shapes  (B,H,T,K) -> (B,T,H K)"""
     return x.transpose(1, 2).flatten(2)

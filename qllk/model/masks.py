@@ -34,11 +34,11 @@ def causal_mask(
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys each query may attend to, as a small value. By default, all up to its own.
+    """Which keys each query may attend to, as a small value. By default, those up to its own.
 
-    causal     no query attends to a later position
+    causal     whether later positions are hidden from a query
     window     at most this many positions, the query's own included; default: no limit
-    sinks      the first positions, which stay visible outside the window
+    sinks      number of first positions that stay visible outside the window
     documents  (B,N), any dtype: a query attends only to positions with its own number;
                default: each row is one document
     text       (B,N) bool, False for padding, which no query attends to; default: no padding
@@ -61,13 +61,13 @@ class Mask:
                 f"sinks={sinks} need a window: without one, every position stays visible"
             )
         if window is not None:
-            check_positive("a window", steps=window)
+            check_positive("Mask", window=window)
             if not self.causal:
                 raise ValueError(f"a window needs a causal mask, got window={window}, causal=False")
 
     @property
     def plain(self) -> bool:
-        """Whether it hides nothing but the future: no window, no documents, no padding."""
+        """Whether it hides at most the future: no window, no documents, no padding."""
         return self.window is self.documents is self.text is None
 
     def table(self, T: int, N: int, device: torch.device | None = None) -> Tensor | None:
@@ -98,7 +98,7 @@ def _check_length(name, values, N):
 
 
 def refuse_mask(mask: Mask | None, layer: object) -> None:
-    """For layers that cannot hide single positions, such as recurrences.
+    """Check that `mask` is plain or None, for a layer that cannot hide single positions.
 
     Raises   ValueError when the mask hides more than the future
     """

@@ -5,8 +5,8 @@ new value, and the old one stays valid. Training uses a long x and drops the sta
 it, decoding is T = 1: there is no `step`, no cache object and no mode. A state's `kind` is its
 mixer's name in MIXERS.
 
-`mask` hides keys on top of what the mixer hides itself: a `Mask` of documents or of padding,
-(B,N) for the N steps of the state and of x. Recurrent mixers refuse one.
+`mask` hides keys in addition to those that the mixer hides itself: a `Mask` of documents or of
+padding, (B,N) for the N steps of the state and of x. Recurrent mixers refuse one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FoldedMixer(nn.Module):
     step's own value is added directly. `Spec.patch` does the same with a whole stack.
 
     Options  size R, steps per fold; mixer, a part that runs over the folds
-    State    PatchState: (2 R - 1) D numbers and the inner mixer's state, which grows R times slower
+    State    PatchState: (2 R - 1) D numbers and the inner mixer's, of R times fewer steps
     Cost     time O(T D^2), and that of the inner mixer for T / R steps
     Paper    MELF in QLLK 1.0 (2025), aligned as in `patching`
     Raises   ValueError when size is below one, or mixer is not a part

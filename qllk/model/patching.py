@@ -1,4 +1,4 @@
-"""Bytes to patches and back, without a leak: align by target.
+"""Fold bytes into patches and back. Patches are aligned by target, so that no future leaks.
 
 The logit at position t predicts byte u = t + 1. It may use the patches that are *complete* before
 byte u, namely patches 0 … floor(u / R) - 1, and byte u is number u mod R of the next patch. The
@@ -19,10 +19,10 @@ from .masks import Mask, refuse_mask
 class PatchState(NamedTuple):
     """The state of a patch path: of fixed size, given a trunk whose state is of fixed size."""
 
-    t: int
-    recent: Tensor  # (B,R-1,D): the last byte vectors, including those of the unfinished patch
+    t: int  # bytes read so far
+    recent: Tensor  # (B,R-1,D): the last byte vectors, across patches
     hint: Tensor  # (B,R,D): the last complete patch's hints for the next R bytes
-    trunk: tuple  # the trunk's own states
+    trunk: tuple  # the trunk's own state; None before its first patch
 
 
 class PatchPath(nn.Module):
@@ -32,7 +32,9 @@ class PatchPath(nn.Module):
         y_t = hint number (t + 1) mod R of patch floor((t + 1) / R) - 1, zero before the first
 
     `fold` is a strided convolution and `unfold` a transposed one, written as the matrices they are.
-    A patch mixes its bytes, so that no mask can hide one of them.
+    A patch mixes its bytes, so a mask cannot hide one of them.
+
+    Options  size R, bytes per patch; trunk, a mixer or a stack; d_trunk, the width of the trunk
 
     Shapes   x (B,T,D), any T  ->  y (B,T,D)
     State    PatchState: (2R-1) D numbers and the trunk's state

@@ -1,8 +1,9 @@
-"""Position encodings, with one interface that hides from a mixer which of them is used.
+"""Position encodings. They share one interface, so a mixer need not know which one is used.
 
 `add(x, t0)` acts once, on the embedded ids; `rotate(x, t0)` acts on queries and keys, *before* they
 are cached; `bias(heads, T, N)` is added to the attention scores. `t0` is the number of steps that
-came before x.
+came before x. All are built as `cls(d_model, context, **options)`, where `context` is the longest
+input, and only `Learned` needs it.
 """
 
 from __future__ import annotations
@@ -96,10 +97,12 @@ class Rotary(NoPositions):
 class Relative(NoPositions):
     """A trained bias for each head and each distance between query and key, added to the score.
 
-    Near distances have a bucket each, for the first half of the buckets; the other half covers
-    growing ranges on a log scale. All distances of `distance` steps or more share the last bucket.
+    The first half of the buckets are for one distance each: 0, 1, 2 …; the others cover ranges that
+    grow on a log scale. All distances of `distance` steps or more share the last bucket.
 
-    Options  heads, as many as the mixers have; buckets; distance in steps
+    Options  heads      as many as the mixers have
+             buckets    number of trained values per head
+             distance   in steps, from which on all distances are treated alike
     Paper    T5, Raffel 2019, 1910.10683, 2.1
     Raises   ValueError when the mixers have a different number of heads
     """
@@ -123,11 +126,11 @@ class Relative(NoPositions):
         self.distance, self.table = distance, nn.Embedding(buckets, heads)
 
     def bias(self, heads, T, N):
-        buckets, known = self.table.weight.shape
-        if heads != known:
+        buckets, own_heads = self.table.weight.shape
+        if heads != own_heads:
             raise ValueError(
-                f"relative positions and mixers must have the same heads, got heads={known} for "
-                f"the positions and heads={heads} for a mixer"
+                f"relative positions and mixers must have the same number of heads, got "
+                f"heads={own_heads} for the positions and heads={heads} for a mixer"
             )
         positions = torch.arange(N, device=self.table.weight.device)
         ahead = positions - positions[N - T :, None]  # (T,N): steps from the query to the key
@@ -149,8 +152,8 @@ class BidirectionalRelative(Relative):
 def _log_bucket(steps, buckets, distance):
     """0, 1, 2 … for the first half of the buckets, then a log scale that ends at `distance`."""
     near = buckets // 2
-    octaves = (steps.float().clamp(min=1) / near).log() / math.log(distance / near)
-    far = near + (octaves * (buckets - near)).long()
+    progress = (steps.float().clamp(min=1) / near).log() / math.log(distance / near)
+    far = near + (progress * (buckets - near)).long()
     return torch.where(steps < near, steps, far.clamp(max=buckets - 1))
 
 

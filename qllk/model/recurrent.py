@@ -52,7 +52,8 @@ class ConvState(NamedTuple):
 class CumsumMixer(nn.Module):
     """The cumulative sum with fused projections, a norm on the sum and a sigmoid gate.
 
-        y = W_o ( sigmoid(W_g x) * W_q x * normaliser(S) )        S = running sum of W_k x * W_v x
+        y = W_o ( sigmoid(W_g x) * W_q x * normaliser(S) )
+        S = running sum of gain * W_k x * W_v x, where gain is 1 for the plain sum
 
     Options  normaliser   scales the sum, which may grow with length (see NORMALISERS)
              half_lives   (shortest, longest) in steps: every channel forgets at a fixed speed of
@@ -118,7 +119,7 @@ def by_count(sums: Tensor, counts: Tensor) -> Tensor:
 
 
 def by_root(sums: Tensor, counts: Tensor) -> Tensor:
-    """Divided by sqrt(t): of constant size on input of mean zero, whose sum grows as sqrt(t)."""
+    """The sum divided by sqrt(t): of constant size on input of mean zero, whose sum grows so."""
     return sums * counts.rsqrt()
 
 
@@ -131,7 +132,8 @@ NORMALISERS = {"none": _unscaled, "count": by_count, "root": by_root, "rms": by_
 
 
 class LinearAttention(nn.Module):
-    """A matrix of key-value products per head, which forgets not at all, at fixed or learned speed.
+    """Linear attention with a norm on each head and a sigmoid gate: one matrix of key-value
+    products per head, which decays at a fixed rate, at one computed from the input, or not at all.
 
     Options  heads, which must divide d_model
              decay   "none"; "fixed", one speed per head (RetNet); "head" or "channel", computed
@@ -200,7 +202,7 @@ class DeltaRule(LinearAttention):
 
 
 class _NoDecay(nn.Module):
-    """Never forget. A decay maps x (B,T,D) to log decays (B,H,T,1 or K), or to None for zeros."""
+    """Never forget. Every decay maps x (B,T,D) to log decays (B,H,T,1 or K), or None for zeros."""
 
     def __init__(self, d_model, heads):
         super().__init__()
@@ -210,7 +212,7 @@ class _NoDecay(nn.Module):
 
 
 class _FixedDecay(nn.Module):
-    """One fixed speed per head, 1 - 2^-(5+h).  RetNet, 2307.08621, equation 8."""
+    """One fixed decay per head h: a step keeps 1 - 2^-(5+h).  RetNet, 2307.08621, equation 8."""
 
     def __init__(self, d_model, heads):
         super().__init__()

@@ -6,7 +6,8 @@
                        probabilities(…)
 
 `stream` calls the model once for each id. In `speculate` a draft proposes several ids, which the
-model checks in one call; the ids have the same distribution. Models must be in eval mode.
+model checks in one call; the ids have the same distribution. Both expect models in eval mode;
+`generate` sets it itself.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield ids without end, each drawn by `sampler` from the last logits.
 
-    Every id is read once: the state carries what came before, and so does a state given for what
-    came before the prompt.
+    The model reads every id once, since its state carries what came before. `state` is the state
+    after the text before the prompt; default: the text starts with the prompt.
 
     Shapes   prompt (B,T) ids, T >= 1  ->  yields (B,)
     """
@@ -50,7 +51,7 @@ def generate(
     sampler: _Sampler | None = None,
     tokenizer=None,
 ) -> bytes:
-    """The text of the `length` ids that follow the prompt; greedy by default.
+    """Return the text of the `length` ids that follow the prompt. The default sampler is `greedy`.
 
     Ids are bytes unless a tokenizer is given: an object with `encode`, `decode` and `vocab_size`.
 
@@ -83,13 +84,13 @@ def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tens
 
 
 def positions_left(model: nn.Module, prompt: Tensor, length: int) -> int:
-    """`length`, or fewer where the model's context ends before."""
+    """Return `length`, or less if the model's context ends earlier."""
     context = model.spec.context
     return min(length, max(0, context - prompt.shape[1])) if context else length
 
 
 def take_first(ids: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """The first `length` of a stream.  Raises  ValueError when the length is negative"""
+    """The first `length` ids of a stream.  Raises  ValueError when the length is negative"""
     if length < 0:
         raise ValueError(f"length must be 0 or more, got {length}")
     return islice(ids, length)
@@ -113,11 +114,11 @@ def restrict_vocabulary(function: Callable[[Tensor], Tensor], vocab_size: int):
 def probabilities(
     temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """A function from logits to probabilities: softmax(logits / temperature), cut off.
+    """A function from logits to probabilities: softmax(logits / temperature), truncated.
 
     It keeps all ids by default, or the `top_k` most probable, or the fewest most probable ids that
-    together have at least the probability `top_p`; given both, the smaller set; then it scales
-    them to the sum 1. At temperature 0 only the most probable id is left.
+    together have at least the probability `top_p`. Given both, it keeps the smaller set. The kept
+    probabilities are scaled to sum to 1. At temperature 0 only the most probable id is left.
 
     Shapes   logits (…,vocab) -> (…,vocab), float64 on the CPU, where ids are drawn
     Paper    top-k: Fan 2018, 1805.04833; top-p: Holtzman 2019, 1904.09751
@@ -285,7 +286,7 @@ def _propose(draft, ids, state, to_probabilities, ahead, generator):
 def _accept_proposals(
     proposals: Tensor, p: Tensor, q: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """The accepted proposals and one more id: together a draw from p, for any q.
+    """The accepted ones of A proposals and one more id: together a draw from p, for any q.
 
         proposal i is accepted, if all before it are, with probability  min(1, p_i(id) / q_i(id))
         the last id is drawn from  max(0, p_i - q_i)  at the first rejected i, else from  p_A
