@@ -122,7 +122,7 @@ def _add_train(made):
     add, names = made.add_argument, ", ".join(PRESETS)
     add("--model", default="qllk-2", help=f"one of {names}, or a Spec's JSON file")
     add("--corpus", default="stdlib", help=describe_names())
-    add("--minutes", type=float, help="train for this long, instead of --steps")
+    add("--minutes", type=float, help="train for this many minutes, instead of --steps")
     add("--dropout", type=float, help="dropout rate, instead of the model's own")
     add("--save", type=Path, help="write checkpoints to this file")
     add("--save-every", type=float, default=60.0, help="seconds between checkpoints")

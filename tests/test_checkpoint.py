@@ -171,7 +171,7 @@ def test_a_corpus_is_found_again_by_its_path(tmp_path):
         load(path)
     assert steps(load(path, corpus(tmp_path / "moved.txt")), 3) == steps(run, 3)
     text.write_bytes(b"changed" * 1000)
-    with pytest.raises(ValueError, match="trained on another text than 'text' holds now"):
+    with pytest.raises(ValueError, match="trained on a different text than 'text' is now"):
         load(path)
 
 
@@ -245,7 +245,7 @@ def test_a_missing_file_is_named(tmp_path):
     ids=["wider", "no patches", "other text", "other seed", "other rate"],
 )
 def test_the_checkpoint_of_another_run_is_refused_and_changes_nothing(good, other):
-    reason = "another model|another text|its recipe has (seed|lr)="
+    reason = "a different model|a different text|its recipe has (seed|lr)="
     before = take_snapshot(other).tensors
     with pytest.raises(ValueError, match=reason):
         _check_run(other, read(good[0]))
@@ -326,7 +326,7 @@ def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
     ours = {"format": str(checkpoint._FORMAT)}
     for header in (None, {"format": "pt"}, ours, {"format": "99", "metadata": "{}"}):
         path.write_bytes(to_bytes({"x": torch.zeros(3)}, header))
-        with pytest.raises(ValueError, match="holds tensors but no run of qllk"):
+        with pytest.raises(ValueError, match="contains tensors, but not a run of qllk"):
             load(path)
 
 
@@ -483,7 +483,7 @@ def test_a_module_without_a_spec_is_resumed_into_a_module_like_it(tmp_path):
         load(path)
     with pytest.raises(ValueError, match="module without a Spec"):
         load_model(path)
-    with pytest.raises(ValueError, match="it holds another model than this one"):
+    with pytest.raises(ValueError, match="it is the run of a different model"):
         load(path, model=trainer().model)
     assert steps(load(path, model=bigram()), 4) == expected[5:]
     with pytest.raises(ValueError, match=r"tensor 'model\.1\.weights\.bias' is missing"):

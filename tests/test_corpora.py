@@ -417,7 +417,7 @@ def test_a_download_is_verified_and_kept(served, cache):
 def test_a_wrong_checksum_is_refused_and_nothing_stays(served, cache):
     served.manifest(content=b"what was expected")
     with pytest.raises(
-        ValueError, match=r"'play'.*another text than expected.*SHA-256.*the path of a file"
+        ValueError, match=r"'play'.*a different text than expected.*SHA-256.*the path of a file"
     ):
         corpus("play")
     assert list(cache.iterdir()) == []

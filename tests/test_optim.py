@@ -193,7 +193,7 @@ def test_the_memory_of_another_optimizer_is_refused(tmp_path):
     metadata["recipe"]["optimizer"] = "lion-bfloat16"
     with pytest.raises(ValueError, match=r"float32, expected .* torch.bfloat16"):
         _check_run(trainer(optimizer="lion-bfloat16"), Snapshot(tensors, metadata))
-    with pytest.raises(ValueError, match="its recipe has optimizer='lion-bfloat16', this one"):
+    with pytest.raises(ValueError, match="its recipe has optimizer='lion-bfloat16', but this one"):
         _check_run(trainer(), Snapshot(tensors, metadata))
 
 

@@ -63,7 +63,7 @@ class Corpus:
     name: str
     train: np.ndarray
     valid: np.ndarray
-    source: str = ""  # the name that `corpus` finds it by, which checkpoints store
+    source: str = ""  # the name to pass to `corpus`, which checkpoints store
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
 
@@ -202,7 +202,7 @@ def _from_folder(folder: Path) -> Corpus:
 
 
 def _find_files(folder: Path, suffixes, leave_out=()) -> list[Path]:
-    """All files below `folder` with one of the suffixes, sorted; no hidden ones."""
+    """All files below `folder` with one of the suffixes, sorted, except hidden ones."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if f not in leave_out and not f.startswith(".")]
@@ -289,8 +289,9 @@ def _download(name: str, row: dict) -> Corpus:
         ) from error
     except ValueError as error:
         raise ValueError(
-            f"corpus {name!r}: {url} sent another text than expected: its SHA-256 differs from the "
-            f"one in {_MANIFEST.name}, and it was discarded. Try again, or give the path of a file"
+            f"corpus {name!r}: {url} sent a different text than expected: its SHA-256 differs "
+            f"from the one in {_MANIFEST.name}, and it was discarded. "
+            "Try again, or give the path of a file"
         ) from error
     path = Path(path)
     return _from_file(_unzip(path, row["unzip"]) if "unzip" in row else path, name)
@@ -302,10 +303,10 @@ def _fetch(url: str, part: Path, target: str) -> None:
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    # Uncompressed, or a range would count compressed bytes.
+    # Ask for uncompressed data: a range would otherwise count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:  # the part is longer than the text, so it is not a part of it
+        if answer.status_code == 416:  # longer than the whole text, so it belongs to another
             part.unlink()
         answer.raise_for_status()
         have = have if answer.status_code == 206 else 0

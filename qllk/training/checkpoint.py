@@ -1,8 +1,8 @@
-"""A run as one file: safetensors, with all that is not a tensor as JSON in the header.
+"""A run as one safetensors file; what is not a tensor is stored as JSON in its header.
 
-The file is written under another name and then renamed, so a checkpoint is the old run or the new
-one, never a mixture. Nothing in it is code. A file is not trusted: its checksum, its metadata and
-its tensors are checked before a run continues from it.
+The file is written under a temporary name and then renamed, so that a path always has either the
+old run or the new one, never a mixture. It contains no code. Files are not trusted: the checksum,
+the metadata and the tensors are checked before a run continues from one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def save(trainer: Trainer, path: str | Path) -> Path:
     """Write the run to `path`, completely or not at all.
 
     Raises   OSError when the file cannot be written, Diverged when the weights no longer give a
-             finite loss; an existing file is then left as it was
+             finite loss; an existing file is then left unchanged
     """
     if not math.isfinite(trainer.validate(min(trainer.window, 256) + 1)):
         raise Diverged(
@@ -56,10 +56,10 @@ def save(trainer: Trainer, path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> Snapshot:
-    """The tensors and metadata of a checkpoint, unchanged since it was written.
+    """Read the tensors and metadata of a checkpoint, and verify its checksum.
 
     Raises   FileNotFoundError when there is no such file
-             ValueError when it is truncated, altered, of another format, or no checkpoint
+             ValueError when it is truncated or altered, has another format, or is not a checkpoint
     """
     path = Path(path)
     if not path.is_file():
@@ -73,13 +73,13 @@ def read(path: str | Path) -> Snapshot:
     if header.get("format") in ("1", "2") and "facts" in header:
         raise ValueError(
             f"{str(path)!r} was written by an older qllk (format {header['format']}; this version "
-            f"reads format {_FORMAT}), whose runs stored other facts; train it again, or use the "
+            f"reads format {_FORMAT}), which stores different metadata; train it again, or use the "
             "version that wrote it"
         )
     if header.get("format") != str(_FORMAT) or not {"metadata", "sha256"} <= set(header):
         raise ValueError(
-            f"{str(path)!r} holds tensors but no run of qllk (expected format {_FORMAT}, found "
-            f"{header.get('format')!r}); checkpoints are written by `checkpoint.save`"
+            f"{str(path)!r} contains tensors, but not a run of qllk (expected format {_FORMAT}, "
+            f"found {header.get('format')!r}); checkpoints are written by `checkpoint.save`"
         )
     if _digest(tensors, header["metadata"]) != header["sha256"]:
         raise ValueError(f"{str(path)!r} has changed since it was written: its checksum differs")
@@ -102,21 +102,21 @@ def load(
     *,
     clock: Callable[[], float] = perf_counter,
 ) -> Trainer:
-    """The trainer as it was when saved; its next step is the one that would have come.
+    """The trainer as it was when saved; its next step is the one that would have followed.
 
-    The corpus is found again by its source unless `data` is given; it must be the same text. A run
-    of a module without a Spec needs such a `model`, whose weights are overwritten. A device,
-    precision or matmul that this machine lacks is replaced by the CPU in float32, and the trainer's
-    `last_refusal` says so.
+    `data` is optional (default: the corpus found by its stored source) and must be the same text.
+    `model` is required if the run's module has no Spec; its weights are overwritten. If this
+    machine lacks the device, precision or matmul, the run continues on the CPU in float32 with
+    native matrix products, and the trainer's `last_refusal` says so.
 
     Raises   FileNotFoundError, ValueError as `read`; FileNotFoundError when the corpus is gone,
-             ValueError when it has changed, or the model is missing or another one
+             ValueError when it has changed, or `model` is missing or is a different model
     """
     snapshot = read(path)
     metadata = snapshot.metadata
     try:
         recipe = Recipe.from_dict(metadata["recipe"])
-        what = _find_model(snapshot) if model is None else model
+        what = _find_spec(snapshot) if model is None else model
         if data is None:
             data = corpus(metadata["corpus"]["source"])
         try:
@@ -135,15 +135,15 @@ def load(
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
-    """The model of a checkpoint, on the CPU and in eval mode, and the tokenizer of its ids.
+    """The model of a checkpoint, on the CPU and in eval mode, and its tokenizer.
 
-    The corpus that it was trained on is not needed.
+    The corpus itself is not needed.
 
     Raises   FileNotFoundError, ValueError as `read`
     """
     snapshot = read(path)
     try:
-        model = build(_find_model(snapshot))
+        model = build(_find_spec(snapshot))
         model.load_state_dict(_weights(snapshot.tensors))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the model in {str(path)!r} cannot be built: {error}") from None
@@ -151,7 +151,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
 
 
 def _check_run(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Refuse a snapshot that is not a run of this trainer's model, corpus and recipe.
+    """Check that a snapshot is a run of this trainer's model, corpus and recipe.
 
     Raises   ValueError saying what differs or is damaged
     """
@@ -164,16 +164,16 @@ def _check_run(trainer: Trainer, snapshot: Snapshot) -> None:
 
 def _check_metadata(trainer, metadata):
     if metadata["spec"] != (trainer.spec and trainer.spec.to_json()):
-        raise ValueError(f"it holds another model than this one ({metadata['name']})")
+        raise ValueError(f"it is the run of a different model ({metadata['name']})")
     if metadata["corpus"]["fingerprint"] != trainer.corpus.fingerprint:
         raise ValueError(
-            f"it was trained on another text than {trainer.corpus.name!r} holds now; give the old "
-            "text, or start a new run"
+            f"it was trained on a different text than {trainer.corpus.name!r} is now; pass the "
+            "original text, or start a new run"
         )
     for name, value in asdict(Recipe.from_dict(metadata["recipe"])).items():
         mine = getattr(trainer.recipe, name)
         if value != mine and name not in _FREE:
-            raise ValueError(f"its recipe has {name}={value!r}, this one {mine!r}")
+            raise ValueError(f"its recipe has {name}={value!r}, but this one has {mine!r}")
     for name in ("step", "bytes_seen"):
         check_range(name, metadata[name], int, 2**63 - 1)
     check_range("seconds", metadata["seconds"], int | float, sys.float_info.max)
@@ -183,7 +183,7 @@ def _check_metadata(trainer, metadata):
         check_range("a step of the log", step, int, 2**63 - 1)
         COMMANDS[name].check(value)
     for at, _, _ in metadata["pending"]:
-        check_range("the step of a waiting command", at or 0, int, 2**63 - 1)
+        check_range("the step of a pending command", at or 0, int, 2**63 - 1)
     dict(metadata["scaler"]), dict(metadata["state_rms"])
 
 
@@ -191,7 +191,9 @@ def _check_tensors(trainer, tensors):
     expected = {f"model.{name}": p for name, p in trainer.model.state_dict().items()}
     for index, initial in enumerate(optim.init_state(trainer.optimizer)):
         moments = {f"optimizer.{index}.{key}": like for key, like in initial.items()}
-        if not moments.keys().isdisjoint(tensors):  # before its first gradient a weight has none
+        if not moments.keys().isdisjoint(
+            tensors
+        ):  # a weight has no moments before its first gradient
             expected |= moments
     if missing := sorted(set(expected) - set(tensors)):
         raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
@@ -206,10 +208,10 @@ def _check_tensors(trainer, tensors):
             )
 
 
-def _find_model(snapshot) -> Spec:
-    """The Spec of a snapshot, once its tensors have the shapes of that model.
+def _find_spec(snapshot) -> Spec:
+    """The Spec of a snapshot, after checking that its tensors have the shapes of that model.
 
-    The model is built on the meta device: a false spec costs no memory.
+    The model is built on the meta device, so that an invalid spec costs no memory.
     """
     tensors, metadata = snapshot
     if metadata["spec"] is None:

@@ -19,7 +19,7 @@ from ..spec import Spec
 from ..text import objectives
 from . import optim
 
-_SETTLED = 2048  # tokens after which everything that starts up has settled
+_SETTLED = 2048  # tokens by which any part of a state that fills up at the start is full
 
 
 class Costs(NamedTuple):
@@ -60,7 +60,8 @@ def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
         weights + gradients + moments + activations saved for the backward pass
 
     Measured on fake tensors, which pretend to be on the CPU, so that attention is fused; the
-    meta device would build and save its table. Temporaries of the backward pass are left out.
+    meta device would save the full matrix of scores. Temporaries of the backward pass are left
+    out.
 
     Cost     no memory, and the time of one forward pass without its arithmetic
     """
@@ -79,10 +80,10 @@ def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:
     Two halves of a text are compared, both long enough to fill every window, as far as the context
     allows: what only the first half adds is constant. Both end at the end of a patch if possible.
     """
-    clock = _clock(model)
-    half = max(_SETTLED, _reach(model)) + clock
+    period = _patch_period(model)
+    half = max(_SETTLED, _reach(model)) + period
     half = min(half, (model.spec.context or 2 * half) // 2)
-    half = half // clock * clock or half
+    half = half // period * period or half
     ids = torch.zeros(1, half, dtype=torch.long)
     state = model.final_state(*inputs[:-1], ids)
     if state is None:  # an encoder
@@ -99,9 +100,9 @@ def _reach(module) -> int:
     return inside * module.size if isinstance(module, PatchPath) else inside
 
 
-def _clock(module) -> int:
+def _patch_period(module) -> int:
     """The tokens from one position where all nested patches end to the next."""
-    inside = math.lcm(*map(_clock, module.children()))
+    inside = math.lcm(*map(_patch_period, module.children()))
     return inside * module.size if isinstance(module, PatchPath) else inside
 
 
@@ -136,7 +137,7 @@ def _format_row(name, row):
 
 
 def _format_size(number, step, units):
-    """The number in the largest unit of which it has at least one; a dash for None."""
+    """The number in the largest unit that does not exceed it; a dash for None."""
     if number is None:
         return "-"
     power = sum(number >= step**p for p in range(1, len(units)))

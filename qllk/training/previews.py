@@ -1,6 +1,7 @@
 """Previews shown during training: a continued prompt, filled masks, or restored spans.
 
-Each takes a Trainer and reads its model and corpus. Special ids are spelled out: a mask as ▁, the
+Each takes a Trainer and reads its model and corpus; only `continue_prompt` uses the prompt and the
+seed. Special ids are spelled out: a mask as ▁, the
 sentinel of the third span as ⟨2⟩.
 """
 
@@ -70,7 +71,7 @@ def _held_out_batch(trainer, length: int) -> Batch:
 
 
 def _spell(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Decode ids to text, with marks for those that the tokenizer does not have."""
+    """Decode ids to text; masks and sentinels, which the tokenizer lacks, become marks."""
     size, words = tokenizer.vocab_size, []
     for ordinary, some in groupby(ids, key=lambda id: id < size):
         if ordinary:

@@ -21,8 +21,8 @@ class _Question(NamedTuple):
     """How a family of models is trained and shown."""
 
     label: str  # goes before "bytes" or "ids" wherever a loss is reported
-    ask: Callable[..., Batch]  # (ids (B,T+1), generator, vocab_size) -> what the model is asked
-    vocabulary: Callable[[int, int], int]  # (T, vocab_size) -> ids the model needs to know
+    ask: Callable[..., Batch]  # (ids (B,T+1), generator, vocab_size) -> inputs and targets
+    vocabulary: Callable[[int, int], int]  # (T, the tokenizer's vocab_size) -> the model's
     preview: Callable[..., Preview]  # (trainer, prompt, length, seed)
 
 
@@ -30,7 +30,7 @@ def _ask_next(ids, generator, vocab_size):
     return next_token(ids)
 
 
-# The last id of a window has no successor in it: only decoders are asked about it.
+# The last id of a window has no successor in it, so only decoders use it, as a target.
 def _ask_masked(ids, generator, vocab_size):
     return masked_token(ids[:, :-1], generator, vocab_size=vocab_size)
 

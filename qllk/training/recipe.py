@@ -13,7 +13,7 @@ from ..checks import check_fields, check_positive, check_range, check_rate
 
 
 def _option(default, meaning: str):
-    """A field with its meaning, which the command line shows as help."""
+    """A field with a description, which the command line shows as its help text."""
     return field(default=default, metadata={"help": meaning})
 
 
@@ -32,21 +32,22 @@ class Recipe:
     )
     accumulate: int = _option(1, "number of micro-batches per step (gradient accumulation)")
     recompute: int = _option(
-        0, "activation checkpointing: keep only the input of every so many blocks; 0 keeps all"
+        0,
+        "activation checkpointing: keep only the input of every nth block; 0 keeps all activations",
     )
-    optimizer: str = _option("adamw", "or adamw-bfloat16, lion, lion-bfloat16")
+    optimizer: str = _option("adamw", "adamw, adamw-bfloat16, lion or lion-bfloat16")
     lr: float = _option(6e-3, "peak learning rate")
     final_lr: float = _option(0.02, "learning rate at the end, as a fraction of the peak")
     warmup: float = _option(0.15, "warmup as a fraction of the run")
     weight_decay: float = _option(0.1, "weight decay of matrices")
     clip: float = _option(1.0, "maximum norm of the gradient")
-    precision: str = _option("float32", "or bfloat16, float16")
+    precision: str = _option("float32", "float32, bfloat16 or float16")
     matmul: str = _option(
-        "native", "or float8 where the hardware supports it, float8-simulated anywhere"
+        "native", "native, float8 (where the hardware supports it) or float8-simulated (anywhere)"
     )
-    device: str = _option("cpu", "or cuda, cuda:1, mps")
+    device: str = _option("cpu", "cpu, cuda, cuda:1, … or mps")
     compile: bool = _option(False, "use torch.compile")
-    seed: int = _option(0, "of weights, windows and masks")
+    seed: int = _option(0, "random seed of weights, windows and masks")
     validate_every: int = _option(200, "steps between two validations")
     validate_bytes: int = _option(
         1 << 16, "bytes of the held-out split per validation; final reports use the whole split"
@@ -83,7 +84,7 @@ def check_micro_batches(owner: str, batch: int, accumulate: int) -> None:
 
 
 class Record(NamedTuple):
-    """What one step did. `device` and `precision` are read off the logits, not off the recipe."""
+    """What one step did. `device` and `precision` are read from the step's tensors."""
 
     step: int  # steps done, this one included
     bytes_seen: int
@@ -94,6 +95,6 @@ class Record(NamedTuple):
     grad_norm: float  # before clipping
     step_seconds: float
     bytes_per_second: float
-    state_rms: dict[str, float]  # of each layer's state after a window, at the last probe
+    state_rms: dict[str, float]  # RMS of each layer's state after a window, at the last probe
     device: str
     precision: str

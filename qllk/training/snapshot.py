@@ -15,10 +15,10 @@ _COUNTERS = ("step", "bytes_seen", "seconds", "lr", "batch")
 
 
 class Snapshot(NamedTuple):
-    """Everything a run is at one step."""
+    """The complete state of a run between two steps."""
 
     tensors: dict[str, torch.Tensor]  # on the CPU: "model.…" weights, "optimizer.…" moments
-    metadata: dict  # plain data
+    metadata: dict  # what JSON can hold
 
 
 def take_snapshot(trainer) -> Snapshot:
@@ -49,9 +49,9 @@ def take_snapshot(trainer) -> Snapshot:
 
 
 def restore_snapshot(trainer, snapshot: Snapshot) -> None:
-    """Put a Trainer back to a snapshot, which is trusted; files are checked by `checkpoint.load`.
+    """Restore a Trainer to a snapshot without checks; `checkpoint.load` checks files.
 
-    Commands that wait in the trainer keep waiting. A device or precision that this machine lacks is
+    Pending commands of the trainer stay pending. A device or precision that this machine lacks is
     replaced by the CPU in float32, which `last_refusal` explains and the log records as commands.
     """
     tensors, metadata = snapshot

@@ -1,9 +1,10 @@
 """Training is an iterator: one `next(trainer)` is one step and returns one record.
 
-No thread, no widget and no printing in here. Commands (learning rate, batch, precision, device) may
-be submitted from any thread; they wait, act between two steps, and are logged with their step. The
-batch of step n and its dropout masks depend on (seed, n) only, so the step number is the position
-in the data, and a run replayed from its log is the same run: on CPU, bit for bit.
+The trainer starts no thread, draws no widget and prints nothing. Commands (learning rate, batch,
+precision, device) may be submitted from any thread; they wait, act between two steps, and are
+logged with their step. The batch of step n and its dropout masks depend on (seed, n) only, so the
+step number is the position in the data, and a run replayed from its log is the same run: on CPU,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Trainer:
                          preset's vocabulary grows to fit the corpus
                 clock    measures the seconds of a step
     Attributes  model, spec (None for a module without one), name, question, corpus, recipe
-                window         ids that the model reads at once
+                window         ids per row: the recipe's, or the model's context if that is shorter
                 place          device and precision
                 step, bytes_seen, seconds, lr, batch, log ([step, name, value] of each command)
                 last_refusal   why the last command was refused, or None
@@ -121,7 +122,7 @@ class Trainer:
     def submit(self, name: str, value, at: int | None = None) -> None:
         """Submit a command, a row of COMMANDS, from any thread.
 
-        It acts before the next step, or, to replay a log, before the step after `at` steps.
+        It takes effect before the next step, or, if `at` is given, once `at` steps are done.
 
         Raises   ValueError when there is no such command or the value is invalid
         """
@@ -234,7 +235,7 @@ class Trainer:
         return self.ask(ids, generator).to(self.place.device)
 
     def _backward(self, batch):
-        """Backpropagate the mean loss; return the text's loss in nats per byte, the logits' dtype.
+        """Backpropagate the mean loss; return the text's nats per byte and the logits' dtype.
 
         The mean is taken over all targets of the step, since micro-batches may differ in how many
         they have.
@@ -268,7 +269,7 @@ class Trainer:
         raise Diverged(
             f"at step {failed} the loss is {nats:.4g} and its gradient is not finite, with a "
             f"learning rate of {lr:.2g}. The run is back at step {self.step}, its last good "
-            f"snapshot, with a peak of {self.lr:.2g}; continue with a lower learning rate, "
+            f"snapshot, with a peak rate of {self.lr:.2g}; continue with a lower learning rate, "
             f"for example {min(self.lr, peak / 3):.1g}"
         )
 
@@ -277,13 +278,13 @@ class Trainer:
     def validate(self, limit: int | None = None) -> float:
         """Nats per byte on the head of the held-out split.
 
-        `limit` in ids defaults to `recipe.validate_bytes`. Masks and removed spans are the same in
-        every call; sentinels in the answers do not count.
+        `limit` is a number of ids (default: as many as `recipe.validate_bytes`). Masks and
+        removed spans are the same in every call; sentinels among the targets do not count.
         """
         return evaluate.mean_loss(*self.loss_by_position(limit))
 
     def loss_by_position(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for each position of the window, see `evaluate.loss_by_position`."""
+        """Nats per byte and target counts by position, see `evaluate.loss_by_position`."""
         limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
         generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
 
@@ -303,7 +304,7 @@ class Trainer:
 
         A copy of the model first takes one trial step there. If this raises, nothing has changed.
 
-        Raises   ValueError when this machine does not offer it, or the loss differs from float32 on
+        Raises   ValueError when this machine lacks either, or the loss differs from float32 on
                  the CPU
                  RuntimeError when the device fails, for example out of memory
         """
@@ -358,7 +359,9 @@ def _set_device(trainer, value):
 COMMANDS = {
     "lr": _Command(lambda value: check_rate("learning rate", value), _set_lr),
     "batch": _Command(lambda value: check_positive("command", batch=value), _set_batch),
-    "precision": _Command(_check_name, _set_precision),  # the machine is asked when it acts
+    "precision": _Command(
+        _check_name, _set_precision
+    ),  # whether the machine has it is checked on the run
     "device": _Command(_check_name, _set_device),
 }
 

@@ -35,7 +35,7 @@ _TRANSITIONS = {
     "stop": {"idle": "stopped", "running": "stopped", "paused": "stopped"},
 }
 _LOSS_DENSITY, _STATE_DENSITY = 32, 8  # points of a curve per doubling of the step
-_NOTES = 30  # kept; older ones are dropped
+_NOTES = 30  # the number of notes kept; older ones are dropped
 _PREVIEW_IDS = 200
 _PREVIEW_SHARE = 0.1  # of the time that previews may take
 _PREVIEW_SECONDS_MAX = 20.0  # between two previews, however slow they are
@@ -62,7 +62,7 @@ class Snapshot(NamedTuple):
     model: str
     corpus: str
     step: int
-    steps: int  # the budget
+    steps: int  # the recipe's budget of steps
     record: Record | None  # of the last step
     step_seconds: float  # smoothed
     bytes_per_second: float
@@ -71,7 +71,7 @@ class Snapshot(NamedTuple):
     train: list[Point]  # bits per byte
     valid: list[tuple[int, float]]
     baselines: dict[str, float]  # bits per byte
-    states: dict[str, list[Point]]  # rms, by layer
+    states: dict[str, list[Point]]  # RMS, by layer
     marks: list[tuple[int, str]]  # (step, device and precision since then)
     sample: tuple[int, Preview] | None  # with its step
     notes: list[Note]  # oldest first
@@ -100,14 +100,14 @@ class Run:
         self._early: list[tuple[str, object]] = []  # commands sent before there was a trainer
         self._notes: deque[Note] = deque(maxlen=_NOTES)
         self._doing = ""
-        self._forget()
+        self._clear()
         self._before: threading.Thread | None = None
         if older := _runs.get(name):
             older.stop()
             self._before = older._thread or older._before
         _runs[name] = self
 
-    def _forget(self):
+    def _clear(self):
         self._record: Record | None = None
         self._pace = 0.0
         self._train, self._valid = History(_LOSS_DENSITY), History(_LOSS_DENSITY)
@@ -121,12 +121,15 @@ class Run:
     # ------------------------------------------------------------ orders, from any thread
 
     def start(self) -> None:
+        """Start training, if the run is idle."""
         self._order("start")
 
     def pause(self) -> None:
+        """Pause before the next step, if the run is running."""
         self._order("pause")
 
     def resume(self) -> None:
+        """Continue a paused run."""
         self._order("resume")
 
     def stop(self, wait: float | None = None) -> None:
@@ -152,7 +155,7 @@ class Run:
         self._submit(lambda: self._save(path))
 
     def load(self, path) -> None:
-        """Replace this run by the one saved at `path`. A failure is only noted."""
+        """Replace this run by the one saved at `path`. After a failure it continues."""
         self._submit(lambda: self._load(path))
 
     def advance(self, steps: int) -> None:
@@ -169,11 +172,11 @@ class Run:
                     self._prepare()
                 self._step()
 
-    # ------------------------------------------------------------ looking, from any thread
+    # ------------------------------------------------------------ reading, from any thread
 
     @property
     def alive(self) -> bool:
-        """Whether the run has a thread."""
+        """Whether the run's thread is alive."""
         return self._thread is not None
 
     def wait(self, timeout: float | None = None) -> str:
@@ -285,7 +288,7 @@ class Run:
             raise
 
     @contextmanager
-    def _excused(self, what):
+    def _tolerated(self, what):
         """An error in this block is noted, and training continues."""
         try:
             yield
@@ -322,12 +325,12 @@ class Run:
         with self._busy("measuring the baselines"):
             found = _baselines(trainer.corpus)
         with self._changed:
-            self._forget()
+            self._clear()
             self.trainer, self._baselines = trainer, found
             self._logged = len(trainer.log)
             early, self._early = self._early, []
         for name, value in early:
-            with self._excused("refused"):
+            with self._tolerated("refused"):
                 trainer.submit(name, value)
 
     def _keep(self, record: Record):
@@ -360,7 +363,7 @@ class Run:
         if time.monotonic() < self._sample_due:
             return
         trainer, start = self.trainer, time.monotonic()
-        with self._excused("no sample"):
+        with self._tolerated("no sample"):
             prompt = _PROMPTS.get(trainer.corpus.source, "\n")
             shown = trainer.question.preview(trainer, prompt, _PREVIEW_IDS, trainer.step)
             with self._changed:
@@ -371,14 +374,14 @@ class Run:
         self._sample_due = start + max(self._sample_seconds, pause)
 
     def _save(self, path):
-        with self._excused(f"cannot save to {str(path)!r}"), self._busy("saving"):
+        with self._tolerated(f"cannot save to {str(path)!r}"), self._busy("saving"):
             if self.trainer is None:
                 raise ValueError("there is no run yet; press Start first")
             saved = checkpoint.save(self.trainer, path)
             self.note(f"saved to {str(saved)!r}")
 
     def _load(self, path):
-        with self._excused(f"cannot load {str(path)!r}"):
+        with self._tolerated(f"cannot load {str(path)!r}"):
             with self._busy("loading"):
                 trainer = checkpoint.load(path)
             self._adopt(trainer)
