@@ -264,7 +264,7 @@ def test_every_option_of_a_recipe_says_what_it_means(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         words = " ".join(capsys.readouterr().out.split())
-        assert "--optimizer OPTIMIZER or adamw-bfloat16, lion" in words
+        assert "--optimizer OPTIMIZER adamw, adamw-bfloat16, lion" in words
         assert "maximum norm of the gradient (default: 1.0)" in words
     assert "--seed SEED" not in words  # a race sets its own
 

@@ -155,7 +155,7 @@ class Run:
         self._submit(lambda: self._save(path))
 
     def load(self, path) -> None:
-        """Replace this run by the one saved at `path`. After a failure it continues."""
+        """Replace this run by the one saved at `path`. After a failure this run continues."""
         self._submit(lambda: self._load(path))
 
     def advance(self, steps: int) -> None:
