@@ -53,8 +53,45 @@ class Patch:
         object.__setattr__(self, "mixers", _as_parts(self.mixers, "Patch.mixers"))
 
 
+@dataclass(frozen=True)
+class Ngrams:
+    """Tables of hashed contexts: each context of an id adds a row to the id's embedding."""
+
+    contexts: tuple[int | str, ...]  # as in `model.contexts`: numbers of ids, or names of words
+    rows: int  # of each context's table
+
+    def __post_init__(self):
+        check_positive("Ngrams", rows=self.rows)
+        object.__setattr__(self, "contexts", _as_contexts(self.contexts, "Ngrams"))
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A memory with addresses: each context reads what followed it earlier in the text."""
+
+    contexts: tuple[int | str, ...]  # as in `model.contexts`; each hashes to an address
+    addresses: int  # A, rows of each context's state
+    rows: int  # of the table that embeds what each context reads
+
+    def __post_init__(self):
+        check_positive("Recall", addresses=self.addresses, rows=self.rows)
+        object.__setattr__(self, "contexts", _as_contexts(self.contexts, "Recall"))
+
+
+def _as_contexts(contexts, owner):
+    if not isinstance(contexts, tuple | list) or not contexts:
+        raise ValueError(f"{owner}: contexts must be a list of one or more, got {contexts!r}")
+    return tuple(contexts)
+
+
 # Fields that exist in one family of models only.
-_ONLY_IN = {"patch": "decoder", "segments": "encoder", "cross": "encoder-decoder"}
+_ONLY_IN = {
+    **dict.fromkeys(("patch", "ngrams", "recall"), "decoder"),
+    "segments": "encoder",
+    "cross": "encoder-decoder",
+}
+# Fields that hold plain data of their own, or None.
+_RECORDS = {"patch": Patch, "ngrams": Ngrams, "recall": Recall}
 
 
 @dataclass(frozen=True)
@@ -73,6 +110,8 @@ class Spec:
     positions: str | Part = "none"  # the position encoding
     context: int | None = None  # the longest input; required by learned positions
     vocab_size: int = 256  # number of ids, including the special ids of the family
+    ngrams: Ngrams | None = None  # what is added to the embedding, if anything
+    recall: Recall | None = None  # the memory with addresses, if the model has one
     patch: Patch | None = None  # the slow path, if the model has one
     tied: bool = False  # the head shares the weights of the embedding
     dropout: float = 0.0  # the probability of dropping an activation in training
@@ -97,8 +136,9 @@ class Spec:
             object.__setattr__(self, name, _as_named(getattr(self, name), f"Spec.{name}"))
         if self.cross is not None:
             object.__setattr__(self, "cross", _as_named(self.cross, "Spec.cross"))
-        if isinstance(self.patch, dict):
-            object.__setattr__(self, "patch", Patch(**check_fields(Patch, self.patch)))
+        for name, kind in _RECORDS.items():
+            if isinstance(value := getattr(self, name), dict):
+                object.__setattr__(self, name, kind(**check_fields(kind, value)))
         if self.patch and not 0 <= self.patch.after < self.layers:
             raise ValueError(
                 f"Patch.after={self.patch.after} must be 0 or more and leave at least one of the "

@@ -147,56 +147,80 @@ def addressed_last_loop(
     return torch.stack(outputs, dim=1), S
 
 
-def addressed_runs(read: Tensor, write: Tensor, x: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep the history of whole numbers at each address in four of them; read another row.
+def addressed_runs(
+    read: Tensor, write: Tensor, x: Tensor, S: Tensor, owners: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Keep the history of whole numbers at each address in four of them; read another address.
 
-        row = (last, other, run, count)    last    what was written last
-                                           other   the last one that differed from it, else 0
-                                           run     how many of the last writes were `last`
-                                           count   how many writes there were
+        (last, other, run, count)    last    what was written last
+                                     other   the last one that differed from it, else 0
+                                     run     how many of the last writes were `last`
+                                     count   how many writes there were
 
     So `last` is `addressed_last`, and `count` an `addressed_sum` of ones. Runs and counts stop at
-    255: a row of ids below 256 fits in four bytes, and a long stream cannot make it grow.
+    255: a row of ids below 256 fits in bytes, and a long stream cannot make it grow.
 
-    Shapes   read, write, x (B,T) int64   S (B,A,4) of an integer type  ->  y (B,T,4), S (B,A,4)
-    State    4 A numbers, for any T
+    `owners` addresses share one row, and the last one that wrote owns it: another one finds
+    nothing, and starts anew when it writes. So a memory that is full forgets what is oldest,
+    instead of mixing up unrelated histories.
+
+    Shapes   read, write (B,T) int64, in 0 … A owners - 1 or -1   x (B,T) int64
+             S (B,A,5) of an integer type: the owner, and its four numbers
+             ->  y (B,T,4), S (B,A,5)
+    State    5 A numbers, for any T
     Cost     time O(T log T), and O(A) for the new state; memory O(T)
     Twin     addressed_runs_loop, equal exactly
     """
-    visits = sort_visits(read, write)
+    row, owner = _split(read, owners)
+    rows, writer = _split(write, owners)
+    visits = sort_visits(row, rows)
+    x, writer = x.gather(1, visits.order), writer.gather(1, visits.order)
     time = torch.arange(x.shape[1], device=x.device)
-    x, first = x.gather(1, visits.order), visits.first
-    changes = F.pad(x[:, 1:] != x[:, :-1], (1, 0), value=True) | (first == time)
-    began = torch.where(changes, time, 0).cummax(dim=1).values  # of the run
-    last, other, run, count = _gather(S, visits.row.clamp(min=0)).long().unbind(dim=2)
-    fresh = began > first  # the run began after another one among these writes
+    taken = (visits.first == time) | F.pad(writer[:, 1:] != writer[:, :-1], (1, 0))
+    first = torch.where(taken, time, 0).cummax(dim=1).values  # of the owner's writes
+    began = taken | F.pad(x[:, 1:] != x[:, :-1], (1, 0))
+    began = torch.where(began, time, 0).cummax(dim=1).values  # of the run
+    old = _gather(S, visits.row.clamp(min=0)).long()
+    old = old * ((old[..., 0] == writer) & (first == visits.first))[..., None]
+    _, last, other, run, count = old.unbind(dim=2)
+    fresh = began > first  # the run follows another one among these writes
     repeats = (last == x) & (count > 0) & ~fresh
     before = x.gather(1, (began - 1).clamp(min=0))
     other = torch.where(fresh, before, torch.where(repeats, other, last))
     run = time - began + 1 + torch.where(repeats, run, 0)
     count = time - first + 1 + count
-    after = torch.stack((x, other, run.clamp(max=_MOST), count.clamp(max=_MOST)), dim=2)
-    return _read_rows(visits, after.to(S.dtype), S, read)
+    after = (writer, x, other, run.clamp(max=_MOST), count.clamp(max=_MOST))
+    y, S = _read_rows(visits, torch.stack(after, dim=2).to(S.dtype), S, row)
+    return y[..., 1:] * (y[..., :1] == owner[..., None]), S
+
+
+def _split(address, owners):
+    """The row of an address and its number among the row's owners; -1 has the row -1."""
+    return address.div(owners, rounding_mode="floor"), address.remainder(owners)
 
 
 def addressed_runs_loop(
-    read: Tensor, write: Tensor, x: Tensor, S: Tensor
+    read: Tensor, write: Tensor, x: Tensor, S: Tensor, owners: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The definition of `addressed_runs`."""
     S, outputs = S.clone(), []
     for t in range(x.shape[1]):
-        outputs.append(torch.zeros_like(S[:, 0]))
-        for b in range(x.shape[0]):
-            if write[b, t] >= 0:
-                last, other, run, count = S[b, write[b, t]].tolist()
+        outputs.append(S.new_zeros(len(S), 4))
+        for b, table in enumerate(S):
+            row, owner = divmod(write[b, t].item(), owners)
+            if row >= 0:
+                before, last, other, run, count = table[row].tolist()
+                if before != owner:
+                    last, other, run, count = 0, 0, 0, 0
                 if count and last == x[b, t]:
                     run += 1
                 else:
                     other, run = last, 1
-                row = x[b, t].item(), other, min(run, _MOST), min(count + 1, _MOST)
-                S[b, write[b, t]] = torch.tensor(row, dtype=S.dtype)
-            if read[b, t] >= 0:
-                outputs[-1][b] = S[b, read[b, t]]
+                after = owner, x[b, t].item(), other, min(run, _MOST), min(count + 1, _MOST)
+                table[row] = torch.tensor(after, dtype=S.dtype)
+            row, owner = divmod(read[b, t].item(), owners)
+            if row >= 0 and table[row, 0] == owner:
+                outputs[-1][b] = table[row, 1:]
     return torch.stack(outputs, dim=1), S
 
 

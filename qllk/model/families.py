@@ -22,6 +22,8 @@ from ..presets import find_spec
 from ..spec import Spec
 from .attention import BidirectionalAttention
 from .blocks import Block, Stack, cycle, norm_of
+from .contexts import ContextState
+from .inputs import Lookup, Ngrams, Recall, RecallState
 from .layers import HEADS, LinearHead, ResidualLinear
 from .masks import Mask
 from .patching import PatchPath
@@ -33,10 +35,12 @@ _ENCODER_POSITIONS = POSITIONS | {"relative": BidirectionalRelative}
 
 
 class ModelState(NamedTuple):
-    """State of a model: the number of ids read, and the states of its layers."""
+    """State of a model: the number of ids read, and the states of its layers and inputs."""
 
     t: int
     parts: tuple
+    ngrams: ContextState | None = None
+    recall: RecallState | None = None
 
 
 class LanguageModel(nn.Module):
@@ -58,6 +62,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.ngrams = spec.ngrams and Ngrams(spec.d_model, spec.ngrams)
+        self.recall = spec.recall and Recall(spec.d_model, spec.recall, spec.vocab_size)
         self.positions = _part(POSITIONS, spec, "positions", (spec.d_model, spec.context))
         self.norm_in = norm_of(spec.norm_in)(spec.d_model)
         parts = cycle(spec.mixers, spec.layers)
@@ -73,10 +79,20 @@ class LanguageModel(nn.Module):
         self, ids: Tensor, state: ModelState | None = None, mask: Mask | None = None
     ) -> tuple[Tensor, ModelState]:
         ids = check_ids(ids, self.spec.vocab_size)
-        t, parts = state or (0, None)
-        x = self.norm_in(self.positions.add(self.embed(ids), t))
-        x, parts = self.body(x, parts, mask)
-        return self.head(self.norm(x)), ModelState(t + ids.shape[1], parts)
+        t, parts, ngrams, recall = state or ModelState(0, None)
+        x, found = self.positions.add(self.embed(ids), t), None
+        if self.ngrams:
+            rows, ngrams = self.ngrams(ids, ngrams)
+            x = x + rows
+        if self.recall:
+            rows, found, recall = self.recall(ids, recall)
+            x = x + rows
+        x, parts = self.body(self.norm_in(x), parts, mask)
+        x = self.norm(x)
+        logits = self.head(x)
+        if self.recall:
+            logits = self.recall.point(logits, x, found)
+        return logits, ModelState(t + ids.shape[1], parts, ngrams, recall)
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         if documents is None:
@@ -280,7 +296,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, nn.Embedding) and not isinstance(module, Lookup):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
     size = model.spec.d_model**-0.5
     if model.spec.tied:
