@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qllk.model.families import build
+from qllk.model.inputs import Lookup
 from qllk.presets import PRESETS
 from qllk.spec import Part, Patch, Spec
 from qllk.training import devices
@@ -57,6 +58,8 @@ def tiny(spec: Spec) -> Spec:
         context=spec.context and 80,
         vocab_size=min(spec.vocab_size, 256),
         patch=patch,
+        ngrams=spec.ngrams and replace(spec.ngrams, rows=64),
+        recall=spec.recall and replace(spec.recall, addresses=32, rows=64),
     )
 
 
@@ -76,8 +79,15 @@ class Reading(torch.nn.Module):
 
 
 def built(spec):
-    """The model of a spec, wrapped if needed so that it maps ids to logits."""
+    """The model of a spec, wrapped if needed so that it maps ids to logits.
+
+    Tables start at zero, and what is read from them would not be seen: they are filled here.
+    """
     model = build(spec, seed=0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Lookup):
+                module.weight.normal_(generator=torch.Generator().manual_seed(1))
     return Reading(model) if spec.family == "encoder-decoder" else model
 
 

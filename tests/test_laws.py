@@ -28,7 +28,7 @@ from qllk.probes.inside import (
     state_rms,
     visibility,
 )
-from qllk.spec import Patch, Spec
+from qllk.spec import Ngrams, Patch, Recall, Spec
 from qllk.study.published import MELF, QLLK10, QLLK11
 
 D = 16
@@ -223,6 +223,16 @@ SPECS |= {
     for family in ("encoder", "encoder-decoder")
     for positions in POSITIONS
 }
+CONTEXTS = (1, 2, 5, "word", "words-2", "words-3")
+NGRAMS, RECALL = Ngrams(CONTEXTS, rows=64), Recall(CONTEXTS, addresses=16, rows=64)
+SPECS |= {
+    "n-grams": Spec(d_model=D, layers=2, mixers=(CONV,), ngrams=NGRAMS),
+    "recall": Spec(d_model=D, layers=2, mixers=(CONV,), recall=RECALL),
+    "n-grams, recall and attention": Spec(
+        d_model=D, layers=2, mixers=(SOFTMAX,), ngrams=NGRAMS, recall=RECALL
+    ),
+    "recall and patches": patched(3, (CUMSUM,)).but(recall=RECALL),
+}
 # The blocks of the other families, wherever their norms stand.
 SPECS |= {
     f"{family}, {at}": SPECS[f"{family}, rotary"].but(norm_at=at)
@@ -261,7 +271,8 @@ def vectors(B=1, T=T):
 
 
 def random_ids(spec, B=1, T=SHORT):
-    return torch.randint(spec.vocab_size, (B, T))
+    """Few different ones for a recall, so that its contexts come back."""
+    return torch.randint(2 if spec.recall else spec.vocab_size, (B, T))
 
 
 def in_pieces(step, x, cuts):
@@ -455,7 +466,7 @@ ONE_TEXT = {name: spec for name, spec in MODELS.items() if spec.family != "encod
 MASKABLE = {
     name: spec
     for name, spec in ONE_TEXT.items()
-    if spec.patch is None and all(map(obeys_a_mask, spec.mixers))
+    if not (spec.patch or spec.ngrams or spec.recall) and all(map(obeys_a_mask, spec.mixers))
 }
 LEAKY = {name: spec for name, spec in ONE_TEXT.items() if name not in MASKABLE}
 DISTANCES = {

@@ -25,7 +25,7 @@ from .blocks import Block, Stack, cycle, norm_of
 from .contexts import ContextState
 from .inputs import Lookup, Ngrams, Recall, RecallState
 from .layers import HEADS, LinearHead, ResidualLinear
-from .masks import Mask
+from .masks import Mask, refuse_mask
 from .patching import PatchPath
 from .positions import POSITIONS, BidirectionalRelative, Learned
 
@@ -80,18 +80,20 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         ids = check_ids(ids, self.spec.vocab_size)
         t, parts, ngrams, recall = state or ModelState(0, None)
-        x, found = self.positions.add(self.embed(ids), t), None
+        x = self.positions.add(self.embed(ids), t)
         if self.ngrams:
-            rows, ngrams = self.ngrams(ids, ngrams)
-            x = x + rows
+            refuse_mask(mask, self.ngrams)
+            hints, ngrams = self.ngrams(ids, ngrams)
+            x = x + hints
         if self.recall:
-            rows, found, recall = self.recall(ids, recall)
-            x = x + rows
+            refuse_mask(mask, self.recall)
+            hints, found, recall = self.recall(ids, recall)
+            x = x + hints
         x, parts = self.body(self.norm_in(x), parts, mask)
         x = self.norm(x)
         logits = self.head(x)
         if self.recall:
-            logits = self.recall.point(logits, x, found)
+            logits = self.recall.vote(logits, x, found)
         return logits, ModelState(t + ids.shape[1], parts, ngrams, recall)
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from .. import spec
 from .addresses import addressed_runs
 from .contexts import ContextState, check_contexts, hash_contexts, mix
+from .layers import LinearHead
 
 _OWNERS = 256  # addresses that share a row of a recall, told apart by a byte
 
@@ -70,7 +71,10 @@ class _SumRows(torch.autograd.Function):
         total = gradient.new_zeros(len(unique), gradient.shape[1])
         for column in where.unbind(dim=1):
             total.index_add_(0, column, gradient)
-        return None, torch.sparse_coo_tensor(unique[None], total, ctx.size, is_coalesced=True)
+        total = torch.sparse_coo_tensor(
+            unique[None], total, ctx.size, is_coalesced=True, check_invariants=False
+        )
+        return None, total
 
 
 class Ngrams(nn.Module):
@@ -111,7 +115,7 @@ class Recall(nn.Module):
     At byte t, the address that a context had one step ago learns that x_t followed; then the
     context's address of now tells what followed it before: the last id, the one before that was
     another, and how often. Two rows of a table, chosen by these, are added to the embedding.
-    `point` also lets the model vote for the ids themselves, with strengths that it computes:
+    `vote` also lets the model vote for the ids themselves, with strengths that it computes:
     a copy that needs no detour through D numbers.
 
     Shapes   ids (B,T)  ->  y (B,T,D), found (B,T,2C): ids that followed, or -1
@@ -128,7 +132,7 @@ class Recall(nn.Module):
         self.addresses = options.addresses
         self.dtype = torch.uint8 if vocab_size <= 256 else torch.int32
         self.table = Lookup(2 * len(self.contexts), options.rows, d_model)
-        self.strength = nn.Linear(d_model, 2 * len(self.contexts), bias=False)
+        self.strength = LinearHead(d_model, 2 * len(self.contexts))
 
     def forward(
         self, ids: Tensor, state: RecallState | None = None
@@ -149,7 +153,7 @@ class Recall(nn.Module):
         state = RecallState(rows.unflatten(0, (B, C)), read[..., -1], contexts)
         return self.table(keys), found.flatten(1, 2).transpose(1, 2), state
 
-    def point(self, logits: Tensor, x: Tensor, found: Tensor) -> Tensor:
+    def vote(self, logits: Tensor, x: Tensor, found: Tensor) -> Tensor:
         """Add to the logits of the ids that were found.
 
         Shapes   logits (B,T,vocab_size), x (B,T,D), found (B,T,2C)  ->  (B,T,vocab_size)

@@ -41,36 +41,46 @@ def _state_tensors(state) -> list[Tensor]:
     raise ValueError(f"a state consists of tuples, tensors, counts and None; got {state!r}")
 
 
-def positions_seen(model: nn.Module, t: int, T: int) -> Tensor:
-    """Which of T input positions influence the logits at t, by their gradients.
+def positions_seen(model: nn.Module, t: int, T: int, ids: Tensor | None = None) -> Tensor:
+    """Which of T input positions influence the logits at t.
 
-        seen_i = any( d (sum of logits_t) / d embedding_i != 0 )
+        seen_i = any( d (sum of logits_t) / d embedding_i != 0 ),  or another id at i changes logits_t
 
-    Measured on one random sequence, with dropout off. For an encoder-decoder, the positions are
-    those of the decoder's input.
+    The first finds any influence through vectors, however small; the second also what a model
+    finds by the ids themselves, such as hashed contexts. Dropout is off. For an encoder-decoder,
+    the positions are those of the decoder's input.
 
-    Shapes   -> (T,) bool
-    Cost     one forward and one backward pass
+    Shapes   ids (1,T), default: random ones  ->  (T,) bool
+    Cost     a forward and a backward pass, and a forward pass of T + 1 rows
     Raises   ValueError when t lies outside 0 … T-1, or the model has no embedding
     """
     if not 0 <= t < T:
         raise ValueError(f"position t={t} must lie in 0 … {T - 1}, for an input of {T}")
-    return _seen(model, T, range(t, t + 1))[0]
+    return _seen(model, T, range(t, t + 1), ids)[0]
 
 
-def visibility(model: nn.Module, T: int) -> Tensor:
+def visibility(model: nn.Module, T: int, ids: Tensor | None = None) -> Tensor:
     """Row t is `positions_seen(model, t, T)`: lower triangular for a model that does not leak.
 
-    Shapes   -> (T,T) bool, a row for each output and a column for each input
-    Cost     one forward and T backward passes
+    Shapes   ids (1,T), default: random ones
+             ->  (T,T) bool, a row for each output and a column for each input
+    Cost     one forward and T backward passes, and a forward pass of T + 1 rows
     """
-    return _seen(model, T, range(T))
+    return _seen(model, T, range(T), ids)
 
 
-def _seen(model, T, rows):
+def _seen(model, T, rows, ids):
     embedding = _embedding(model)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(embedding.num_embeddings, (1, T), generator=generator)
+    if ids is None:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(embedding.num_embeddings, (1, T), generator=generator)
+    ids = ids.to(embedding.weight.device)
+    through_vectors = torch.stack([row.cpu() for row in _gradients(model, embedding, ids, rows)])
+    return through_vectors | _changes(model, embedding, ids)[list(rows)]
+
+
+def _gradients(model, embedding, ids, rows):
+    """For each output position, which embeddings have a gradient."""
     leaves = []
 
     def cut(module, args, output):
@@ -78,10 +88,26 @@ def _seen(model, T, rows):
         return leaves[-1]  # an encoder-decoder embeds its source first, the decoder's input last
 
     with embedding.register_forward_hook(cut), eval_mode(model), torch.enable_grad():
-        logits = model(*_inputs(model, ids.to(embedding.weight.device)))
+        logits = model(*_inputs(model, ids))
         totals = logits[0].sum(dim=-1).unbind()  # T numbers
-    gradients = (torch.autograd.grad(totals[t], leaves[-1], retain_graph=True)[0] for t in rows)
-    return torch.stack([(gradient[0] != 0).any(dim=-1).cpu() for gradient in gradients])
+    for t in rows:
+        (gradient,) = torch.autograd.grad(totals[t], leaves[-1], retain_graph=True)
+        yield (gradient[0] != 0).any(dim=-1)
+
+
+def _changes(model, embedding, ids):
+    """Which logits change, by more than rounding, with another id in one place.
+
+    Shapes   ids (1,T)  ->  (T,T) bool, a row for each output and a column for each input
+    """
+    *sources, ids = _inputs(model, ids)
+    T = ids.shape[1]
+    changed = ids.repeat(T + 1, 1)  # one place in each row, and none in the last
+    changed[range(T), range(T)] = (ids[0] + 1) % embedding.num_embeddings
+    with eval_mode(model):
+        logits = model(*(source.expand(T + 1, -1) for source in sources), changed)
+    gaps = (logits[:-1] - logits[-1:]).abs().amax(dim=-1)
+    return (gaps > 1e-5 * logits.abs().max()).T.cpu()
 
 
 def _embedding(model):
