@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import __version__
 from .files import write_atomically
 from .model import sample
-from .presets import PRESETS, find_spec, peak_lr
+from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
 from .study import race
 from .study.plots import save_picture
@@ -147,18 +147,23 @@ def _add_recipe(made, leave_out=("seconds",)):
             group.add_argument(option, default="auto", help=meaning)
         elif field.type == "bool":
             group.add_argument(option, action="store_true", help=meaning)
-        elif field.name == "lr":
-            group.add_argument(option, type=float, help=f"{meaning}; default: the preset's own")
         else:
             kind = {"int": int, "float": float}.get(field.type, str)
-            group.add_argument(option, type=kind, default=field.default, help=meaning)
+            own = field.name in recipe_of("")
+            group.add_argument(
+                option,
+                type=kind,
+                default=None if own else field.default,
+                help=f"{meaning}; default: the preset's own" if own else meaning,
+            )
 
 
 def _read_recipe(args) -> Recipe:
-    """The Recipe that the options describe, with its own defaults where there is no option."""
+    """The Recipe that the options describe, with the model's own values where there is no option."""
     names = {field.name for field in fields(Recipe)} - {"seconds"}
     options = vars(args).items()
     given = {name: value for name, value in options if name in names and value is not None}
+    given = recipe_of(getattr(args, "model", "")) | given
     if given["precision"] == "auto":
         given["precision"] = devices.fastest_precision(given["device"])
     return Recipe(**given)
@@ -190,8 +195,6 @@ def _begin(args) -> Trainer:
     if args.dropout is not None:
         spec = spec.but(dropout=args.dropout)
     recipe = _read_recipe(args)
-    if args.lr is None:
-        recipe = replace(recipe, lr=peak_lr(args.model))
     if args.minutes is not None:
         recipe = replace(recipe, seconds=60 * args.minutes)
     text = corpus(args.corpus)  # last, because it may be a download

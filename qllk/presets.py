@@ -1,6 +1,6 @@
 """The models of the course and the systems that they come from, as rows of data. Imports no torch.
 
-`PRESETS[name]` is a `Spec`; `peak_lr(name)` is the learning rate of the same row.
+`PRESETS[name]` is a `Spec`; `recipe_of(name)` are the fields of a `Recipe` that suit it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checks import look_up
-from .spec import Patch, Spec
+from .spec import Ngrams, Patch, Recall, Spec
 
 CONV = ("conv", {"width": 8})
 # Half-lives from one patch to 256 patches: 8 to 2,048 bytes.
@@ -25,6 +25,18 @@ def _qllk_2(d_model: int) -> Spec:
         mixers=(CONV,),
         mlp=_SQUARED_RELU,
         patch=Patch(size=8, d_model=d_model, layers=2, mixers=(FADING_SUM,), after=2),
+    )
+
+
+def _qllk_3(d_model: int, layers: int, ratio: int, rows: int, addresses: int) -> Spec:
+    """Byte layers on hashed n-grams and a memory with addresses."""
+    return Spec(
+        d_model=d_model,
+        layers=layers,
+        mixers=(CONV,),
+        mlp=("relu2", {"ratio": ratio}),
+        ngrams=Ngrams((2, 3, 4, 5, 6, 8, "word", "words-2"), rows=rows),
+        recall=Recall((4, 6, 8, 16, "word", "words-2", "words-3"), addresses=addresses, rows=4096),
     )
 
 
@@ -135,8 +147,12 @@ def _local_code(vocab_size: int, context: int) -> Spec:
 
 
 class _Row(NamedTuple):
+    """A model, with the peak learning rate and the size of a step at which it learns best."""
+
     spec: Spec
-    lr: float = 6e-3  # the peak learning rate; the default was found for qllk-2
+    lr: float = 6e-3  # the defaults were found for qllk-2
+    batch: int = 4
+    window: int = 1024
 
 
 _ROWS = {
@@ -147,6 +163,8 @@ _ROWS = {
     "qllk-2-nano": _Row(_qllk_2(64)),
     # The control of every race: qllk-2 without its global path.
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
+    "qllk-3": _Row(_qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), lr=8e-3, batch=1, window=2048),
+    "qllk-3-nano": _Row(_qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), lr=8e-3, batch=1, window=2048),
     # The baseline, with as many parameters as qllk-2.
     "gpt": _Row(_gpt(160, layers=4, heads=5)),
     "gpt-nano": _Row(_gpt(64, layers=4, heads=2)),
@@ -195,9 +213,10 @@ _ROWS = {
 PRESETS = {name: row.spec for name, row in _ROWS.items()}
 
 
-def peak_lr(preset: str) -> float:
-    """The peak learning rate of a preset; that of qllk-2 for any other name."""
-    return _ROWS.get(preset, _ROWS["qllk-2"]).lr
+def recipe_of(preset: str) -> dict[str, float | int]:
+    """The fields of a `Recipe` that suit a preset: lr, batch, window. Those of qllk-2 for others."""
+    _, *fields = _ROWS.get(preset, _ROWS["qllk-2"])
+    return dict(zip(_Row._fields[1:], fields, strict=True))
 
 
 def name_of(spec: Spec) -> str:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from qllk.presets import PRESETS, find_spec, name_of, peak_lr
+from qllk.presets import PRESETS, find_spec, name_of, recipe_of
 from qllk.spec import Spec
+from qllk.training.recipe import Recipe
 
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -26,10 +27,15 @@ def test_a_changed_preset_has_no_name():
     assert name_of(PRESETS["gpt-nano"].but(layers=3)) == "a spec of your own"
 
 
-def test_a_peak_learning_rate_belongs_to_its_preset():
+def test_a_recipe_belongs_to_its_preset():
     stated = {"gpt2": 6e-4, "bert-base": 1e-4, "bert-nano": 1e-3, "t5-base": 1e-3}
-    assert {name: peak_lr(name) for name in PRESETS} == dict.fromkeys(PRESETS, 6e-3) | stated
-    assert peak_lr("a spec of your own") == peak_lr("qllk-2")
+    own = dict.fromkeys(PRESETS, {"lr": 6e-3, "batch": 4, "window": 1024})
+    own |= {name: own["qllk-2"] | {"lr": lr} for name, lr in stated.items()}
+    small_steps = {"lr": 8e-3, "batch": 1, "window": 2048}
+    own |= {name: small_steps for name in PRESETS if name.startswith("qllk-3")}
+    assert {name: recipe_of(name) for name in PRESETS} == own
+    assert recipe_of("a spec of your own") == own["qllk-2"]
+    assert Recipe(**recipe_of("qllk-3")).window == 2048
 
 
 def test_a_spec_is_found_by_name_by_path_and_as_itself(tmp_path):

@@ -65,12 +65,68 @@ def _markov(size, rng, symbols=8):
     return np.array(text) + ord("a"), float(entropy)
 
 
+_KEY, _DEPTH = 4, 1024  # letters of a key, and how many keys back a digit is asked for at most
+
+
+def _lookup(size, rng):
+    """A list of keys with their digits, each key asked again after any number of others.
+
+    "+abcd7" states a digit, "-abcd7" asks for it: half of the entries ask for the key that was
+    stated k keys ago, with a probability proportional to 1/k up to 1,024. So a digit is asked
+    for equally often at every order of magnitude of distance.
+    """
+    entries = -(-size // (_KEY + 2))
+    numbers = rng.permutation(26**_KEY)[: min(entries, 26**_KEY)]
+    letters = numbers[:, None] // 26 ** np.arange(_KEY) % 26 + ord("a")
+    digits = rng.integers(ord("0"), ord("9") + 1, len(numbers))
+    asks, draws = rng.random(entries) < 0.5, rng.random(entries)
+    harmonic = (1 / np.arange(1, _DEPTH + 1)).cumsum()
+    entropies = (
+        np.log(harmonic)
+        + (np.log(np.arange(1, _DEPTH + 1)) / np.arange(1, _DEPTH + 1)).cumsum() / harmonic
+    )
+    chosen, stated, nats = np.empty(entries, int), 0, 0.0
+    for entry in range(entries):
+        depth = min(stated, _DEPTH)
+        if depth == 0 or not asks[entry]:
+            asks[entry] = False
+            chosen[entry], stated = stated % len(numbers), stated + 1
+            nats += math.log(26**_KEY) + math.log(10)
+        else:
+            back = int(np.searchsorted(harmonic, draws[entry] * harmonic[depth - 1]))
+            chosen[entry] = (stated - 1 - min(back, depth - 1)) % len(numbers)
+            nats += entropies[depth - 1]
+    signs = np.where(asks, ord("-"), ord("+"))[:, None]
+    text = np.concatenate((signs, letters[chosen], digits[chosen, None]), axis=1)
+    return text.ravel()[:size], (nats + entries * math.log(2)) / (entries * (_KEY + 2))
+
+
+def asked_digits(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a text of the task "lookup" asks for a digit, and how far back it was stated.
+
+    Shapes   text (n,) uint8, starting with an entry  ->  positions (m,), distances in bytes (m,)
+    """
+    width = _KEY + 2
+    entries = text[: len(text) // width * width].reshape(-1, width)
+    last: dict[bytes, int] = {}
+    positions, distances = [], []
+    for number, entry in enumerate(entries):
+        key = entry[1:-1].tobytes()
+        if entry[0] == ord("+"):
+            last[key] = number
+        elif key in last:
+            positions.append(number * width + width - 1)
+            distances.append((number - last[key]) * width)
+    return np.array(positions), np.array(distances)
+
+
 _MAX_BYTES = 1 << 28
 TASKS = {
     "noise": _noise,
     "periodic": _periodic,
     "copy": _copy,
     "recall": _recall,
+    "lookup": _lookup,
     "markov": _markov,
 }
 

@@ -13,7 +13,7 @@ from importlib import resources
 
 import ipywidgets as widgets
 
-from ...presets import PRESETS, peak_lr
+from ...presets import PRESETS, recipe_of
 from ...text.corpora import corpus, corpus_names
 from ...text.tasks import TASKS
 from ...training import devices
@@ -42,7 +42,7 @@ def lab(
     changes   fields of `Recipe` that differ from the lab's defaults
     """
     model = model or ("qllk-2-nano" if fast() else "qllk-2")
-    fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, "lr": peak_lr(model)}
+    fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, **recipe_of(model)}
     fields |= {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
     return Panel(name, model, corpus, Recipe(**fields | changes))
 
@@ -206,7 +206,7 @@ class Panel:
             widget.add_class(f"q-{name}")
             widget.continuous_update = False
         self.controls["device"].observe(self._offer_precisions, "value")
-        self.controls["model"].observe(self._offer_lr, "value")
+        self.controls["model"].observe(self._offer_recipe, "value")
         for name in ("lr", "batch"):
             self.controls[name].observe(self._apply_now, "value")
 
@@ -249,11 +249,12 @@ class Panel:
     def _offer_precisions(self, change):
         self.controls["precision"].options = self._precisions[change["new"]]
 
-    def _offer_lr(self, change):
-        """The learning rate that suits the chosen model; the current run keeps its own."""
-        self.controls["lr"].unobserve(self._apply_now, "value")
-        self.controls["lr"].value = peak_lr(change["new"])
-        self.controls["lr"].observe(self._apply_now, "value")
+    def _offer_recipe(self, change):
+        """The learning rate and batch that suit the chosen model; the current run keeps its own."""
+        for name in ("lr", "batch"):
+            self.controls[name].unobserve(self._apply_now, "value")
+            self.controls[name].value = recipe_of(change["new"])[name]
+            self.controls[name].observe(self._apply_now, "value")
 
     def _apply_now(self, change):
         """A change of learning rate or batch during a run is sent to it at once."""
