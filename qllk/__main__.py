@@ -159,7 +159,7 @@ def _add_recipe(made, leave_out=("seconds",)):
 
 
 def _read_recipe(args) -> Recipe:
-    """The Recipe that the options describe, with the model's own values where there is no option."""
+    """The Recipe of the options, and of the model where there is no option."""
     names = {field.name for field in fields(Recipe)} - {"seconds"}
     options = vars(args).items()
     given = {name: value for name, value in options if name in names and value is not None}

@@ -163,8 +163,12 @@ _ROWS = {
     "qllk-2-nano": _Row(_qllk_2(64)),
     # The control of every race: qllk-2 without its global path.
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
-    "qllk-3": _Row(_qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), lr=8e-3, batch=1, window=2048),
-    "qllk-3-nano": _Row(_qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), lr=8e-3, batch=1, window=2048),
+    "qllk-3": _Row(
+        _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), lr=8e-3, batch=1, window=2048
+    ),
+    "qllk-3-nano": _Row(
+        _qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), lr=8e-3, batch=1, window=2048
+    ),
     # The baseline, with as many parameters as qllk-2.
     "gpt": _Row(_gpt(160, layers=4, heads=5)),
     "gpt-nano": _Row(_gpt(64, layers=4, heads=2)),
@@ -214,7 +218,7 @@ PRESETS = {name: row.spec for name, row in _ROWS.items()}
 
 
 def recipe_of(preset: str) -> dict[str, float | int]:
-    """The fields of a `Recipe` that suit a preset: lr, batch, window. Those of qllk-2 for others."""
+    """The fields of a `Recipe` that suit a preset, or for any other name those of qllk-2."""
     _, *fields = _ROWS.get(preset, _ROWS["qllk-2"])
     return dict(zip(_Row._fields[1:], fields, strict=True))
 

@@ -8,9 +8,9 @@ from qllk.model import addresses, inputs
 from qllk.model.families import build
 from qllk.model.inputs import Lookup, Ngrams, Recall, to_rows
 from qllk.probes import state_bytes, visibility
-from qllk.spec import Spec
 from qllk.spec import Ngrams as NgramsSpec
 from qllk.spec import Recall as RecallSpec
+from qllk.spec import Spec
 
 TEXT = b"def f(first): return first\ndef g(first): return first\n"
 RECALL = RecallSpec((2, 4, "word"), addresses=64, rows=32)

@@ -29,7 +29,7 @@ def test_a_changed_preset_has_no_name():
 
 def test_a_recipe_belongs_to_its_preset():
     stated = {"gpt2": 6e-4, "bert-base": 1e-4, "bert-nano": 1e-3, "t5-base": 1e-3}
-    own = dict.fromkeys(PRESETS, {"lr": 6e-3, "batch": 4, "window": 1024})
+    own = {name: {"lr": 6e-3, "batch": 4, "window": 1024} for name in PRESETS}
     own |= {name: own["qllk-2"] | {"lr": lr} for name, lr in stated.items()}
     small_steps = {"lr": 8e-3, "batch": 1, "window": 2048}
     own |= {name: small_steps for name in PRESETS if name.startswith("qllk-3")}

@@ -9,7 +9,7 @@ import pytest
 
 from qllk.text.corpora import corpus as find
 from qllk.text.corpora import task
-from qllk.text.tasks import TASKS
+from qllk.text.tasks import TASKS, asked_digits, make_task
 
 LETTERS = set(b"abcdefghijklmnopqrstuvwxyz")
 
@@ -106,8 +106,50 @@ def test_markov_costs_the_entropy_of_its_next_letter_given_the_last():
     assert floor < entropy(letters) - 0.1
 
 
+def test_lookup_asks_for_what_it_stated_at_every_order_of_distance():
+    data, _ = make_task("lookup", 6 * 20_000, 0)
+    positions, distances = asked_digits(data)
+    stated, asked = {}, 0
+    for start in range(0, len(data), 6):
+        sign, key, digit = chr(data[start]), data[start + 1 : start + 5].tobytes(), data[start + 5]
+        if sign == "+":
+            assert key not in stated
+            stated[key] = start
+        else:
+            assert digit == data[stated[key] + 5]
+            assert positions[asked] == start + 5
+            assert distances[asked] == start - stated[key]
+            asked += 1
+    assert asked == len(positions)
+    assert asked == pytest.approx(10_000, rel=0.05)
+    shares = [(distances < 6 * 2**k).mean() for k in (2, 5, 8, 11)]
+    assert np.diff(shares).min() > 0.2  # evenly spread over the logarithm
+
+
+def test_the_floor_of_lookup_is_what_a_reader_pays_who_knows_the_rule():
+    entries = 5000
+    data, floor = make_task("lookup", 6 * entries, 1)
+    harmonic = np.cumsum(1 / np.arange(1, 1025))
+    keys, nats = [], 0.0
+    for start in range(0, len(data), 6):
+        key = data[start + 1 : start + 5].tobytes()
+        if data[start] == ord("+"):
+            nats += math.log(26**4) + math.log(10)
+            keys.append(key)
+        else:
+            back = len(keys) - keys.index(key)
+            nats += math.log(back) + math.log(harmonic[min(len(keys), 1024) - 1])
+    assert floor == pytest.approx((nats + entries * math.log(2)) / len(data), rel=0.01)
+
+
+def test_asked_digits_reads_whole_entries_only():
+    text = np.frombuffer(b"+abcd7+wxyz1-abcd7-none3-wx", np.uint8)
+    positions, distances = asked_digits(text)
+    assert (positions.tolist(), distances.tolist()) == ([17], [12])
+
+
 def test_an_unknown_task_lists_the_known():
-    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, markov"):
+    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, lookup"):
         task("nonsense")
 
 
@@ -157,7 +199,7 @@ def test_a_malformed_task_names_the_forms_and_the_tasks(name):
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, markov"):
+    with pytest.raises(ValueError, match="unknown task 'nonsense'; choose from copy, lookup"):
         find("task:nonsense")
 
 

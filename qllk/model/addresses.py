@@ -135,9 +135,7 @@ def addressed_last(read: Tensor, write: Tensor, v: Tensor, S: Tensor) -> tuple[T
     return _read_rows(visits, _gather(v, visits.order), S, read)
 
 
-def addressed_last_loop(
-    read: Tensor, write: Tensor, v: Tensor, S: Tensor
-) -> tuple[Tensor, Tensor]:
+def addressed_last_loop(read: Tensor, write: Tensor, v: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     """The definition of `addressed_last`."""
     outputs = []
     for t in range(v.shape[1]):

@@ -173,7 +173,5 @@ def _describe(readings):
     known = count > run  # there was another id
     first = mix((last * 8 + count_level) * 8 + run_level)
     second = mix((other * 8 + run_level) * 2 + known)
-    found = torch.stack(
-        (torch.where(count > 0, last, -1), torch.where(known, other, -1)), dim=2
-    )
+    found = torch.stack((torch.where(count > 0, last, -1), torch.where(known, other, -1)), dim=2)
     return torch.stack((first, second), dim=2).flatten(1, 2), found

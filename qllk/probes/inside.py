@@ -44,7 +44,7 @@ def _state_tensors(state) -> list[Tensor]:
 def positions_seen(model: nn.Module, t: int, T: int, ids: Tensor | None = None) -> Tensor:
     """Which of T input positions influence the logits at t.
 
-        seen_i = any( d (sum of logits_t) / d embedding_i != 0 ),  or another id at i changes logits_t
+        seen_i = any( d (sum of logits_t) / d embedding_i != 0 )  or  another id_i changes logits_t
 
     The first finds any influence through vectors, however small; the second also what a model
     finds by the ids themselves, such as hashed contexts. Dropout is off. For an encoder-decoder,
