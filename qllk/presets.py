@@ -163,11 +163,12 @@ _ROWS = {
     "qllk-2-nano": _Row(_qllk_2(64)),
     # The control of every race: qllk-2 without its global path.
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
+    # A memory with addresses: hashed n-grams, and recall of what followed each context.
     "qllk-3": _Row(
-        _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), lr=8e-3, batch=1, window=2048
+        _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), 8e-3, batch=1, window=2048
     ),
     "qllk-3-nano": _Row(
-        _qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), lr=8e-3, batch=1, window=2048
+        _qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), 8e-3, batch=1, window=2048
     ),
     # The baseline, with as many parameters as qllk-2.
     "gpt": _Row(_gpt(160, layers=4, heads=5)),
