@@ -15,10 +15,10 @@ from qllk.model.layers import LinearHead
 from qllk.probes import measure
 from qllk.probes.inside import state_bytes
 from qllk.text.corpora import task
-from qllk.training import checkpoint, optim
+from qllk.training import checkpoint, devices, optim
 from qllk.training.checkpoint import _check_run
 from qllk.training.optim import OPTIMIZERS, AdamW, JoinedOptimizer, Lion, Muon, RowAdam
-from qllk.training.place import _trial_step
+from qllk.training.place import _trial_step, check_memory, move_to
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import Snapshot, take_snapshot
 from qllk.training.trainer import Diverged, Trainer
@@ -180,9 +180,10 @@ def test_a_loaded_optimizer_has_its_state_in_the_same_dtype(name):
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("model", ["built", "with a table"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_initial_state_has_the_keys_shapes_and_dtypes_of_the_state_after_a_step(name):
-    run = trainer(optimizer=name)
+def test_the_initial_state_has_the_keys_shapes_and_dtypes_of_the_state_after_a_step(name, model):
+    run = {"built": trainer, "with a table": mixed}[model](optimizer=name)
     expected = optim.init_state(run.optimizer)
     next(run)
     ps = [p for group in run.optimizer.param_groups for p in group["params"]]
@@ -217,6 +218,13 @@ def test_the_update_of_muon_has_singular_values_near_one_at_the_size_of_an_updat
         assert values.median() > 0.68
         assert values.max() < 1.21
         assert update.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_a_tall_matrix_costs_muon_no_more_than_a_wide_one():
+    def work(*shape):
+        return measure.count_flops(lambda: optim._orthogonalise(torch.randn(shape)))
+
+    assert work(64, 8) == work(8, 64) < work(64, 64) / 8
 
 
 def test_a_gradient_of_zeros_is_no_direction_for_muon():
@@ -358,9 +366,20 @@ def test_the_gradient_of_a_table_takes_no_memory_of_its_size():
     dense = sum(p.numel() for p in model.parameters()) - 700 * 8
     assert optim.gradient_bytes(model) == 4 * dense
     states = optim.init_state(optim.build_optimizer("adamw", model, lr=1.0, weight_decay=0.0))
-    assert state_bytes([list(state.values()) for state in states]) == 4 * (2 * dense + 5 - 1) + (
-        4 * 2 * 700
+    counters = len(list(model.parameters())) - 1  # AdamW has one for each weight
+    assert state_bytes([list(state.values()) for state in states]) == 4 * (
+        2 * dense + counters + 2 * 700
     )
+
+
+def test_a_model_fits_in_memory_without_the_gradient_of_its_table(monkeypatch):
+    model = Mixed()
+    needed = state_bytes(list(model.parameters())) + optim.gradient_bytes(model)
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: needed)
+    check_memory(model, "cpu")
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="the weights and gradients of this model take"):
+        check_memory(model, "cpu")
 
 
 # ---------------------------------------------------------------- several optimizers as one
@@ -548,6 +567,16 @@ def test_a_loss_scaler_treats_a_table_like_all_other_weights():
     after = bits(scaled)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert scaled.place.scaler.get_scale() == scale / 2
+
+
+def test_a_move_between_two_steps_changes_no_number_of_a_run_with_a_table():
+    plain, moved = mixed(), mixed()
+    expected = [next(plain).nats for _ in range(6)]
+    got = [next(moved).nats for _ in range(3)]
+    moved.model.double()  # converts weights and gradients, as a move to another device does
+    move_to("cpu", "float32", moved.model.float(), moved.optimizer, moved.recipe)
+    assert moved.model.table.weight.grad.is_sparse
+    assert got + [next(moved).nats for _ in range(3)] == expected
 
 
 def test_a_trial_step_sees_that_the_gradient_of_a_table_is_not_finite():
