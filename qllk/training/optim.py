@@ -145,8 +145,8 @@ class Muon(_MomentOptimizer):
         w <- (1 - lr decay) w - lr 0.2 sqrt(max(M, N)) U V^T
 
     The factor gives the update a root mean square of about 0.2, that of AdamW's in practice, so
-    that one learning rate and one decay fit both. Everything is computed in the dtype of
-    the weights; torch's Muon rounds to bfloat16, which is slow on most CPUs.
+    that one learning rate and one decay fit both. Everything is computed in the dtype of the
+    weights; torch's Muon rounds to bfloat16, which is slow on CPUs without instructions for it.
 
     State    one number per weight, half of AdamW's
     Cost     time O(M N min(M, N)) per step, apart from that of Lion
@@ -195,11 +195,13 @@ class RowAdam(torch.optim.Optimizer):
     is `factor` times that of other weights: of 2, 4, 8 and 16, the last two were best and equal.
     The size of the gradient does not matter, so it need not be clipped.
 
+    Shapes   tables (N,D), their gradients sparse in N, with repeated rows or without
     State    two numbers per row: v and n
-    Cost     time and memory of a step O(rows of the gradient), whatever the size of the table
+    Cost     time and memory of a step O(rows of the gradient), whatever N is
     Paper    Kingma and Ba 2014, 1412.6980, algorithm 1, without momentum. One second moment for a
-             row is known from Adagrad (Lerer 2019, 1903.12287) and from FBGEMM's partial row-wise
-             Adam, which has momentum and counts all steps
+             row is that of row-wise Adagrad, as in PyTorch-BigGraph (Lerer 2019, 1903.12287), and
+             of FBGEMM's partial row-wise Adam, which has momentum and one count for all rows
+    Twin     a loop over the rows, in its test
     Raises   ValueError when a gradient is not sparse
     """
 
@@ -218,7 +220,7 @@ class RowAdam(torch.optim.Optimizer):
                     continue
                 if not p.grad.is_sparse:
                     raise ValueError(
-                        f"RowAdam needs a sparse gradient, but that of a table of shape "
+                        "RowAdam needs a sparse gradient, but that of a table of shape "
                         f"{tuple(p.shape)} is dense, as when the table is also used outside of its "
                         "nn.Embedding; build the nn.Embedding with sparse=False"
                     )
