@@ -61,7 +61,7 @@ def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
 
     Measured on fake tensors, which pretend to be on the CPU, so that attention is fused; the
     meta device would save the full matrix of scores. Temporaries of the backward pass are left
-    out.
+    out, and so are the gradients of tables, which are as large as the rows that a step reads.
 
     Cost     no memory, and the time of one forward pass without its arithmetic
     """
@@ -71,7 +71,8 @@ def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
         kept = measure.saved_bytes(lambda: objectives.token_losses(model(*inputs), inputs[-1]))
         optimizer = optim.build_optimizer("adamw", model, lr=1.0, weight_decay=0.0)
         moments = [list(state.values()) for state in optim.init_state(optimizer)]
-        return 2 * state_bytes(list(model.parameters())) + state_bytes(moments) + kept
+        weights = state_bytes(list(model.parameters()))
+        return weights + optim.gradient_bytes(model) + state_bytes(moments) + kept
 
 
 def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:

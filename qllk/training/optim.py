@@ -1,18 +1,26 @@
-"""Optimizers by name, the weights that they decay, and the learning rate over a run."""
+"""Optimizers by name, which weights they get, gradients, and the learning rate over a run.
+
+A table is the weight of an `nn.Embedding(…, sparse=True)`: its gradient is sparse, a few rows of
+many. Tables have an optimizer of their own, whatever the name of that of the other weights.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import look_up
+from ..model.layers import LinearHead
+from ..probes.inside import state_bytes
 
 
 class _MomentOptimizer(torch.optim.Optimizer):
-    """The common part of Lion and AdamW: moments, which are moving averages of the gradients.
+    """The common part of Lion, AdamW and Muon: moments, which are moving averages of the gradients.
 
     Moments are updated in the dtype of the weights and stored in `dtype`, rounded to nearest. This
     needs no random numbers and is unbiased in practice, as long as a moment changes by more per
@@ -130,12 +138,155 @@ def _init_adam(p, dtype=None):
     return moments | {"step": torch.zeros((), device=p.device)}
 
 
-_ADAM_BETAS, _LION_BETAS = (0.9, 0.98), (0.9, 0.99)
-OPTIMIZERS = {
-    "adamw": partial(torch.optim.AdamW, betas=_ADAM_BETAS, fused=True),
-    "adamw-bfloat16": partial(AdamW, betas=_ADAM_BETAS, dtype=torch.bfloat16),
-    "lion": partial(Lion, betas=_LION_BETAS),
-    "lion-bfloat16": partial(Lion, betas=_LION_BETAS, dtype=torch.bfloat16),
+class Muon(_MomentOptimizer):
+    """Update a matrix equally in all directions: all singular values of the update are about 1.
+
+        m <- b2 m + (1 - b2) g        U S V^T = b1 m + (1 - b1) g        for a matrix (M,N):
+        w <- (1 - lr decay) w - lr 0.2 sqrt(max(M, N)) U V^T
+
+    The factor gives the update a root mean square of about 0.2, that of AdamW's in practice, so
+    that one learning rate and one decay fit both. Everything is computed in the dtype of the
+    weights; torch's Muon rounds to bfloat16, which is slow on CPUs without instructions for it.
+
+    State    one number per weight, half of AdamW's
+    Cost     time O(M N min(M, N)) per step, apart from that of Lion
+    Paper    Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu 2025, 2502.16982,
+             section 2.2, for the factor and the decay
+    Twin     torch.optim.Muon with adjust_lr_fn="match_rms_adamw", within the precision of bfloat16
+    """
+
+    moments = ("exp_avg",)
+
+    def update(self, p: Tensor, group: dict, state: dict[str, Tensor]) -> None:
+        b1, b2 = group["betas"]
+        mean = state["exp_avg"].mul_(b2).add_(p.grad, alpha=1 - b2)
+        step = _orthogonalise(mean.mul(b1).add_(p.grad, alpha=1 - b1))
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(step, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
+def _orthogonalise(x: Tensor) -> Tensor:
+    """About U V^T, where U S V^T is the singular value decomposition of a matrix.
+
+        x <- x / |x|,  then five times:  x <- (a + b x x^T + c (x x^T)^2) x
+
+    Each time, a singular value s becomes a s + b s^3 + c s^5. The five times bring all those from
+    0.003 to 1 into 0.68 … 1.21: Jordan chose a, b and c to be fast, not exact.
+
+    Shapes   (M,N) -> (M,N)
+    """
+    if x.shape[0] > x.shape[1]:
+        return _orthogonalise(x.T).T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam for tables: update only the rows that have a gradient, and scale each row as a whole.
+
+        for each row r of the gradient, on its n-th time:
+        v_r <- b v_r + (1 - b) mean(g_r^2)
+        w_r <- w_r - 8 lr g_r / (sqrt(v_r / (1 - b^n)) + 1e-8)
+
+    A row is seen so rarely that it has no momentum and no weight decay, and that its learning rate
+    is `factor` times that of other weights: of 2, 4, 8 and 16, the last two were best and equal.
+    The size of the gradient does not matter, so it need not be clipped.
+
+    Shapes   tables (N,D), their gradients sparse in N, with repeated rows or without
+    State    two numbers per row: v and n
+    Cost     time and memory of a step O(rows of the gradient), whatever N is
+    Paper    Kingma and Ba 2014, 1412.6980, algorithm 1, without momentum. One second moment for a
+             row is that of row-wise Adagrad, as in PyTorch-BigGraph (Lerer 2019, 1903.12287), and
+             of FBGEMM's partial row-wise Adam, which has momentum and one count for all rows
+    Twin     a loop over the rows, in its test
+    Raises   ValueError when a gradient is not sparse
+    """
+
+    def __init__(self, tables, *, lr: float, beta: float = 0.98, factor: float = 8.0):
+        super().__init__(tables, {"lr": lr, "beta": beta, "factor": factor})
+
+    def init_state(self, p: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The state of the table `p` before its first gradient."""
+        return {"exp_avg_sq": p.new_zeros(len(p)), "step": torch.zeros(len(p), device=p.device)}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not p.grad.is_sparse:
+                    raise ValueError(
+                        "RowAdam needs a sparse gradient, but that of a table of shape "
+                        f"{tuple(p.shape)} is dense, as when the table is also used outside of its "
+                        "nn.Embedding; build the nn.Embedding with sparse=False"
+                    )
+                if p not in self.state:
+                    self.state[p] = self.init_state(p)
+                self._update_rows(p, group, self.state[p])
+
+    def _update_rows(self, p, group, state):
+        gradient, beta = p.grad.coalesce(), group["beta"]
+        rows, g = gradient.indices()[0], gradient.values()
+        count = state["step"][rows] + 1
+        square = beta * state["exp_avg_sq"][rows] + (1 - beta) * g.square().mean(1)
+        size = (square / (1 - beta**count)).sqrt() + 1e-8
+        state["step"][rows], state["exp_avg_sq"][rows] = count, square
+        p.index_add_(0, rows, g / size[:, None], alpha=-group["factor"] * group["lr"])
+
+
+class JoinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one, each with weights of its own.
+
+    Their groups and states are also its own. Whoever sets a learning rate, saves a state or moves
+    it to another device therefore sees one optimizer.
+
+    State    those of its parts
+    Raises   ValueError when a weight is in two of them
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]):
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        self._share()
+
+    def _share(self):
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state = defaultdict(dict)
+        for part in self.parts:
+            self.state |= part.state
+        for part in self.parts:
+            part.state = self.state
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Like torch's; each part loads its own groups and states."""
+        groups, states = iter(state_dict["param_groups"]), state_dict["state"]
+        for part in self.parts:
+            own = [next(groups) for _ in part.param_groups]
+            indices = [index for group in own for index in group["params"]]
+            state = {index: states[index] for index in indices if index in states}
+            part.load_state_dict({"state": state, "param_groups": own})
+        self._share()
+
+
+_ADAM_BETAS, _LION_BETAS, _MUON_BETAS = (0.9, 0.98), (0.9, 0.99), (0.95, 0.95)
+_ADAMW = partial(torch.optim.AdamW, betas=_ADAM_BETAS, fused=True)
+_ADAMW_BFLOAT16 = partial(AdamW, betas=_ADAM_BETAS, dtype=torch.bfloat16)
+_LION = partial(Lion, betas=_LION_BETAS)
+_LION_BFLOAT16 = partial(Lion, betas=_LION_BETAS, dtype=torch.bfloat16)
+OPTIMIZERS = {  # the optimizer of the hidden matrices, and that of all other weights but tables
+    "adamw": (_ADAMW, _ADAMW),
+    "adamw-bfloat16": (_ADAMW_BFLOAT16, _ADAMW_BFLOAT16),
+    "lion": (_LION, _LION),
+    "lion-bfloat16": (_LION_BFLOAT16, _LION_BFLOAT16),
+    "muon": (partial(Muon, betas=_MUON_BETAS), _ADAMW),
 }
 
 
@@ -144,20 +295,77 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimizer that decays only the matrices of a model, not its norms and biases.
 
+    Tables get RowAdam, which decays nothing.
+
     Raises   ValueError listing the known optimizers when `name` is not one of them
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    of_hidden, of_others = look_up(OPTIMIZERS, name, "optimizer")
+    hidden, tables = _hidden_matrices(model), find_tables(model)
+    shares = {of_hidden: [], of_others: []}  # a single one where both are the same optimizer
+    for p in model.parameters():
+        if p.requires_grad and p not in tables:
+            shares[of_hidden if p in hidden else of_others].append(p)
+    parts = [make(_split_by_decay(ps, weight_decay), lr=lr) for make, ps in shares.items()]
+    if trained := [p for p in model.parameters() if p.requires_grad and p in tables]:
+        parts.append(RowAdam(trained, lr=lr))
+    return JoinedOptimizer(parts) if len(parts) > 1 else parts[0]
+
+
+def _split_by_decay(weights, weight_decay):
+    return [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return look_up(OPTIMIZERS, name, "optimizer")(groups, lr=lr)
+
+
+def _hidden_matrices(model):
+    """The matrices between hidden vectors: of linear layers, less heads and tied embeddings."""
+    ends = {m.weight for m in model.modules() if isinstance(m, LinearHead | nn.Embedding)}
+    return {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - ends
+
+
+def find_tables(model: nn.Module) -> set[nn.Parameter]:
+    """The tables of a model: the weights of each `nn.Embedding(…, sparse=True)`."""
+    return {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse}
 
 
 def init_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
     """The state that an optimizer has for each weight, in its order, before any gradient."""
+    if isinstance(optimizer, JoinedOptimizer):
+        return [state for part in optimizer.parts for state in init_state(part)]
     init = getattr(optimizer, "init_state", _init_adam)
     return [init(p, g.get("dtype")) for g in optimizer.param_groups for p in g["params"]]
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    """The bytes of a model's dense gradients. That of a table takes as many as it reads rows."""
+    tables = find_tables(model)
+    return state_bytes([p for p in model.parameters() if p not in tables])
+
+
+def is_finite(gradient: Tensor) -> bool:
+    """Whether all numbers of a dense or a sparse gradient are finite."""
+    values = gradient._values() if gradient.is_sparse else gradient
+    return bool(values.isfinite().all())
+
+
+def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> float:
+    """Scale the dense gradients so that their common norm is at most `limit`; return it as it was.
+
+    Sparse gradients are not scaled and do not count, since RowAdam is indifferent to their size.
+    But when one of them is not finite, neither is the norm.
+    """
+    with_gradient = [p for p in weights if p.grad is not None]
+    dense = [p for p in with_gradient if not p.grad.is_sparse]
+    norm = torch.nn.utils.clip_grad_norm_(dense, limit).item()
+    tables_finite = all(is_finite(p.grad) for p in with_gradient if p.grad.is_sparse)
+    return norm if tables_finite else math.nan
+
+
+# ---------------------------------------------------------------- the learning rate
 
 
 def warmup_cosine(progress: float, *, warmup: float, final: float) -> float:

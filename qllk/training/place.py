@@ -11,7 +11,7 @@ from .. import probes
 from ..model.blocks import Stack
 from ..model.layers import Dropout
 from ..text.objectives import Batch, count_targets, token_losses
-from . import devices
+from . import devices, optim
 from .recipe import Recipe
 
 
@@ -63,7 +63,7 @@ def check_memory(model: nn.Module, device: str) -> None:
     Asking for more memory than a machine has can end the whole process, so this is checked on the
     meta device, before the model is built. `costs.training_bytes` estimates the rest.
     """
-    needed = 2 * probes.state_bytes(list(model.parameters()))
+    needed = probes.state_bytes(list(model.parameters())) + optim.gradient_bytes(model)
     if needed > (memory := devices.memory_bytes(device)):
         raise ValueError(
             f"the weights and gradients of this model take {needed / 2**30:.1f} GiB, but {device} "
@@ -94,5 +94,5 @@ def _trial_step(model: nn.Module, batch: Batch, device: str, precision: str) -> 
         logits = twin(*batch.inputs)
     loss = token_losses(logits, batch.targets).sum() / count_targets(batch.targets)
     loss.backward()
-    finite = all(p.grad.isfinite().all() for p in twin.parameters() if p.grad is not None)
+    finite = all(optim.is_finite(p.grad) for p in twin.parameters() if p.grad is not None)
     return loss.item(), finite

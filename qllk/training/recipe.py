@@ -35,7 +35,7 @@ class Recipe:
         0,
         "activation checkpointing: keep only the input of every nth block; 0 keeps all activations",
     )
-    optimizer: str = _option("adamw", "adamw, adamw-bfloat16, lion or lion-bfloat16")
+    optimizer: str = _option("adamw", "adamw, adamw-bfloat16, lion, lion-bfloat16 or muon")
     lr: float = _option(6e-3, "peak learning rate")
     final_lr: float = _option(0.02, "learning rate at the end, as a fraction of the peak")
     warmup: float = _option(0.15, "warmup as a fraction of the run")

@@ -255,7 +255,7 @@ class Trainer:
     def _clip_gradients(self, nats, lr):
         """Clip the gradient and return its norm; if it is not finite, go back to the snapshot."""
         self.place.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        norm = optim.clip_gradients(self.model.parameters(), self.recipe.clip)
         # With a loss scaler an overflow is normal: the update is skipped and the scale lowered.
         if not math.isfinite(nats) or not (math.isfinite(norm) or self.place.scaler.is_enabled()):
             self._return_to_snapshot(nats, lr)
