@@ -134,7 +134,8 @@ def _chain_words(ids, state):
     one = torch.where(letter[:, 1:], word[:, 1:], -(ids + 1))
     two = mix(one) + first[:, 1:]
     three = mix(two) + second[:, 1:]
-    return (one, two, three), torch.stack((word, length, first, second), dim=2)[:, -1]
+    after = [x[:, -1] for x in (word, length, first, second)]
+    return (one, two, three), torch.stack(after, dim=1)
 
 
 def _is_letter(ids):
