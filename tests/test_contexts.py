@@ -273,38 +273,39 @@ def test_contexts_that_cannot_be_are_refused(given, message):
 # ---------------------------------------------------------------- collisions
 
 
-def distinct(n, count=200_000):
-    """So many different random contexts of n ids: (count,n)."""
-    rows = torch.randint(256, (count + 5000, n)).unique(dim=0)
-    return rows[torch.randperm(len(rows))[:count]]
+COUNT = 200_000
 
 
-def numbers(count=200_000):
-    """The texts "000000", "000001", …: (count,6)."""
-    return torch.arange(count)[:, None] // 10 ** torch.arange(5, -1, -1) % 10 + ord("0")
+def distinct(n):
+    """Different random contexts of n ids: (COUNT,n)."""
+    rows = torch.randint(256, (COUNT + 5000, n)).unique(dim=0)
+    return rows[torch.randperm(len(rows))[:COUNT]]
 
 
-def keys(count=200_000):
-    """The texts "aaaa", "aaab", … of the letters a to v: (count,4)."""
-    return torch.tensor(list(itertools.islice(itertools.product(range(97, 119), repeat=4), count)))
+def numbers():
+    """The texts "000000", "000001", …: (COUNT,6)."""
+    return torch.arange(COUNT)[:, None] // 10 ** torch.arange(5, -1, -1) % 10 + ord("0")
 
 
-@pytest.mark.parametrize("rows", [2**16, 65_521])
-@pytest.mark.parametrize(
-    ("texts", "context"),
-    [
-        *((lambda n=n: distinct(n), n) for n in (3, 4, 8, 24)),
-        *((numbers, context) for context in (6, 64, *WORDS)),
-        *((keys, context) for context in (4, *WORDS)),
-    ],
-)
-def test_different_contexts_fill_the_rows_as_chance_would(texts, context, rows):
-    ids = texts()
-    hashes = hash_contexts(ids, (context,))[0][:, 0, -1]
-    assert len(hashes.unique()) == len(ids)
-    address = ((hashes >> 33) & 0x7FFFFFFF) % rows
-    held = address.bincount(minlength=rows).double()
-    expected = len(ids) / rows
-    chi_square = ((held - expected) ** 2 / expected).sum().item()
-    freedom = rows - 1
-    assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5  # five standard deviations
+def keys():
+    """The texts "aaaa", "aaab", … of the letters a to v: (COUNT,4)."""
+    return torch.tensor(list(itertools.islice(itertools.product(range(97, 119), repeat=4), COUNT)))
+
+
+TEXTS = {
+    **{f"random {n}": (lambda n=n: distinct(n), n) for n in (3, 4, 8)},
+    **{f"numbers {context}": (numbers, context) for context in (6, 64, *WORDS)},
+    **{f"keys {context}": (keys, context) for context in (4, *WORDS)},
+}
+
+
+@pytest.mark.parametrize(("texts", "context"), TEXTS.values(), ids=TEXTS)
+def test_different_contexts_fill_the_rows_as_chance_would(texts, context):
+    hashes = hash_contexts(texts(), (context,))[0][:, 0, -1]
+    assert len(hashes.unique()) == COUNT
+    for rows in (2**16, 65_521):  # a power of two and a prime
+        address = ((hashes >> 33) & 0x7FFFFFFF) % rows
+        held, expected = address.bincount(minlength=rows).double(), COUNT / rows
+        chi_square = ((held - expected) ** 2 / expected).sum().item()
+        freedom = rows - 1
+        assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5  # five standard deviations

@@ -159,11 +159,11 @@ def addressed_runs(read: Tensor, write: Tensor, x: Tensor, S: Tensor) -> tuple[T
 
         row = (last, other, run, count)    last    the number that was written last
                                            other   the last one that differed from it, or 0
-                                           run     how many times `last` was written in a row
+                                           run     how many of the latest writes were `last`
                                            count   how many writes there were
 
     So `last` is `addressed_last`, and `count` an `addressed_sum` of ones. Runs and counts stop at
-    255, so that for bytes four bytes per row are enough, however long the text.
+    255, so that a row takes four bytes where the numbers are bytes, however long the text.
 
     Shapes   read, write, x (B,T) int64   S (B,A,4) of an integer type  ->  y (B,T,4), S (B,A,4)
     State    4 A numbers, for any T
