@@ -30,6 +30,8 @@ ORDER = {
     "model": [
         "masks",
         "kernels",
+        "addresses",
+        "contexts",
         "positions",
         "layers",
         "patching",

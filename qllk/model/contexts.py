@@ -1,18 +1,18 @@
 """Contexts of a text as 64-bit numbers: the last n ids, or the word so far with words before it.
 
-A context is named by a whole number n, for the last n ids, or by a name in `WORDS`. Its hash is a
-polynomial of the ids modulo 2^64, so integer arithmetic alone decides it: it is the same in
-training and in streaming, on every device and in every version of torch.
+A context is named by a whole number n, for the last n ids, or by a name in `WORDS`. Its hash h is
+computed from the ids x in integer arithmetic modulo 2^64, so it is the same in training and in
+streaming, on every device and in every version of torch.
 
-    last n ids    h_t = mix( sum_j (x_{t-j} + 1) M^j ),  j = 0 … n-1, without ids before the text
-    word          h_t = mix( c_t ),  where c_t = sum_j (x_{b+j} + 1) M^j  over the letters b … t of
-                  the unfinished word, or -(x_t + 1) at an id that is not a letter
-    words-2       mix( word + p ) with p, the sum c of the last finished word
-    words-3       mix( words-2 + p' ) with p', that of the word before it
+    n         h_t = mix( sum_j (x_{t-j} + 1) M^j ),  j = 0 … n-1, without the ids before the text
+    word      h_t = mix( c_t ),  where c_t = sum_j (x_{b+j} + 1) M^j  over the letters b … t of the
+              unfinished word, or -(x_t + 1) where x_t is not a letter
+    words-2   h_t = mix( h of word + p ),  with p the sum c of the last finished word, or 0
+    words-3   h_t = mix( h of words-2 + q ),  with q that of the word before it, or 0
 
 Letters are the ASCII letters and digits, the underscore, and every id from 128 up, so that UTF-8
-letters count. M is the multiplier of Knuth's MMIX, and mix the finaliser of splitmix64 (Steele
-2014).
+letters count. A word has the same sum wherever it stands. M is the multiplier of Knuth's MMIX, and
+mix the finaliser of splitmix64 (Steele 2014).
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ WORDS = ("word", "words-2", "words-3")
 Context = int | str
 
 _MULTIPLIER = 6364136223846793005
-_LONGEST_WORD = 64  # beyond it, letters no longer change a word's hash
+_INVERSE = pow(_MULTIPLIER, -1, 1 << 64)  # it has one, since it is odd
 _LONGEST = 64  # of the contexts that are a number of ids
+_LONGEST_WORD = 64  # later letters of a word do not change its hash
 
 
 class ContextState(NamedTuple):
     """What the hashes of the next ids depend on. All int64; zeros before the text."""
 
     recent: Tensor  # (B,n-1): the last ids plus one, for the longest context of n ids
-    words: Tensor  # (B,4): the unfinished word's sum and length, and the sums of two words before
+    words: Tensor  # (B,4): the unfinished word's sum and length, and the sums of the two before it
 
 
 def check_contexts(owner: str, contexts: Sequence[Context]) -> tuple[Context, ...]:
-    """Return the contexts as a tuple, if all of them are known and different.
+    """Return the contexts as a tuple, if each of them is known and none is there twice.
 
     Raises   ValueError naming the owner and the context
     """
@@ -52,12 +53,12 @@ def check_contexts(owner: str, contexts: Sequence[Context]) -> tuple[Context, ..
             continue
         if isinstance(context, str):
             raise ValueError(
-                f"{owner}: unknown context {context!r}; choose a number of ids, or from "
+                f"{owner}: unknown context {context!r}; choose a number of ids, or one of "
                 + ", ".join(WORDS)
             )
         check_positive(owner, context=context)
         if context > _LONGEST:
-            raise ValueError(f"{owner}: a context of {context} ids is longer than {_LONGEST}")
+            raise ValueError(f"{owner}: a context can be {_LONGEST} ids long, got {context}")
     if len(set(contexts)) < len(contexts):
         raise ValueError(f"{owner}: contexts must differ from each other, got {contexts!r}")
     return tuple(contexts)
@@ -66,64 +67,74 @@ def check_contexts(owner: str, contexts: Sequence[Context]) -> tuple[Context, ..
 def hash_contexts(
     ids: Tensor, contexts: Sequence[Context], state: ContextState | None = None
 ) -> tuple[Tensor, ContextState]:
-    """The hash of every context at every position.
+    """Compute the hash of every context at every position.
 
-    Shapes   ids (B,T) int64  ->  hashes (B,C,T) int64, one row for each of C contexts
-    State    ContextState: n + 3 numbers, for the longest context of n ids
-    Cost     time O(T (n + C)), memory O(T C)
+    Shapes   ids (B,T) int64  ->  hashes (B,C,T) int64, for C contexts in their order
+    State    ContextState, of n + 3 numbers for the longest context of n ids. It goes on only with
+             the same contexts.
+    Cost     time and memory O(T C + n)
     Twin     hash_contexts_loop, equal exactly
     """
     B, T = ids.shape
-    longest = max((n for n in contexts if isinstance(n, int)), default=1)
+    lengths = [n for n in contexts if isinstance(n, int)]
     if state is None:
+        longest = max(lengths, default=1)
         state = ContextState(ids.new_zeros(B, longest - 1), ids.new_zeros(B, 4))
-    seen = torch.cat((state.recent, ids + 1), dim=1)
-    found = _sum_last(seen, T, longest) if longest > 1 else {1: ids + 1}
-    words = state.words
-    if any(name in WORDS for name in contexts):
+    seen, words = torch.cat((state.recent, ids + 1), dim=1), state.words
+    sums = _sum_last(seen, T, lengths)
+    if len(lengths) < len(contexts):
         chain, words = _chain_words(ids, words)
-        found |= dict(zip(WORDS, chain, strict=True))
-    hashes = torch.stack([mix(found[context]) for context in contexts], dim=1)
+        sums |= dict(zip(WORDS, chain, strict=True))
+    hashes = mix(torch.stack([sums[context] for context in contexts], dim=1))
     return hashes, ContextState(seen[:, T:].clone(), words)
 
 
-def _sum_last(seen, T, longest):
-    """The polynomial of the last n ids for n = 1 … longest, by n.  Shapes  (B,longest-1+T)"""
-    total, found = torch.zeros_like(seen[:, :T]), {}
-    for j in range(longest):
-        start = longest - 1 - j
-        total = total + seen[:, start : start + T] * _signed(_MULTIPLIER**j)
-        found[j + 1] = total
-    return found
+def _sum_last(seen, T, lengths):
+    """What `mix` makes the hashes of the last n ids from, by n, each (B,T).
+
+    M has an inverse modulo 2^64, so two running sums give it for every n, without rounding:
+
+        sum_j (x_{t-j} + 1) M^j = M^t (P_t - P_{t-n}),  where P_t = sum_{i<=t} (x_i + 1) M^{-i}
+    """
+    N = seen.shape[1]
+    sums = F.pad((seen * _powers(_INVERSE, N, seen.device)).cumsum(dim=1), (1, 0))
+    scale = _powers(_MULTIPLIER, N, seen.device)[N - T :]
+    last = sums[:, N + 1 - T :]
+    return {n: (last - sums[:, N + 1 - T - n : N + 1 - n]) * scale for n in lengths}
+
+
+def _powers(base, count, device):
+    """Return 1, base, base^2, … modulo 2^64: (count,)."""
+    steps = torch.full((count,), _signed(base), device=device)
+    steps[0] = 1
+    return steps.cumprod(dim=0)
 
 
 def _chain_words(ids, state):
-    """What `mix` makes the hashes of WORDS from, each (B,T), and the words' state."""
-    word, length, first, second = (x[:, None] for x in state.unbind(dim=1))  # each (B,1)
-    letter = _is_letter(ids)
-    time = torch.arange(ids.shape[1], device=ids.device)
-    gap = torch.where(letter, -1, time).cummax(dim=1).values  # the last id that is no letter, or -1
-    place = time - torch.where(gap < 0, -length, gap + 1)  # of a letter in its word
-    powers = _powers(ids.device)[place.clamp(0, _LONGEST_WORD)]
-    sums = torch.where(letter, (ids + 1) * powers, 0).cumsum(dim=1)
-    outside = torch.where(gap < 0, -word, sums.gather(1, gap.clamp(min=0)))
-    current = torch.where(letter, sums - outside, 0)
-    # A word ends at the first id that is no letter, and the words before it move one place back.
-    ends = ~letter & torch.cat((length > 0, letter[:, :-1]), dim=1)
-    end = torch.where(ends, time, -1).cummax(dim=1).values
-    finished, chain = current, [torch.where(letter, current, -(ids + 1))]
-    words = [current, torch.where(letter, place + 1, 0)]
-    for old, older in ((word, first), (first, second)):
-        finished = torch.cat((old, finished[:, :-1]), dim=1).gather(1, end.clamp(min=0))
-        finished = torch.where(end < 0, older, finished)
-        chain.append(mix(chain[-1]) + finished)
-        words.append(finished)
-    return chain, torch.stack([x[:, -1] for x in words], dim=1)
+    """What `mix` makes the hashes of WORDS from, each (B,T), and the state after these ids.
 
-
-def _powers(device):
-    powers = [_signed(_MULTIPLIER**j) for j in range(_LONGEST_WORD)] + [0]
-    return torch.tensor(powers, device=device)
+    Step 0 stands for what came before: the unfinished word of the state, or a gap between words.
+    """
+    word, length, first, second = state.split(1, dim=1)  # each (B,1)
+    letter = torch.cat((length > 0, _is_letter(ids)), dim=1)  # (B,1+T), as all that follows
+    time = torch.arange(letter.shape[1], device=ids.device)
+    gap = torch.where(letter, -length, time).cummax(dim=1).values  # the last step without a letter
+    length = time - gap  # of the unfinished word
+    # By length: nothing at a gap, one power for each letter, and nothing beyond the longest word.
+    powers = F.pad(_powers(_MULTIPLIER, _LONGEST_WORD, ids.device), (1, 1))
+    terms = (ids + 1) * powers[length[:, 1:].clamp(max=_LONGEST_WORD + 1)]
+    sums = torch.cat((word, terms), dim=1).cumsum(dim=1)
+    word = sums - F.pad(sums, (1, 0)).gather(1, gap.clamp(min=-1) + 1)
+    # A word ends at the gap after it; there, the words before it move one place back.
+    ends = F.pad(letter[:, :-1] & ~letter[:, 1:], (1, 0))
+    end = torch.where(ends, time, 0).cummax(dim=1).values
+    first = torch.cat((first, word[:, :-1]), dim=1).gather(1, end)
+    second = torch.cat((second, first[:, :-1]), dim=1).gather(1, end)
+    one = torch.where(letter[:, 1:], word[:, 1:], -(ids + 1))
+    two = mix(one) + first[:, 1:]
+    three = mix(two) + second[:, 1:]
+    after = [x[:, -1] for x in (word, length, first, second)]
+    return (one, two, three), torch.stack(after, dim=1)
 
 
 def _is_letter(ids):
@@ -158,27 +169,27 @@ def hash_contexts_loop(
     ids: Tensor, contexts: Sequence[Context], state: ContextState | None = None
 ) -> tuple[Tensor, ContextState]:
     """The definition of `hash_contexts`, in Python's own whole numbers."""
-    longest = max((n for n in contexts if isinstance(n, int)), default=1)
+    lengths = [n for n in contexts if isinstance(n, int)]
+    longest = max(lengths, default=1)
     hashes, recents, words = [], [], []
     for b, row in enumerate(ids.tolist()):
         recent = state.recent[b].tolist() if state else [0] * (longest - 1)
         word, length, first, second = state.words[b].tolist() if state else (0, 0, 0, 0)
         for x in row:
             recent.append(x + 1)
-            if _is_letter(torch.tensor(x)):
-                power = _MULTIPLIER**length if length < _LONGEST_WORD else 0
-                word, length, current = word + (x + 1) * power, length + 1, None
-            else:
-                if length:
-                    word, length, first, second = 0, 0, word, first
-                current = -(x + 1)
-            chain = [word if current is None else current]
-            chain.append(_mix_loop(chain[0]) + first)
-            chain.append(_mix_loop(chain[1]) + second)
-            found = dict(zip(WORDS, chain, strict=True))
-            for n in filter(lambda n: isinstance(n, int), contexts):
-                found[n] = sum(c * _MULTIPLIER**j for j, c in enumerate(recent[: -n - 1 : -1]))
-            hashes.append([_signed(_mix_loop(found[context])) for context in contexts])
+            letter = x >= 128 or chr(x).isalnum() or chr(x) == "_"
+            if letter:
+                word += (x + 1) * _MULTIPLIER**length if length < _LONGEST_WORD else 0
+                length += 1
+            elif length:
+                word, length, first, second = 0, 0, word, first
+            one = word if letter else -(x + 1)
+            two = _mix_loop(one) + first
+            three = _mix_loop(two) + second
+            sums = dict(zip(WORDS, (one, two, three), strict=True))
+            for n in lengths:
+                sums[n] = sum(c * _MULTIPLIER**j for j, c in enumerate(recent[: -n - 1 : -1]))
+            hashes.append([_signed(_mix_loop(sums[context])) for context in contexts])
             recent = recent[len(recent) - longest + 1 :]
         recents.append(recent)
         words.append([_signed(x) for x in (word, length, first, second)])
