@@ -238,7 +238,9 @@ def test_a_run_is_judged_in_windows_and_as_the_longest_stream(
     monkeypatch, tmp_path, short, name, longest
 ):
     trainers, judge = [], race._judge_streams
-    monkeypatch.setattr(race, "_judge_streams", lambda one: trainers.append(one) or judge(one))
+    monkeypatch.setattr(
+        race, "_judge_streams", lambda one, mean: trainers.append(one) or judge(one, mean)
+    )
     found = judged(tmp_path, TINY[name])
     (trainer,) = trainers
     model, valid = trainer.model, trainer.corpus.valid
@@ -266,3 +268,18 @@ def test_a_model_that_is_asked_otherwise_is_not_judged_as_a_stream(tmp_path, sho
     found = judged(tmp_path, TINY["bert-nano"].but(vocab_size=257))
     assert found["nats_per_byte"] > 0
     assert "stream_nats" not in found
+
+
+def test_the_windows_of_the_training_are_read_once(monkeypatch, tmp_path, short):
+    lengths, judge = [], race.Trainer.stream_losses
+
+    def watch(trainer, limit, longest):
+        lengths.append(longest)
+        return judge(trainer, limit, longest=longest)
+
+    monkeypatch.setattr(race.Trainer, "stream_losses", watch)
+    monkeypatch.setattr(race, "_WINDOWS", (RECIPE.window, 100))
+    found = judged(tmp_path, TINY["gpt"])
+    assert lengths == [100]
+    assert found["window_nats"]["16"] == found["nats_per_byte"]
+    assert found["window_nats"]["100"] == found["stream_nats"]

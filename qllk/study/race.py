@@ -213,12 +213,14 @@ def _train_one(run: Run) -> dict:
         "by_position": [
             chunk.mean().item() for chunk in nats[count > 0].tensor_split(_BINS) if len(chunk)
         ],
-        **_judge_streams(trainer),
+        **_judge_streams(trainer, mean),
     }
 
 
-def _judge_streams(trainer: Trainer) -> dict:
+def _judge_streams(trainer: Trainer, mean: float) -> dict:
     """The nats per byte of a decoder on the whole held-out split, by the length of its streams.
+
+    `mean` is the result in the windows of its training, which need not be read again.
 
     window_nats      by the window, of those that fit into the model's context
     stream_nats      as a stream, which ends after `stream_longest` ids, or for None never
@@ -227,10 +229,10 @@ def _judge_streams(trainer: Trainer) -> dict:
         return {}
     context, longest = trainer.spec.context, _longest_stream(trainer.model)
     windows = [window for window in _WINDOWS if window <= (context or window)]
-    nats = {
-        length: mean_loss(*trainer.stream_losses(len(trainer.corpus.valid), longest=length))
-        for length in {*windows, longest}
-    }
+    nats: dict[int | None, float] = {trainer.window: mean}
+    for length in {*windows, longest} - nats.keys():
+        losses = trainer.stream_losses(len(trainer.corpus.valid), longest=length)
+        nats[length] = mean_loss(*losses)
     return {
         "window_nats": {str(window): nats[window] for window in windows},
         "stream_nats": nats[longest],
