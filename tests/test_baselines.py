@@ -1,7 +1,10 @@
 """Baselines: n-gram tables against a slow and obvious count, and compressors."""
 
 import bz2
+import json
 import math
+import shutil
+import sys
 from collections import Counter
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from qllk.probes import baselines
 from qllk.text.corpora import Corpus, corpus
+from qllk.text.tokens import Characters
 
 
 def some_text(size, letters=b"abcd ", seed=0):
@@ -93,3 +97,72 @@ def test_no_baseline_gets_below_eight_bits_on_noise():
 def test_baselines_of_a_tiny_text_are_still_numbers():
     measured = baselines.measure_baselines(Corpus("tiny", some_text(1), some_text(2)))
     assert all(math.isfinite(bits) for bits in measured.values())
+
+
+# ---------------------------------------------------------------- zpaq
+
+# Like zpaq, it adds to an archive that exists. It needs 100 bytes, and one for each four of text.
+FAKE = """#!{python}
+import json, sys
+from pathlib import Path
+_, _, archive, file, *_ = sys.argv
+with open({log!r}, "a") as log:
+    print(json.dumps([sys.argv[1:], Path(file).read_text()]), file=log)
+with open(archive, "ab") as out:
+    out.write(bytes(100 + Path(file).stat().st_size // 4))
+"""
+
+
+def put_on_path(monkeypatch, folder, script):
+    """Make this the only program `zpaq` that is found."""
+    program = folder / "zpaq"
+    program.write_text(script)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize("tokenizer", [None, Characters.train(b"abcd ")])
+def test_zpaq_is_charged_for_what_the_held_out_split_adds_to_one_stream(
+    monkeypatch, tmp_path, tokenizer
+):
+    log = tmp_path / "log"
+    put_on_path(monkeypatch, tmp_path, FAKE.format(python=sys.executable, log=str(log)))
+    train, valid = some_text(400), some_text(80, seed=1)
+    made = Corpus("some", train, valid)
+    if tokenizer:
+        splits = (tokenizer.encode(split.tobytes()) for split in (train, valid))
+        made = Corpus("some", *splits, tokenizer=tokenizer)
+    assert baselines.measure_zpaq(made) == {"zpaq": 8 * 20 / 80}
+    first, second = map(json.loads, log.read_text().splitlines())
+    assert first[1] == train.tobytes().decode()
+    assert second[1] == (train.tobytes() + valid.tobytes()).decode()
+    command = ["add", "archive.zpaq", "text", "-method", "58", "-threads", "1"]
+    assert first[0] == second[0] == command
+
+
+def test_where_zpaq_is_missing_it_has_no_row(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert baselines.measure_zpaq(Corpus("some", some_text(40), some_text(8))) == {}
+
+
+def test_a_failure_of_zpaq_is_told_in_its_own_words(monkeypatch, tmp_path):
+    fails = f"#!{sys.executable}\nimport sys\nsys.exit('zpaq error: out of memory')\n"
+    put_on_path(monkeypatch, tmp_path, fails)
+    with pytest.raises(OSError, match="status 1: 'zpaq error: out of memory'; it needs room for"):
+        baselines.measure_zpaq(Corpus("some", some_text(40), some_text(8)))
+
+
+def test_the_block_of_zpaq_covers_the_whole_text():
+    block = (1 << 28) - 4096
+    assert [baselines._zpaq_method(size) for size in (1, block - 1)] == ["58", "58"]
+    assert baselines._zpaq_method(block) == "59"
+    assert baselines._zpaq_method((1 << 31) - 5000) == "511"
+
+
+@pytest.mark.skipif(not shutil.which("zpaq"), reason="needs the program zpaq")
+def test_zpaq_remembers_what_the_training_split_said():
+    train, other = (some_text(4000, bytes(range(256)), seed) for seed in (0, 1))
+    known = baselines.measure_zpaq(Corpus("known", train, train[1000:3000]))["zpaq"]
+    unknown = baselines.measure_zpaq(Corpus("unknown", train, other[:2000]))["zpaq"]
+    assert 0 < known < 1
+    assert 8 < unknown < 8.5

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TINY
 
 from qllk.model.families import build
-from qllk.probes import evaluate
+from qllk.probes import evaluate, state_numbers
 from qllk.spec import Spec
 
 SPEC = Spec(d_model=8, layers=1, mixers=(("conv", {"width": 3}),), dropout=0.5)
@@ -80,3 +81,123 @@ def test_a_model_that_gives_no_numbers_has_no_loss(model):
 def test_a_single_byte_is_too_little_to_evaluate_on(model):
     with pytest.raises(ValueError, match="at least two ids, got 1"):
         evaluate.nats_per_token(model, some_text(1), 32)
+
+
+# ---------------------------------------------------------------- streams
+
+STREAMED = ["qllk-2", "qllk-2-local", "gpt"]  # with patches, without, and a state that grows
+
+
+def losses_at_once(model, text):
+    """The loss of every byte but the first, from one call on the whole text."""
+    ids = torch.from_numpy(text.astype(np.int64))[None]
+    with torch.no_grad():
+        log_p = F.log_softmax(model.eval()(ids[:, :-1]), dim=-1)[0]
+    return -log_p.gather(1, ids[0, 1:, None])[:, 0]
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("piece", [1, 7, 64, 1000])
+def test_a_stream_is_the_whole_text_read_at_once_whatever_the_pieces(name, piece):
+    model, text = build(TINY[name], seed=0).double(), some_text(200)
+    slow = losses_at_once(model, text).split(piece)
+    nats, counts = evaluate.stream_losses(model, text, piece=piece)
+    assert counts.tolist() == [len(part) for part in slow]
+    assert nats.tolist() == pytest.approx([part.mean().item() for part in slow], abs=1e-9)
+    mean = torch.cat(slow).mean().item()
+    assert evaluate.mean_loss(nats, counts) == pytest.approx(mean, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_text_that_is_read_first_counts_in_the_state_only(name):
+    model, text = build(TINY[name], seed=0).double(), some_text(200)
+    slow = losses_at_once(model, text)
+    for piece in (1, 7, 64, 1000):
+        got = evaluate.stream_losses(model, text[90:], before=text[:90], piece=piece)
+        assert got[1].sum() == 109
+        assert evaluate.mean_loss(*got) == pytest.approx(slow[90:].mean().item(), abs=1e-9)
+    alone = evaluate.mean_loss(*evaluate.stream_losses(model, text[90:]))
+    assert abs(alone - slow[90:].mean().item()) > 1e-6
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("size", [20, 33, 34, 200])
+def test_windows_are_the_streams_as_long_as_a_window(name, size):
+    model, text = build(TINY[name], seed=0).double(), some_text(size)
+    windows = evaluate.nats_per_token(model, text, 32)
+    for piece in (1, 7, 64):
+        got = evaluate.stream_losses(model, text, longest=32, piece=piece)
+        assert evaluate.mean_loss(*got) == pytest.approx(windows, abs=1e-9)
+
+
+def test_every_stream_starts_from_the_state_after_the_text_that_is_read_first(model):
+    before, text, found = some_text(50), some_text(65, seed=1), []
+    for start in (0, 32):
+        whole = np.concatenate((before, text[start : start + 33]))
+        found.append(losses_at_once(model, whole)[50:].mean().item())
+    nats, counts = evaluate.stream_losses(model, text, before=before, longest=32)
+    assert counts.tolist() == [32, 32]
+    assert nats.tolist() == pytest.approx(found, abs=1e-9)
+
+
+def test_a_stream_carries_one_state_in_eval_mode_and_without_gradients(model):
+    held, run = [], model.run
+
+    def watch(ids, state):
+        assert not model.training
+        logits, after = run(ids, state)
+        assert not logits.requires_grad
+        held.append((ids.shape[1], state_numbers(after)))
+        return logits, after
+
+    model.train().run = watch
+    evaluate.stream_losses(model, some_text(200), before=some_text(100), piece=16)
+    assert model.training
+    assert max(ids for ids, _ in held) == 16
+    assert len({numbers for _, numbers in held}) == 1
+
+
+class Plain(torch.nn.Module):
+    """Maps ids to logits, and carries no state."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(256, 256)
+
+    def forward(self, ids):
+        return self.embed(ids)
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "said"),
+    [
+        (Plain, {}, "with run.ids, state., and Plain has none; judge it in windows, with loss_by"),
+        (lambda: build(TINY["bert-nano"]), {}, "an encoder is bidirectional"),
+        (lambda: build(TINY["t5-nano"]), {}, "starts from model.encode.source., got no state"),
+        (lambda: build(SPEC), {"longest": 0}, "longest must be a whole number above 0, got 0"),
+        (lambda: build(SPEC), {"piece": 0}, "piece must be a whole number above 0, got 0"),
+        (
+            lambda: build(TINY["gpt2-nano"].but(context=49)),
+            {"piece": 7},
+            "reads at most 49 ids, but a stream would have 50; a smaller `longest` begins new",
+        ),
+        (
+            lambda: build(TINY["gpt2-nano"]),
+            {"before": some_text(60), "longest": 30},
+            "reads at most 80 ids, but a stream would have 90; .* a shorter `before` leaves",
+        ),
+    ],
+)
+def test_what_cannot_be_read_as_a_stream_is_refused_in_words(made, options, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate.stream_losses(made(), some_text(51), **options)
+    with pytest.raises(ValueError, match="at least two ids, got 1"):
+        evaluate.stream_losses(made(), some_text(1), **options)
+
+
+def test_a_model_with_a_context_reads_streams_that_fit_it():
+    model, text = build(TINY["gpt2-nano"].but(context=50), seed=0).double(), some_text(51)
+    whole = losses_at_once(model, text).mean().item()
+    assert evaluate.mean_loss(*evaluate.stream_losses(model, text)) == pytest.approx(whole)
+    got = evaluate.stream_losses(model, text, before=text[:20], longest=30)
+    assert got[1].tolist() == [30, 20]

@@ -10,6 +10,7 @@ from qllk.__main__ import main
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS
+from qllk.probes import baselines
 from qllk.spec import Spec
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
@@ -301,6 +302,30 @@ def test_bench_prints_the_control_next_to_the_model(capsysbinary, tmp_path, text
     again = run(capsysbinary, line)
     assert again[0] == 0
     assert "[1/" not in again[1], "runs that are done are not trained again"
+
+
+def test_bench_prints_both_judgements_and_zpaq_where_it_is_installed(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    line = (
+        f"bench --corpus {text} --seconds 0.2 --seeds 1 --jobs 1 --folder {tmp_path / 'runs'} "
+        f"--entries qllk-2-nano --lrs 0.004 --window 32 --batch 1 --precision float32 "
+        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'}"
+    )
+    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {})
+    code, out, _ = run(capsysbinary, line)
+    assert code == 0
+    assert "| windows of 4,096 | stream |" in out
+    assert "zpaq" not in out
+    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {"zpaq": 2.0})
+    said = "zpaq, after the training split as one stream: 1.3863 nats, 2.0000 bits per byte"
+    assert said in run(capsysbinary, line)[1]
+    facts = json.loads((tmp_path / "race.json").read_text())
+    assert facts["baselines"]["zpaq"] == 2.0
+    assert facts["baselines"]["uniform"] == 8.0
+    assert facts["rows"][0]["stream_nats"] > 0
+    monkeypatch.delattr(baselines, "measure_zpaq")  # it takes minutes, so it is measured once
+    assert said in run(capsysbinary, line)[1]
 
 
 @pytest.mark.parametrize(

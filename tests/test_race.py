@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import TINY
 
 from qllk import presets
 from qllk.model.families import build
+from qllk.probes import evaluate
 from qllk.probes.evaluate import LN2
 from qllk.study import race
 from qllk.training.recipe import Recipe
@@ -25,6 +27,9 @@ def result(run, nats):
         "held_out": 10,
         "curve": [[1.0, nats]],
         "by_position": [nats] * race._BINS,
+        "window_nats": {"1024": nats - 0.1, "4096": nats - 0.2},
+        "stream_nats": nats - 0.3,
+        "stream_longest": None,
     }
 
 
@@ -116,6 +121,14 @@ def test_a_row_has_every_seed_their_mean_and_their_spread(asked):
     assert row["mean_nats"] == pytest.approx(sum(row["nats"]) / 3)
 
 
+def test_a_row_has_the_means_of_every_judgement(asked):
+    row = raced([100])[0]
+    mean = row["mean_nats"]
+    assert row["stream_nats"] == pytest.approx(mean - 0.3)
+    assert row["window_nats"] == pytest.approx({"1024": mean - 0.1, "4096": mean - 0.2})
+    assert row["stream_longest"] is None
+
+
 def test_a_run_is_known_by_all_that_decides_it():
     spec = presets.PRESETS["qllk-2"]
     run = race.Run("qllk-2", spec, Recipe(), "text")
@@ -128,6 +141,31 @@ def test_the_table_has_the_best_first_within_a_budget(asked):
     lines = race.format_rows(raced([100])).splitlines()
     assert lines[0].startswith("| seconds | model |")
     assert [line.split(" | ")[1] for line in lines[2:]] == [race._CONTROL, "qllk-2"]
+
+
+def cells(row):
+    """The last cells of a row of the table: two windows and the stream."""
+    return [cell.strip() for cell in race.format_rows([row]).splitlines()[2].split("|")[-4:-1]]
+
+
+def test_the_table_shows_windows_and_the_stream_beside_the_race(asked):
+    rows = raced([100])
+    head, rule, *lines = race.format_rows(rows).splitlines()
+    assert head.endswith("| windows of 1,024 | windows of 4,096 | stream |")
+    assert len({line.count("|") for line in (head, rule, *lines)}) == 1
+    row = rows[0] | {"window_nats": {"1024": 1.25, "4096": None}, "stream_nats": 1.125}
+    assert cells(row) == ["1.2500", "–", "1.1250"]
+    assert cells(row | {"stream_longest": 4096})[-1] == "1.1250 (4,096)"
+    assert cells(row | {"stream_nats": None})[-1] == "–"
+
+
+def test_results_without_streams_are_still_rows_of_the_table():
+    """Those of encoders, and those kept by a version that judged in windows only."""
+    run = race.Run("qllk-2", presets.PRESETS["qllk-2"], Recipe(), "text")
+    old = result(run, 1.0)
+    for key in ("window_nats", "stream_nats", "stream_longest"):
+        del old[key]
+    assert cells(race._row("qllk-2", 100, [old, result(run, 1.0)])) == ["–", "–", "–"]
 
 
 def test_levels_whose_labels_would_overlap_share_one():
@@ -173,3 +211,75 @@ def test_a_run_ends_with_the_race_that_it_belongs_to(monkeypatch, tmp_path):
     monkeypatch.setattr(race.multiprocessing, "parent_process", lambda: gone)
     with pytest.raises(SystemExit, match="the race was ended"):
         race._train_one(run)
+
+
+# ---------------------------------------------------------------- streams
+
+RECIPE = Recipe(steps=1, seconds=0.01, batch=1, window=16, validate_bytes=50)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Windows and streams that fit tiny models and texts."""
+    monkeypatch.setattr(race, "_WINDOWS", (24, 100))
+    monkeypatch.setattr(race, "_LONGEST", 100)
+
+
+def judged(tmp_path, spec):
+    (tmp_path / "text").write_bytes(b"to and fro, hither and thither. " * 100)
+    return race._train_one(race.Run("some", spec, RECIPE, str(tmp_path / "text")))
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("qllk-2", None), ("qllk-2-local", None), ("gpt", 100), ("gpt2-nano", 80)],
+)
+def test_a_run_is_judged_in_windows_and_as_the_longest_stream(
+    monkeypatch, tmp_path, short, name, longest
+):
+    trainers, judge = [], race._judge_streams
+    monkeypatch.setattr(
+        race, "_judge_streams", lambda one, mean: trainers.append(one) or judge(one, mean)
+    )
+    found = judged(tmp_path, TINY[name])
+    (trainer,) = trainers
+    model, valid = trainer.model, trainer.corpus.valid
+    assert found["stream_longest"] == longest
+    assert race._longest_stream(model) == longest
+    stream = evaluate.mean_loss(*evaluate.stream_losses(model, valid, longest=longest))
+    assert found["stream_nats"] == pytest.approx(stream)
+    context = trainer.spec.context or 100
+    expected = {
+        str(window): pytest.approx(evaluate.nats_per_token(model, valid, window), rel=1e-5)
+        for window in (24, 100)
+        if window <= context
+    }
+    assert found["window_nats"] == expected
+    assert json.loads(json.dumps(found)) == found, "a result is the same when it is read again"
+
+
+def test_a_state_that_is_full_is_not_one_that_grows(short):
+    spec = TINY["gpt"].but(mixers=(("softmax", {"heads": 2, "window": 99}),))
+    assert race._longest_stream(build(spec)) is None
+    assert race._longest_stream(build(TINY["gpt"])) == 100
+
+
+def test_a_model_that_is_asked_otherwise_is_not_judged_as_a_stream(tmp_path, short):
+    found = judged(tmp_path, TINY["bert-nano"].but(vocab_size=257))
+    assert found["nats_per_byte"] > 0
+    assert "stream_nats" not in found
+
+
+def test_the_windows_of_the_training_are_read_once(monkeypatch, tmp_path, short):
+    lengths, judge = [], race.Trainer.stream_losses
+
+    def watch(trainer, limit, longest):
+        lengths.append(longest)
+        return judge(trainer, limit, longest=longest)
+
+    monkeypatch.setattr(race.Trainer, "stream_losses", watch)
+    monkeypatch.setattr(race, "_WINDOWS", (RECIPE.window, 100))
+    found = judged(tmp_path, TINY["gpt"])
+    assert lengths == [100]
+    assert found["window_nats"]["16"] == found["nats_per_byte"]
+    assert found["window_nats"]["100"] == found["stream_nats"]

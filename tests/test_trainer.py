@@ -258,6 +258,27 @@ def test_the_validation_loss_is_that_of_the_head_of_the_held_out_split():
     assert run.validate(len(CORPUS.valid)) != expected
 
 
+def test_the_head_of_the_held_out_split_is_also_read_as_a_stream():
+    run = trainer()
+    steps(run, 3)
+    head = CORPUS.valid[:200]
+    for options in ({}, {"longest": 24}, {"before": CORPUS.train[:500]}):
+        nats, counts = run.stream_losses(**options)
+        expected, targets = evaluate.stream_losses(run.model, head, **options)
+        assert (nats.tolist(), counts.tolist()) == (expected.tolist(), targets.tolist())
+    windows = evaluate.mean_loss(*run.stream_losses(longest=24))
+    assert windows == pytest.approx(run.validate(), rel=1e-6)
+    assert run.stream_losses(101)[1].sum() == 100
+
+
+@BFLOAT16
+def test_a_stream_is_read_in_the_precision_of_the_run():
+    run, dtypes = trainer(precision="bfloat16"), set()
+    run.model.head.register_forward_hook(lambda head, given, logits: dtypes.add(logits.dtype))
+    run.stream_losses()
+    assert dtypes == {torch.bfloat16}
+
+
 # ---------------------------------------------------------------- the budget
 
 
@@ -848,6 +869,9 @@ def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
     assert record.bytes_seen == round(4 * 24 * length)
     whole = evaluate.nats_per_token(run.model, corpus.valid, 24)
     assert run.validate(len(corpus.valid)) == pytest.approx(whole / length, rel=1e-9)
+    stream = evaluate.mean_loss(*evaluate.stream_losses(run.model, corpus.valid))
+    told = evaluate.mean_loss(*run.stream_losses(len(corpus.valid)))
+    assert told == pytest.approx(stream / length, rel=1e-9)
 
 
 # ---------------------------------------------------------------- a CUDA device

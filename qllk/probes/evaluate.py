@@ -1,4 +1,9 @@
-"""The loss of a model over a whole held-out split."""
+"""The loss of a model over a whole held-out split, judged in one of two ways.
+
+In windows, the state is dropped at each window: `loss_by_position` and `nats_per_token`, for every
+model. As a stream, the text is read once and the state carried: `stream_losses`, for models with
+`run`. `mean_loss` is the mean of either.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.families import eval_mode
+from ..checks import check_positive
+from ..model.families import ModelState, eval_mode
 from ..text.objectives import IGNORED, Batch, next_token, token_losses
 from ..text.windows import iterate_windows
 
@@ -34,8 +40,7 @@ def loss_by_position(
              rows  windows per batch
     Raises   ValueError when `data` has fewer than two ids
     """
-    if len(data) < 2:
-        raise ValueError(f"evaluating a model needs at least two ids, got {len(data)}")
+    _check_size(data)
     # Targets may be longer than the window: the spans of a short text, with their sentinels.
     total, counts = torch.zeros(2, window + 2, dtype=torch.float64)
     device = next(model.parameters()).device
@@ -55,6 +60,76 @@ def nats_per_token(model: nn.Module, data: np.ndarray, window: int, *, rows: int
 
 
 def mean_loss(nats: Tensor, counts: Tensor) -> float:
-    """The mean over all targets of the losses that `loss_by_position` returns."""
+    """The mean over all targets of what `loss_by_position` or `stream_losses` returns."""
     reached = counts > 0
     return ((nats * counts)[reached].sum() / counts.sum()).item()
+
+
+def stream_losses(
+    model: nn.Module,
+    data: np.ndarray,
+    *,
+    before: np.ndarray | None = None,
+    longest: int | None = None,
+    piece: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """The mean loss of each piece of `data`, read once from start to end with a carried state.
+
+    The targets are those of `loss_by_position`: every id but the first. With `longest`, a new
+    stream begins after so many ids, so that windows are the streams with longest = window.
+
+    Shapes   data (n,) ids  ->  nats (pieces,), counts (pieces,), both float64
+    Options  before    a text that is read first and whose losses do not count: every stream starts
+                       from the state after it; default: from no state
+             longest   ids in a stream, to bound a state that grows; default: one stream
+             piece     ids that the model reads at a time, for the cost and the curve only: the mean
+                       over all pieces does not depend on it
+    Cost     one state, and what a piece takes; no more for a longer text if the state is constant
+    Raises   ValueError when `data` has fewer than two ids, `longest` or `piece` is below 1, the
+             model has no `run`, or a stream is longer than its context; and as `model.run`
+    """
+    _check_size(data)
+    before = data[:0] if before is None else before
+    longest = len(data) - 1 if longest is None else longest
+    check_positive("stream_losses", longest=longest, piece=piece)
+    _check_can_stream(model, len(before) + min(longest, len(data) - 1))
+    device, found = next(model.parameters()).device, []
+    with eval_mode(model):
+        begin = _read(model, before, piece)
+        for start in range(0, len(data) - 1, longest):
+            state = begin
+            for ids in iterate_windows(data[start : start + longest + 1], 1, piece):
+                batch = next_token(ids).to(device)
+                logits, state = model.run(*batch.inputs, state)
+                losses = token_losses(logits, batch.targets).cpu().double()
+                found.append((losses.mean().item(), losses.numel()))
+    nats, counts = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
+    return nats, counts
+
+
+def _read(model, text, piece) -> ModelState | None:
+    """The state after a text."""
+    device, state = next(model.parameters()).device, None
+    for start in range(0, len(text), piece):
+        ids = torch.from_numpy(np.array(text[start : start + piece]))[None]
+        _, state = model.run(ids.to(device), state)
+    return state
+
+
+def _check_size(data):
+    if len(data) < 2:
+        raise ValueError(f"evaluating a model needs at least two ids, got {len(data)}")
+
+
+def _check_can_stream(model, length):
+    if not hasattr(model, "run"):
+        raise ValueError(
+            f"a stream needs a model with run(ids, state), and {type(model).__name__} has none; "
+            "judge it in windows, with loss_by_position"
+        )
+    context = getattr(getattr(model, "spec", None), "context", None)
+    if context and length > context:
+        raise ValueError(
+            f"the model reads at most {context} ids, but a stream would have {length}; a smaller "
+            "`longest` begins new streams, and a shorter `before` leaves them more ids"
+        )

@@ -3,8 +3,9 @@
 Every entry gets the same CPU seconds of one core, the same corpus, the same amount of text per step
 and the same search: first each of its sizes with each learning rate, at a quarter of the smallest
 budget; then each size with its best rate at the full budget. The best size runs with the other
-seeds. Everything is evaluated on the whole held-out split. Time is the CPU time of the training
-steps, so a busy machine slows a race but does not decide it.
+seeds. Everything is evaluated on the whole held-out split, in the windows of its training, which
+decide the race, and beside them in windows of fixed lengths and as a stream. Time is the CPU time
+of the training steps, so a busy machine slows a race but does not decide it.
 
 A win proves nothing about a part until the same model without that part, its **control**, has run.
 """
@@ -29,9 +30,9 @@ import torch
 from .. import __version__
 from ..checks import check_positive
 from ..files import write_atomically
-from ..model.families import count_parameters
+from ..model.families import count_parameters, eval_mode
 from ..presets import PRESETS
-from ..probes import measure
+from ..probes import measure, state_numbers
 from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
 from ..text.corpora import Corpus, corpus
@@ -43,6 +44,8 @@ from .figures import Chart
 LEARNING_RATES = (4e-3, 8e-3)
 _POINTS = 16  # of a learning curve, evenly spaced on a log scale of seconds
 _BINS = 16  # of the window, for the loss by position
+_WINDOWS = (1024, 4096)  # ids per window in which every decoder is judged, whatever it trained in
+_LONGEST = 4096  # ids per stream of a model whose state grows with what it has read
 
 
 class Run(NamedTuple):
@@ -210,7 +213,45 @@ def _train_one(run: Run) -> dict:
         "by_position": [
             chunk.mean().item() for chunk in nats[count > 0].tensor_split(_BINS) if len(chunk)
         ],
+        **_judge_streams(trainer, mean),
     }
+
+
+def _judge_streams(trainer: Trainer, mean: float) -> dict:
+    """The nats per byte of a decoder on the whole held-out split, by the length of its streams.
+
+    `mean` is the result in the windows of its training, which need not be read again.
+
+    window_nats      by the window, of those that fit into the model's context
+    stream_nats      as a stream, which ends after `stream_longest` ids, or for None never
+    """
+    if trainer.spec.family != "decoder":
+        return {}
+    context, longest = trainer.spec.context, _longest_stream(trainer.model)
+    windows = [window for window in _WINDOWS if window <= (context or window)]
+    nats: dict[int | None, float] = {trainer.window: mean}
+    for length in {*windows, longest} - nats.keys():
+        losses = trainer.stream_losses(len(trainer.corpus.valid), longest=length)
+        nats[length] = mean_loss(*losses)
+    return {
+        "window_nats": {str(window): nats[window] for window in windows},
+        "stream_nats": nats[longest],
+        "stream_longest": longest,
+    }
+
+
+def _longest_stream(model: torch.nn.Module) -> int | None:
+    """The ids that a stream of the model may have: None, without end, for a state of constant size.
+
+    A state counts as constant if it has its full size after `_LONGEST` ids.
+    """
+    if context := model.spec.context:
+        return min(context, _LONGEST)
+    ids = torch.zeros(1, _LONGEST, dtype=torch.long, device=next(model.parameters()).device)
+    with eval_mode(model):
+        _, once = model.run(ids)
+        _, twice = model.run(ids, once)
+    return _LONGEST if state_numbers(twice) > state_numbers(once) else None
 
 
 def _run_all(
@@ -261,7 +302,8 @@ def run_race(
     Results are kept in `folder`, under the text and the versions that they belong to.
 
     Returns  rows with entry, seconds, parameters, lr, d_model, the nats of every seed, their mean
-             and spread (largest minus smallest), bytes per second, curve and loss by position
+             and spread (largest minus smallest), bytes per second, curve and loss by position, and
+             the means of `_judge_streams`, None where a result has none
     """
     check_positive("race", seeds=seeds, jobs=jobs)
     text = corpus(source).fingerprint[:8]
@@ -324,18 +366,34 @@ def _row(entry, seconds, results) -> dict:
             statistics.fmean(nats)
             for nats in zip(*(r["by_position"] for r in results), strict=True)
         ],
+        "window_nats": {
+            str(window): _mean([r.get("window_nats", {}).get(str(window)) for r in results])
+            for window in _WINDOWS
+        },
+        "stream_nats": _mean([r.get("stream_nats") for r in results]),
+        "stream_longest": first.get("stream_longest"),
     }
+
+
+def _mean(nats: list[float | None]) -> float | None:
+    return None if None in nats else statistics.fmean(nats)
 
 
 # ---------------------------------------------------------------- showing
 
 
 def format_rows(rows: list[dict]) -> str:
-    """The race as a Markdown table, the best first within each budget."""
+    """The race as a Markdown table, the best first within each budget.
+
+    The last columns are nats per byte in windows of fixed lengths and as a stream. A stream of a
+    model whose state grows is cut, and the length of its pieces stands beside it. A dash stands for
+    a model that cannot be judged so, and for a result of an older version.
+    """
+    windows = "".join(f"| windows of {window:,} " for window in _WINDOWS)
     lines = [
         "| seconds | model | parameters | width | lr | nats per byte | seeds' spread "
-        "| bits per byte | bytes/s |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| bits per byte | bytes/s {windows}| stream |",
+        "| ---: | --- " + "| ---: " * (8 + len(_WINDOWS)) + "|",
     ]
     for r in sorted(rows, key=lambda r: (r["seconds"], r["mean_nats"])):
         label = QUESTIONS[r["family"]].label
@@ -344,9 +402,17 @@ def format_rows(rows: list[dict]) -> str:
             f"| {r['seconds']:g} | {r['entry']}{asked} "
             f"| {r['parameters']:,} | {r['d_model']} "
             f"| {r['lr']:g} | {r['mean_nats']:.4f} | {r['spread']:.4f} "
-            f"| {r['bits_per_byte']:.4f} | {r['bytes_per_second']:,.0f} |"
+            f"| {r['bits_per_byte']:.4f} | {r['bytes_per_second']:,.0f} "
+            + "".join(f"| {_cell(nats)} " for nats in r["window_nats"].values())
+            + f"| {_cell(r['stream_nats'], r['stream_longest'])} |"
         )
     return "\n".join(lines)
+
+
+def _cell(nats: float | None, longest: int | None = None) -> str:
+    if nats is None:
+        return "–"
+    return f"{nats:.4f}" + (f" ({longest:,})" if longest else "")
 
 
 def draw_curves(curves: dict[str, list], baselines: dict[str, float]) -> Chart:

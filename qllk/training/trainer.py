@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -285,7 +286,6 @@ class Trainer:
 
     def loss_by_position(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats per byte and target counts by position, see `evaluate.loss_by_position`."""
-        limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
         generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
 
         def ask(ids):
@@ -293,9 +293,28 @@ class Trainer:
 
         with self.place.autocast():
             nats, count = evaluate.loss_by_position(
-                self.model, self.corpus.valid[:limit], self.window, ask=ask
+                self.model, self._held_out(limit), self.window, ask=ask
             )
         return nats / self.corpus.bytes_per_id, count
+
+    def stream_losses(
+        self,
+        limit: int | None = None,
+        *,
+        before: np.ndarray | None = None,
+        longest: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats per byte and target counts by piece of a stream, see `evaluate.stream_losses`."""
+        with self.place.autocast():
+            nats, count = evaluate.stream_losses(
+                self.model, self._held_out(limit), before=before, longest=longest
+            )
+        return nats / self.corpus.bytes_per_id, count
+
+    def _held_out(self, limit):
+        """The head of the held-out split, see `validate`."""
+        limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        return self.corpus.valid[:limit]
 
     # ------------------------------------------------------------ devices
 
