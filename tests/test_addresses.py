@@ -235,7 +235,7 @@ def test_runs_by_hand():
 
 @each_batch
 def test_a_row_belongs_to_the_address_that_wrote_last(B):
-    """Four owners to a row, against a dictionary that forgets an address when another one writes."""
+    """Four owners to a row, against a dictionary that keeps the latest writer's history."""
     owners, rows = 4, 3
     read, write = (torch.randint(-1, rows * owners, (B, T)) for _ in range(2))
     x = torch.randint(2, (B, T))

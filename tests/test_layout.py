@@ -34,6 +34,7 @@ ORDER = {
         "contexts",
         "positions",
         "layers",
+        "inputs",
         "patching",
         "attention",
         "recurrent",
