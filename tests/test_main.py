@@ -343,7 +343,7 @@ def test_bench_prints_both_judgements_and_zpaq_where_it_is_installed(
         ("sample /nowhere", "no checkpoint at '/nowhere'"),
         ("presets --window 0", "window must be a whole number above 0, got 0"),
         ("presets --batch 0", "batch must be a whole number above 0, got 0"),
-        ("bench --entries qllk-3", "no entry 'qllk-3'"),
+        ("bench --entries qllk-4", "no entry 'qllk-4'"),
         ("bench --seeds 0 --precision float32", "seeds must be a whole number above 0, got 0"),
     ],
 )
