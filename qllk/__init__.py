@@ -1,7 +1,7 @@
 """A linear-time byte language model, built step by step: the library of the course.
 
-    model = qllk.build("qllk-2")                     logits = model(ids)
-    trainer = qllk.Trainer("qllk-2", qllk.corpus("stdlib"))
+    model = qllk.build("qllk-3")                     logits = model(ids)
+    trainer = qllk.Trainer("qllk-3", qllk.corpus("stdlib"))
     for record in trainer: print(record.step, record.bits_per_byte)
 
 Axes     B batch, T time, D model width, H heads, K key width, V value width, F MLP width,

@@ -121,7 +121,7 @@ def _presets(args):
 
 def _add_train(made):
     add, names = made.add_argument, ", ".join(PRESETS)
-    add("--model", default="qllk-2", help=f"one of {names}, or a Spec's JSON file")
+    add("--model", default="qllk-3", help=f"one of {names}, or a Spec's JSON file")
     add("--corpus", default="stdlib", help=describe_names())
     add("--minutes", type=float, help="train for this many minutes, instead of --steps")
     add("--dropout", type=float, help="dropout rate, instead of the model's own")

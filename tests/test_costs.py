@@ -11,7 +11,7 @@ from qllk.probes import measure
 from qllk.spec import Patch, Spec
 from qllk.text import objectives
 from qllk.training import optim
-from qllk.training.costs import _format_size, measure_costs, training_bytes
+from qllk.training.costs import _format_size, format_bytes, measure_costs, training_bytes
 from qllk.training.recipe import Recipe
 
 WINDOW, BATCH = Recipe.window, Recipe.batch
@@ -222,7 +222,7 @@ def test_invalid_sizes_are_refused():
     [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB")],
 )
 def test_sizes_have_the_largest_unit_that_they_fill(number, said):
-    assert _format_size(number, 1024, ("B", "KiB", "MiB", "GiB")) == said
+    assert format_bytes(number) == said
 
 
 def test_a_size_beyond_the_units_keeps_the_last():

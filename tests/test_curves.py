@@ -3,6 +3,8 @@
 import itertools
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 from qllk.lab.live import curves
 from qllk.lab.live.history import Point
 from qllk.lab.pictures.svg import LETTER_WIDTH, Frame
@@ -62,7 +64,7 @@ def test_texts_of_marks_never_overlap():
 def test_everything_from_outside_is_escaped_in_pictures():
     nasty = '<script>"&'
     loss = curves.loss_curve(CURVE, [], {nasty: 3.0}, [(5, nasty)], 100)
-    states = curves.state_curves({nasty: CURVE}, 100)
+    states = curves.state_curves({nasty: CURVE}, 100, {nasty: 0.5})
     for picture in (loss, states):
         assert "<script" not in picture
         assert any(nasty in (element.text or "") for element in texts(picture))
@@ -73,6 +75,34 @@ def test_states_that_are_zero_or_not_finite_are_left_out():
     picture = curves.state_curves({"byte 1 conv": points, "empty": points[:1]}, 100)
     assert tree(picture).get("aria-label") == "State rms per layer: byte 1 conv 2."
     assert curves.state_curves({}, 100).count("<polyline") == 0
+
+
+def test_a_recall_has_bars_below_the_curves_and_says_its_numbers_in_words():
+    shares = {"recall 4": 0.0172, "recall word": 0.0043, "recall 16": 0.0}
+    picture = tree(curves.state_curves({"byte 1 conv": CURVE}, 100, shares))
+    assert picture.get("aria-label") == (
+        "State rms per layer: byte 1 conv 3. Rows in use after a window: recall 4 1.7 %, recall "
+        "word 0.43 %, recall 16 0 %."
+    )
+    assert (picture.get("width"), picture.get("height")) == ("320", "300")
+    widths = [float(e.get("width")) for e in picture.iter() if e.tag.endswith("rect")]
+    assert widths[0] == pytest.approx(4 * widths[1], abs=0.3)
+    assert widths[2] == 1  # so that zero is seen
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_bars_stay_inside_the_picture_and_below_the_curves(count):
+    shares = {f"recall words-{i}": 1.0 for i in range(count)}
+    picture = tree(curves.state_curves({"byte 1 conv": CURVE}, 100, shares))
+    drawn = [e for e in picture.iter() if e.tag.endswith("text")]
+    assert all(float(e.get("y")) <= 300 - 4 for e in drawn)
+    bars = [e for e in picture.iter() if e.tag.endswith("rect")]
+    assert all(float(e.get("x")) + float(e.get("width")) <= 320 - 36 for e in bars)
+    (caption,) = (e for e in drawn if e.text == "rows in use after a window")
+    (axis,) = (e for e in drawn if e.text == "steps")
+    assert float(axis.get("y")) + LETTER_WIDTH < float(caption.get("y"))
+    names = [e.text for e in drawn if e.text.startswith("recall")]
+    assert names == list(shares)[:10]
 
 
 def test_names_of_layers_have_room():

@@ -56,6 +56,8 @@ def test_the_gradient_of_a_lookup_is_that_of_a_dense_table_and_names_only_rows_t
     weight = torch.randn(2, 50, 4)
     (table(hashes) * weight).sum().backward()
     assert table.weight.grad.is_sparse
+    (named,) = table.weight.grad._indices()
+    assert (named[1:] > named[:-1]).all()
     found = table.weight.grad.coalesce()
     rows = to_rows(hashes, 1000) + 1000 * torch.arange(3)[:, None]
     assert set(found.indices()[0].tolist()) == set(rows.flatten().tolist())

@@ -11,12 +11,13 @@ from qllk.model.recurrent import ConvState, SumState
 from qllk.probes import (
     attention_weights,
     positions_seen,
+    rows_in_use,
     state_bytes,
     state_numbers,
     state_rms,
     visibility,
 )
-from qllk.spec import Patch, Spec
+from qllk.spec import Patch, Recall, Spec
 
 CONV, CUMSUM, SOFTMAX = ("conv", {"width": 3}), ("cumsum", {}), ("softmax", {"heads": 2})
 LINEAR = ("linear", {"heads": 2, "decay": "channel"})
@@ -48,6 +49,28 @@ def test_the_source_of_a_decoder_is_not_counted_as_a_layer():
         "byte 1 softmax",
         "byte 2 softmax",
     ]
+
+
+def test_rows_in_use_are_the_contexts_that_the_text_had():
+    recall = Recall((2, 3), addresses=4096, rows=16)
+    model = build(Spec(d_model=8, layers=1, mixers=(CONV,), recall=recall), seed=0)
+    texts = torch.tensor([list(b"abracadabra abracadabra"), list(b"a" * 23)])
+    _, state = model.run(texts)
+    state.recall.rows[..., 0] = 0  # as if each row had the first of its owners
+    found = rows_in_use(model, state)
+    for n in (2, 3):  # what follows the last byte is not known yet
+        rows = sum(
+            len({bytes(text[max(0, t + 1 - n) : t + 1]) for t in range(22)})
+            for text in map(bytes, texts.tolist())
+        )
+        assert found[f"recall {n}"] == pytest.approx(rows / (2 * 4096))
+    assert list(found) == ["recall 2", "recall 3"]
+
+
+def test_a_model_without_a_recall_has_no_rows_in_use():
+    model = built(HYBRID)
+    assert rows_in_use(model, model.run(torch.randint(256, (1, 5)))[1]) == {}
+    assert rows_in_use(model, None) == {}
 
 
 def test_state_bytes_follow_the_precision():

@@ -9,7 +9,7 @@ from helpers import same, vectors
 
 from qllk.checks import build_part
 from qllk.model.families import count_parameters
-from qllk.model.layers import HEADS, MLPS, NORMS
+from qllk.model.layers import HEADS, MLPS, NORMS, _ScaledToRMS
 
 MLP_FORMULAS = {
     "gelu": lambda x: x * 0.5 * (1 + (0.797884560802865 * (x + 0.044715 * x**3)).tanh()),
@@ -32,6 +32,18 @@ def test_swiglu_computes_its_formula():
     mlp, x = MLPS["swiglu"](4, ratio=3).double(), vectors(2, 5, 4)
     gate, up = (x @ W.T for W in mlp.gate_up.weight.split(12))
     same(mlp(x), (gate * gate.sigmoid() * up) @ mlp.out.weight.T)
+
+
+def test_a_squared_relu_and_its_gradient_are_those_of_its_parts_bit_for_bit():
+    x = torch.randn(3, 50)
+    x[0, :9] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e38, math.inf, -math.inf, math.nan, 1.0])
+    weight, found = torch.randn(3, 50), []
+    for function in (MLPS["relu2"](4).activation, lambda x: F.relu(x).square()):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        found.append((y, *torch.autograd.grad((y * weight).sum(), leaf)))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", MLPS)
@@ -58,6 +70,36 @@ def test_norms_by_hand():
     for (name, options), row in expected.items():
         norm = build_part(NORMS, (name, dict(options)), "norm", (2,)).double()
         same(norm(x), torch.tensor([[row]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8), (3, 8), (8,), (2, 1, 8), (2, 3, 5, 8)], ids=str)
+@pytest.mark.parametrize("eps", [None, 0.1])
+def test_an_rms_norm_and_its_gradients_are_those_of_torch(shape, eps):
+    norm = NORMS["rms"](8, eps=eps).double()
+    torch.nn.init.normal_(norm.weight)
+    x, weight = vectors(*shape).requires_grad_(), vectors(*shape)
+    y, expected = norm(x), F.rms_norm(x, (8,), norm.weight, eps)
+    same(y, expected, atol=1e-12)
+    leaves = (x, norm.weight)
+    mine, other = (torch.autograd.grad((out * weight).sum(), leaves) for out in (y, expected))
+    for found, wanted in zip(mine, other, strict=True):
+        same(found, wanted, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x, w: _ScaledToRMS.apply(x, w, 0.1), leaves)
+
+
+def test_an_rms_norm_takes_vectors_that_do_not_stand_together():
+    norm, x = NORMS["rms"](8).double(), vectors(2, 8, 5).requires_grad_()
+    y, expected = norm(x.transpose(1, 2)), F.rms_norm(x.transpose(1, 2), (8,))
+    same(y, expected, atol=1e-12)
+    same(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (y, expected)), atol=1e-12)
+
+
+def test_a_norm_of_zeros_is_zero_and_has_a_finite_gradient():
+    norm, x = NORMS["rms"](8), torch.zeros(1, 3, 8, requires_grad=True)
+    y = norm(x)
+    y.sum().backward()
+    assert not y.any()
+    assert x.grad.isfinite().all()
 
 
 def test_an_rms_norm_can_do_without_weights():

@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from qllk.__main__ import main
+from qllk.__main__ import _parser, _read_recipe, main
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
-from qllk.presets import PRESETS
+from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines
 from qllk.spec import Spec
 from qllk.text.corpora import corpus
@@ -55,7 +55,7 @@ def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
     assert code == 0
     assert head.split()[:3] == ["model", "parameters", "FLOPs/token"]
     first, second, *_ = (" ".join(row.split()) for row in rows)
-    assert first == "qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 83.3 MiB 1,024"
+    assert first == "qllk-2-nano 342,272 351.2 K 9.5 KiB 0 B 74.8 MiB 1,024"
     assert second == "bert-nano 237,569 696.4 K - - 77.1 MiB 256"
     assert len({len(row) for row in (head, *rows)}) == 1, "columns are aligned"
     assert "as much text as 4 of the\nlongest windows" in note
@@ -95,6 +95,13 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     code, out, _ = run(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
     assert code == 0
     assert out.startswith("the")
+
+
+def test_train_trains_qllk_3_unless_another_model_is_given():
+    args = _parser().parse_args(["train"])
+    assert args.model == "qllk-3"
+    recipe = _read_recipe(args)
+    assert {name: getattr(recipe, name) for name in recipe_of("qllk-3")} == recipe_of("qllk-3")
 
 
 def test_train_takes_the_path_of_a_spec(capsysbinary, tmp_path, text):

@@ -290,6 +290,15 @@ def test_row_adam_is_its_formula_row_by_row():
     same(table.detach(), expected, atol=1e-6)  # the counts are in float32
 
 
+@pytest.mark.parametrize("rows", [[2, 3, 7, 40], [3, 2, 7, 40], [2, 3, 3, 7], [5], []], ids=str)
+def test_repeated_rows_are_summed_as_torch_does_it(rows):
+    gradient = sparse(torch.tensor([rows], dtype=torch.long), torch.randn(len(rows), 4), (50, 4))
+    found, expected = optim._sum_repeated_rows(gradient), gradient.coalesce()
+    assert found.is_coalesced()
+    assert torch.equal(found.indices(), expected.indices())
+    assert torch.equal(found.values(), expected.values())
+
+
 def test_the_size_of_a_gradient_does_not_matter_to_row_adam():
     (small, gradients), (large, _) = table_and_gradients(), table_and_gradients()
     for table, size in ((small, 1.0), (large, 1000.0)):
@@ -465,7 +474,11 @@ def test_dense_gradients_are_clipped_without_the_sparse_ones():
     assert torch.equal(table.grad.to_dense(), before)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_of_no_rows_is_finite():
+    assert optim.is_finite(sparse(torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 4), (9, 4)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["table", "mix"])
 def test_a_norm_is_not_finite_where_any_gradient_is_not(name, bad):
     model = Mixed()

@@ -59,6 +59,8 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
     assert bool(now.states) == (spec.family != "encoder")
     said = "this model keeps no state" in panel.outputs["states"].value
     assert said == (spec.family == "encoder")
+    shown = "rows in use after a window" in panel.outputs["states"].value
+    assert shown == bool(spec.recall)
     assert "q-bad" not in panel.outputs["notes"].value
 
 
@@ -145,6 +147,18 @@ def test_a_model_brings_the_learning_rate_that_suits_it_and_the_run_under_way_ke
     assert panels.lab("other", model="bert-nano", lr=0.1).controls["lr"].value == 0.1
 
 
+def test_a_model_brings_the_window_that_suits_it_unless_one_was_given():
+    long = "task:copy:40000:0"
+    free = panels.lab("test", model="qllk-2-nano", corpus=long)
+    given = panels.lab("other", model="qllk-2-nano", corpus=long, window=64)
+    for panel, expected in ((free, 2048), (given, 64)):
+        panel.controls["model"].value = "qllk-3-nano"
+        panel.reset()
+        panel.advance(1)
+        recipe = panel.run.trainer.recipe
+        assert (recipe.batch, recipe.window) == (1, expected)
+
+
 def test_a_loaded_run_goes_on_with_start(panel, tmp_path):
     panel.controls["path"].value = str(tmp_path / "saved")
     panel.advance(4)
@@ -210,5 +224,5 @@ def test_fast_sizes_are_chosen_by_the_environment(monkeypatch):
     fast = panels.lab("fast")
     monkeypatch.delenv("QLLK_FAST")
     full = panels.lab("full")
-    assert (fast.controls["model"].value, fast.recipe.window) == ("qllk-2-nano", 256)
-    assert (full.controls["model"].value, full.recipe.window) == ("qllk-2", 1024)
+    assert (fast.controls["model"].value, fast._recipe.window) == ("qllk-3-nano", 256)
+    assert (full.controls["model"].value, full._recipe.window) == ("qllk-3", 2048)

@@ -180,7 +180,7 @@ def test_every_command_in_the_documentation_exists(words, monkeypatch):
             parsed = vars(parse(arguments, monkeypatch))
             options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= set(parsed), "write options out"
-            assert parsed.get("model", "qllk-2") in PRESETS
+            assert parsed.get("model", "qllk-3") in PRESETS
             assert set(parsed.get("entries", ())) <= set(ENTRIES)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module!r}"

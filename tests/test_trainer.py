@@ -14,7 +14,7 @@ from helpers import BFLOAT16, SPEC, TINY
 from qllk.model.families import ModelState, build
 from qllk.model.layers import Dropout
 from qllk.presets import PRESETS
-from qllk.probes import baselines, evaluate
+from qllk.probes import baselines, evaluate, state_bytes
 from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
 from qllk.text.corpora import task
@@ -100,6 +100,17 @@ def test_a_record_tells_what_really_ran():
     assert record.valid_nats is None
     assert list(record.state_rms) == ["byte 1 conv", "patch 1 cumsum", "byte 2 conv"]
     assert all(rms > 0 for rms in record.state_rms.values())
+    assert record.rows_in_use == {}
+    one_row = torch.zeros(1, 24, dtype=torch.long)
+    assert record.state_bytes == state_bytes(build(SPEC).final_state(one_row))
+
+
+def test_a_record_tells_how_much_of_a_recall_is_in_use_and_what_its_state_takes():
+    spec = TINY["qllk-3"]
+    record = next(trainer(spec))
+    assert list(record.rows_in_use) == [f"recall {context}" for context in spec.recall.contexts]
+    assert all(0 < share <= 1 for share in record.rows_in_use.values())
+    assert record.state_bytes > 5 * spec.recall.addresses * len(spec.recall.contexts)
 
 
 def test_the_schedule_at_its_corners():
@@ -833,7 +844,7 @@ def test_any_module_that_maps_ids_to_logits_is_trained_in_place():
     assert (run.name, run.spec, run.window) == ("Bigram", None, 24)
     first, *_, last = steps(run, 30)
     assert last.nats < first.nats - 1
-    assert first.state_rms == {}
+    assert (first.state_rms, first.rows_in_use, first.state_bytes) == ({}, {}, 0)
     run.move("cpu", "float32")
     assert next(Trainer(Counted(), CORPUS, RECIPE)).state_rms == {}
 

@@ -31,6 +31,16 @@ def test_a_view_is_drawn_from_plain_data_and_escaped():
     assert "q-bad" in frame.notes
 
 
+def test_the_size_of_a_state_is_told_where_there_is_one():
+    some = Run(make, "sizes")
+    some.advance(1)
+    now = some.snapshot()
+    sized = now._replace(record=now.record._replace(state_bytes=2_297_640))
+    assert "<small>state</small><b>2.2 MiB</b><small>after a window" in render(sized, 100).facts
+    without = now._replace(record=now.record._replace(state_bytes=0))
+    assert "<small>state</small><b>–</b>" in render(without, 100).facts
+
+
 @pytest.mark.parametrize(
     ("state", "pause", "enabled"),
     [

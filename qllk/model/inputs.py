@@ -51,10 +51,13 @@ class Lookup(nn.Embedding):
 
 
 class _SumRows(torch.autograd.Function):
-    """`F.embedding_bag(…, mode="sum", sparse=True)` with a gradient that names each row once, which
-    makes a training step shorter by a tenth.
+    """`F.embedding_bag(…, mode="sum", sparse=True)` with a gradient that names each row once, in
+    ascending order, which makes a training step shorter by a tenth.
+
+    The gradient of a row is again a bag: the sum over the steps that read the row.
 
     Shapes   rows (N,K), weight (R,D)  ->  (N,D)
+    Twin     F.embedding_bag with a dense gradient
     """
 
     @staticmethod
@@ -67,10 +70,10 @@ class _SumRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         (rows,) = ctx.saved_tensors
-        unique, where = rows.unique(return_inverse=True)
-        total = gradient.new_zeros(len(unique), gradient.shape[1])
-        for column in where.unbind(dim=1):
-            total.index_add_(0, column, gradient)
+        ascending, places = rows.flatten().sort(stable=True)
+        unique, counts = ascending.unique_consecutive(return_counts=True)
+        steps, starts = places // rows.shape[1], counts.cumsum(0) - counts
+        total = F.embedding_bag(steps, gradient, starts, mode="sum")
         total = torch.sparse_coo_tensor(
             unique[None], total, ctx.size, is_coalesced=True, check_invariants=False
         )

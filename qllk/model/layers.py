@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..checks import check_positive
 
@@ -58,7 +59,29 @@ class SquaredReluMLP(_ReluMLP):
     """x -> W2 relu(W1 x)^2.  Primer, So 2021, 2109.08668, 3."""
 
     def activation(self, x):
-        return F.relu(x).square()
+        return _SquaredReLU.apply(x)
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 with half as many passes over x as autograd makes of it.
+
+        dx = 2 relu(x) dy
+
+    Shapes   any
+    Twin     F.relu(x).square(), bit for bit
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.relu(x)
+        ctx.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return (gradient * y).mul_(2)
 
 
 class _SwiGLU(nn.Module):
@@ -90,11 +113,46 @@ class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, computed in its weight's dtype: torch warns about half precision, and takes
     a slow path for it.
 
+    On the CPU, where torch has no kernel for it, its gradient is written out.
+
     Shapes   x (B,T,D) -> (B,T,D)
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
+        if self.weight is None:
+            return super().forward(x)
+        x = x.to(self.weight.dtype)
+        if x.device.type != "cpu":
+            return super().forward(x)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return _ScaledToRMS.apply(x, self.weight, eps)
+
+
+class _ScaledToRMS(torch.autograd.Function):
+    """F.rms_norm with a third of the passes over x that autograd makes of its parts.
+
+        y = r x w,  where r = 1 / sqrt(mean(x^2) + eps)
+        dx = r w dy - r^3 x mean(x w dy)        dw = sum of r x dy over all steps
+
+    Shapes   x (…,D), w (D)  ->  (…,D)
+    Twin     F.rms_norm, equal to 1e-12 in float64
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, eps):
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w, r)
+        return (x * r).mul_(w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, w, r = ctx.saved_tensors
+        products = x * gradient
+        share = (products @ w).unsqueeze(-1) * r**3 / x.shape[-1]
+        dx = (gradient * w).mul_(r).addcmul_(x, share, value=-1)
+        return dx, r.flatten() @ products.reshape(-1, len(w)), None
 
 
 class _DynamicTanh(nn.Module):

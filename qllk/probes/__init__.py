@@ -3,6 +3,7 @@
 from .inside import (
     attention_weights,
     positions_seen,
+    rows_in_use,
     state_bytes,
     state_numbers,
     state_rms,
@@ -12,6 +13,7 @@ from .inside import (
 __all__ = [
     "attention_weights",
     "positions_seen",
+    "rows_in_use",
     "state_bytes",
     "state_numbers",
     "state_rms",

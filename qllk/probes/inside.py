@@ -156,6 +156,20 @@ def state_rms(state: object) -> dict[str, float]:
     return found
 
 
+def rows_in_use(model: nn.Module, state: object) -> dict[str, float]:
+    """The share of a recall's rows that something was written to, by context: "recall 4".
+
+    A context that comes back again and again needs few rows, and finds much. Without a recall there
+    is no share.
+    """
+    recall = getattr(state, "recall", None)
+    if recall is None:
+        return {}
+    shares = (recall.rows[..., -1] > 0).float().mean(dim=(0, 2))  # the last number is the count
+    names = [f"recall {context}" for context in model.recall.contexts]
+    return dict(zip(names, shares.tolist(), strict=True))
+
+
 def _memories(state, clock):
     """(clock, state) of every mixer inside, in order, without the states of a source."""
     if isinstance(state, PatchState):

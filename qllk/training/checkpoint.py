@@ -184,7 +184,8 @@ def _check_metadata(trainer, metadata):
         COMMANDS[name].check(value)
     for at, _, _ in metadata["pending"]:
         check_range("the step of a pending command", at or 0, int, 2**63 - 1)
-    dict(metadata["scaler"]), dict(metadata["state_rms"])
+    check_range("state_bytes", metadata.get("state_bytes", 0), int, 2**63 - 1)
+    dict(metadata["scaler"]), dict(metadata["state_rms"]), dict(metadata.get("rows_in_use", {}))
 
 
 def _check_tensors(trainer, tensors):

@@ -126,13 +126,18 @@ def format_costs(rows: dict[str, dict], batch: int) -> str:
     )
 
 
+def format_bytes(number: float | None) -> str:
+    """A number of bytes in its largest unit, such as 2.2 MiB; a dash for None."""
+    return _format_size(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
 def _format_row(name, row):
     sizes = ("state_bytes", "state_bytes_per_token", "training_bytes")
     return (
         name,
         f"{row['parameters']:,}",
         _format_size(row["flops_per_token"], 1000, ("", "K", "M", "G", "T")),
-        *(_format_size(row[size], 1024, ("B", "KiB", "MiB", "GiB", "TiB")) for size in sizes),
+        *(format_bytes(row[size]) for size in sizes),
         f"{row['window']:,}",
     )
 

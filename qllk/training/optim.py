@@ -229,13 +229,30 @@ class RowAdam(torch.optim.Optimizer):
                 self._update_rows(p, group, self.state[p])
 
     def _update_rows(self, p, group, state):
-        gradient, beta = p.grad.coalesce(), group["beta"]
+        gradient, beta = _sum_repeated_rows(p.grad), group["beta"]
         rows, g = gradient.indices()[0], gradient.values()
         count = state["step"][rows] + 1
         square = beta * state["exp_avg_sq"][rows] + (1 - beta) * g.square().mean(1)
         size = (square / (1 - beta**count)).sqrt() + 1e-8
         state["step"][rows], state["exp_avg_sq"][rows] = count, square
-        p.index_add_(0, rows, g / size[:, None], alpha=-group["factor"] * group["lr"])
+        p.add_(_sparse_like(gradient, g / size[:, None]), alpha=-group["factor"] * group["lr"])
+
+
+def _sum_repeated_rows(gradient):
+    """`gradient.coalesce()`, in a fifth of the time where its rows ascend already, as those of a
+    `Lookup` do: autograd drops the flag that says so.
+    """
+    rows = gradient._indices()[0]
+    if (rows[1:] > rows[:-1]).all():
+        return _sparse_like(gradient, gradient._values())
+    return gradient.coalesce()
+
+
+def _sparse_like(gradient, values):
+    """A tensor with other values in the rows of a gradient, each of which is there once."""
+    return torch.sparse_coo_tensor(
+        gradient._indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 class JoinedOptimizer(torch.optim.Optimizer):
@@ -347,9 +364,12 @@ def gradient_bytes(model: nn.Module) -> int:
 
 
 def is_finite(gradient: Tensor) -> bool:
-    """Whether all numbers of a dense or a sparse gradient are finite."""
+    """Whether all numbers of a dense or a sparse gradient are finite.
+
+    The least and the greatest of them tell, in a tenth of the time of `isfinite` on each.
+    """
     values = gradient._values() if gradient.is_sparse else gradient
-    return bool(values.isfinite().all())
+    return values.numel() == 0 or all(map(math.isfinite, torch.stack(values.aminmax()).tolist()))
 
 
 def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> float:

@@ -96,5 +96,7 @@ class Record(NamedTuple):
     step_seconds: float
     bytes_per_second: float
     state_rms: dict[str, float]  # RMS of each layer's state after a window, at the last probe
+    rows_in_use: dict[str, float]  # share of a recall's rows, by context, after the same window
+    state_bytes: int  # of the whole state then; 0 without one
     device: str
     precision: str

@@ -43,6 +43,8 @@ def take_snapshot(trainer) -> Snapshot:
         "log": copy.deepcopy(trainer.log),
         "pending": [list(command) for command in trainer.pending],
         "state_rms": dict(trainer.state_rms),
+        "rows_in_use": dict(trainer.rows_in_use),
+        "state_bytes": trainer.state_bytes,
         "scaler": place.scaler.state_dict(),
     }
     return Snapshot(tensors, metadata)
@@ -69,6 +71,9 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> None:
         setattr(trainer, name, metadata[name])
     trainer.log = copy.deepcopy(metadata["log"])
     trainer.state_rms = dict(metadata["state_rms"])
+    # Checkpoints that were written before these two were measured lack them.
+    trainer.rows_in_use = dict(metadata.get("rows_in_use", {}))
+    trainer.state_bytes = metadata.get("state_bytes", 0)
     precision = metadata["precision"]
     try:
         device = devices.require(metadata["device"], precision)

@@ -38,7 +38,7 @@ from .questions import fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
 from .snapshot import restore_snapshot, take_snapshot
 
-_PROBE_EVERY = 10  # steps between two measurements of the states
+_PROBE_EVERY = 25  # steps between two measurements of the state, which take a third of a step
 _SNAPSHOT_EVERY = 100  # steps between two snapshots that a diverged run can return to
 
 
@@ -49,7 +49,7 @@ class Diverged(FloatingPointError):
 class Trainer:
     """An iterator over training steps.
 
-        for record in Trainer("qllk-2-nano", corpus("stdlib"), Recipe(steps=500)): ...
+        for record in Trainer("qllk-3", corpus("stdlib"), Recipe(**recipe_of("qllk-3"))): ...
 
     Args        what     a preset's name, a Spec, the path of a Spec's JSON, or any module that maps
                          ids (B,T) to logits (B,T,vocab_size); a module is trained in place. A
@@ -101,6 +101,8 @@ class Trainer:
         self.lr, self.batch = recipe.lr, recipe.batch
         self.step, self.bytes_seen, self.seconds = 0, 0, 0.0
         self.state_rms: dict[str, float] = {}
+        self.rows_in_use: dict[str, float] = {}
+        self.state_bytes = 0
         self.log: list[list] = []
         self.pending: deque[tuple[int | None, str, object]] = deque()
         self.last_refusal: str | None = None
@@ -185,8 +187,7 @@ class Trainer:
             self.bytes_seen += self.bytes_per_step
             self.seconds += spent
         if self.step % _PROBE_EVERY == 1:
-            with self.place.autocast():
-                self.state_rms = probes.state_rms(_final_state(self.model, batch))
+            self._probe_state(batch)
         return Record(
             step=self.step,
             bytes_seen=self.bytes_seen,
@@ -198,6 +199,8 @@ class Trainer:
             step_seconds=spent,
             bytes_per_second=self.bytes_per_step / max(spent, 1e-9),
             state_rms=self.state_rms,
+            rows_in_use=self.rows_in_use,
+            state_bytes=self.state_bytes,
             device=str(batch.targets.device),
             precision=precision,
         )
@@ -263,6 +266,14 @@ class Trainer:
         if self.step % _SNAPSHOT_EVERY == 0:
             self.last_good = take_snapshot(self)  # these weights have just given a finite loss
         return norm
+
+    def _probe_state(self, batch):
+        """Measure the state after the first row of a batch."""
+        with self.place.autocast():
+            state = _final_state(self.model, batch)
+        self.state_rms = probes.state_rms(state)
+        self.rows_in_use = probes.rows_in_use(self.model, state)
+        self.state_bytes = probes.state_bytes(state)
 
     def _return_to_snapshot(self, nats, lr):
         failed, peak = self.step, self.lr

@@ -1,4 +1,4 @@
-"""The two curves of a live run as SVG text: its loss, and the size of each layer's state."""
+"""The two pictures of a live run as SVG text: its loss, and what its state contains."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ _TRAINING, _HELD_OUT = BLUE, ORANGE
 _LOSS_WIDTH, _STATES_WIDTH, _HEIGHT = 516, 320, 300
 _HIGHEST_LOSS = 9.0  # bits per byte; a blind guess costs 8
 _MARK_ROWS = 2  # for the texts of marks, above the curves
+_MOST_BARS = 10  # with more, the curves above them would have no room
+_BAR_PITCH = 14  # px between two bars
 
 
 def loss_curve(
@@ -48,11 +50,21 @@ def loss_curve(
     return document(_LOSS_WIDTH, _HEIGHT, _loss_digest(train, valid, baselines, marks), parts)
 
 
-def state_curves(states: dict[str, list[Point]], steps: int, empty: str = "") -> str:
+def state_curves(
+    states: dict[str, list[Point]],
+    steps: int,
+    rows_in_use: dict[str, float] | None = None,
+    empty: str = "",
+) -> str:
     """The root mean square of each layer's state against the step, both on log scales.
 
-    empty    shown instead of curves as long as there are none
+    Below, a bar for each context of a recall, whose numbers are ids and counts and have no size.
+
+    rows_in_use    the share of its rows, by context
+    empty          shown instead of curves as long as there are none
     """
+    bars = dict(list((rows_in_use or {}).items())[:_MOST_BARS])
+    height = _HEIGHT - (_BAR_PITCH * (len(bars) + 1) + 12 if bars else 0)
     points = {
         name: [(p.step, p.mean) for p in history if 0 < p.mean < math.inf]
         for name, history in states.items()
@@ -66,14 +78,38 @@ def state_curves(states: dict[str, list[Point]], steps: int, empty: str = "") ->
         for i, (name, pairs) in enumerate(lines.items())
     ]
     right = max(130, text_width(lines) + 46)  # numbers change, so only the names may decide
-    frame = Frame(_STATES_WIDTH, _HEIGHT, _step_scale(steps), y_scale, left=40, right=right)
+    frame = Frame(_STATES_WIDTH, height, _step_scale(steps), y_scale, left=40, right=right)
     parts = [frame.grid("steps"), frame.labels(ends), frame.caption("state rms per layer")]
     for pairs, (_, _, colour) in zip(lines.values(), ends, strict=True):
         parts += [frame.curve(pairs, colour), frame.dot(*pairs[-1], colour)]
     if not ends:
         parts.append(text(frame.left + 8, frame.top + 20, empty))
     words = ", ".join(words for _, words, _ in ends) or empty
-    return document(_STATES_WIDTH, _HEIGHT, f"State rms per layer: {words}.", parts)
+    digest = f"State rms per layer: {words}."
+    if bars:
+        parts.append(_draw_bars(bars, height))
+        words = ", ".join(f"{name} {_percent(share)}" for name, share in bars.items())
+        digest += f" Rows in use after a window: {words}."
+    return document(_STATES_WIDTH, _HEIGHT, digest, parts)
+
+
+def _draw_bars(shares: dict[str, float], top: float) -> str:
+    """A caption, then a bar for each share, with its name and its number."""
+    left, longest = 10 + text_width(shares), max(shares.values()) or 1.0
+    room = _STATES_WIDTH - left - text_width(["99.9 %"], 1.2) - 8
+    parts = [text(0, top + 14, "rows in use after a window", opacity=1)]
+    for i, (name, share) in enumerate(shares.items()):
+        y, size = top + 14 + _BAR_PITCH * (i + 1), max(1.0, room * share / longest)
+        parts += [
+            text(left - 6, y, name, anchor="end"),
+            f'<rect x="{left}" y="{y - 9:.1f}" width="{size:.1f}" height="10" fill="{BLUE}"/>',
+            text(left + size + 6, y, _percent(share)),
+        ]
+    return "".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{format_number(100 * share, 2)} %"
 
 
 def _step_scale(steps: int) -> Scale:

@@ -37,21 +37,25 @@ def lab(
 ) -> Panel:
     """The live trainer, as a widget. Making it again stops the older run of the same name.
 
-        panel = lab("mine", model="qllk-2-nano", steps=500, batch=4)
+        panel = lab("mine", model="qllk-3-nano", steps=500, batch=4)
 
-    changes   fields of `Recipe` that differ from the lab's defaults
+    changes   fields of `Recipe` that differ from the lab's defaults, which depend on the model
     """
-    model = model or ("qllk-2-nano" if fast() else "qllk-2")
+    return Panel(name, model or ("qllk-3-nano" if fast() else "qllk-3"), corpus, changes)
+
+
+def _lab_recipe(model: str, changes: dict) -> Recipe:
     fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, **recipe_of(model)}
     fields |= {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
-    return Panel(name, model, corpus, Recipe(**fields | changes))
+    return Recipe(**fields | changes)
 
 
 class Panel:
     """The widget around the run of the given name. Each button is also a method."""
 
-    def __init__(self, name: str, model: str, corpus: str, recipe: Recipe):
-        self.name, self.recipe = name, recipe
+    def __init__(self, name: str, model: str, corpus: str, changes: dict):
+        self.name, self._changes = name, changes
+        self._recipe = _lab_recipe(model, changes)  # of the model that is chosen
         self._drawing = threading.Lock()
         self._drawn: tuple = ()  # the run and the version that the outputs show
         self._drawer: object = None  # a token; only the thread that has the latest one draws
@@ -142,7 +146,8 @@ class Panel:
 
     def _renew(self):
         self._chosen = chosen = self._choices()
-        self.run = Run(lambda: _build_trainer(chosen, self.recipe), self.name)
+        self._recipe = recipe = _lab_recipe(chosen["model"], self._changes)
+        self.run = Run(lambda: _build_trainer(chosen, recipe), self.name)
 
     # ------------------------------------------------------------ drawing
 
@@ -154,7 +159,7 @@ class Panel:
                 return
             now = run.snapshot()
             self._drawn = run, now.version
-            frame = render(now, self.recipe.steps)
+            frame = render(now, self._recipe.steps)
             for name, output in self.outputs.items():
                 output.value = getattr(frame, name)
             for name, button in self.buttons.items():
@@ -183,7 +188,7 @@ class Panel:
         self._precisions = {device.name: device.precisions for device in offers}
         sources = _corpus_choices()
         known = corpus in [source for _, source in sources]
-        recipe = self.recipe
+        recipe = self._recipe
         self.controls = {
             "model": widgets.Dropdown(options=list(PRESETS), value=model, description="model"),
             "corpus": widgets.Dropdown(

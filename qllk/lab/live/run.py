@@ -80,7 +80,7 @@ class Snapshot(NamedTuple):
 class Run:
     """Train in the background.
 
-        run = Run(lambda: Trainer("qllk-2", corpus("stdlib")), name="lesson")
+        run = Run(lambda: Trainer("qllk-3", corpus("stdlib")), name="lesson")
         run.start(); ...; run.pause(); run.resume(); run.send("lr", 1e-3); run.stop(wait=5)
 
     `make` is called on the run's thread, so constructing a Run is cheap. A new run stops the older

@@ -8,6 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import NamedTuple
 
+from ...training.costs import format_bytes
 from .curves import loss_curve, state_curves
 from .run import Note, Snapshot
 
@@ -31,11 +32,12 @@ def render(now: Snapshot, steps: int) -> View:
     """The frame for a snapshot; `steps` is the budget shown until there is a trainer."""
     steps = now.steps or steps
     no_states = "this model keeps no state" if now.record else "not measured yet"
+    rows_in_use = now.record.rows_in_use if now.record else {}
     return View(
         status=_status(now),
         facts=_facts(now, steps),
         loss=loss_curve(now.train, now.valid, now.baselines, now.marks, steps),
-        states=state_curves(now.states, steps, no_states),
+        states=state_curves(now.states, steps, rows_in_use, no_states),
         sample=_sample(now),
         notes=_notes(now.notes),
         pause="Resume" if now.state == "paused" else "Pause",
@@ -68,6 +70,11 @@ def _facts(now: Snapshot, steps: int) -> str:
         "speed": (f"{now.bytes_per_second / 1000:.1f}", "KB/s") if record else None,
         "step time": (f"{1000 * now.step_seconds:.0f}", "ms") if record else None,
         "learning rate": (f"{record.lr:.2g}", f"peak {now.lr:.2g}") if record else None,
+        "state": (
+            (format_bytes(record.state_bytes), "after a window")
+            if record and record.state_bytes
+            else None
+        ),
         "running on": (
             (now.marks[-1][1], f"since step {now.marks[-1][0]:,}") if now.marks else None
         ),
