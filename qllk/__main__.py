@@ -1,4 +1,4 @@
-"""python -m qllk: doctor, presets, train, sample, bench."""
+"""python -m qllk: doctor, presets, train, sample, bench, memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .model import sample
 from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
 from .probes.evaluate import LN2
-from .study import race
+from .study import memory, race
 from .study.plots import save_picture
 from .text.corpora import corpus, corpus_names, describe_names
 from .training import checkpoint, costs, devices, reports
@@ -362,6 +362,32 @@ def _measure_zpaq(text, folder) -> dict[str, float]:
     return found
 
 
+# ---------------------------------------------------------------- memory
+
+
+def _add_memory(made):
+    add = made.add_argument
+    add("--model", default="qllk-3", help="a preset with recall, or a Spec's JSON file")
+    add("--corpus", default="stdlib", help=describe_names())
+    add("--seconds", type=float, default=30.0, help="of one core, for each of five models")
+    add("--seed", type=int, default=0, help="random seed of weights and windows")
+    add("--report", type=Path, default=Path("runs/memory.json"), help="write the results as JSON")
+    _add_json(made)
+
+
+def _memory(args):
+    """Show where a memory pays, by the distance of what it recalls, and what it costs.
+
+    The tables are also written as Markdown, beside the report.
+    """
+    found = memory.study_memory(args.model, corpus(args.corpus).text, args.seconds, args.seed)
+    facts = {"machine": devices.describe_machine()} | found
+    tables = memory.format_study(facts)
+    write_atomically(args.report, json.dumps(facts, indent=1).encode())
+    write_atomically(args.report.with_suffix(".md"), f"{tables}\n".encode())
+    _print(args, facts, tables)
+
+
 # Each command: its name, what it does, and a function that adds its options to a parser.
 _COMMANDS = (
     ("doctor", _doctor, _add_json),
@@ -369,6 +395,7 @@ _COMMANDS = (
     ("train", _train, _add_train),
     ("sample", _sample, _add_sample),
     ("bench", _bench, _add_bench),
+    ("memory", _memory, _add_memory),
 )
 
 

@@ -157,6 +157,37 @@ def test_a_stream_carries_one_state_in_eval_mode_and_without_gradients(model):
     assert len({numbers for _, numbers in held}) == 1
 
 
+@pytest.mark.parametrize("name", STREAMED)
+def test_the_losses_by_id_are_those_of_the_whole_text_read_at_once(name):
+    model, text = build(TINY[name], seed=0).double(), some_text(200)
+    found = evaluate.losses_by_id(model, text)
+    assert found.tolist() == pytest.approx(losses_at_once(model, text).tolist(), abs=1e-9)
+    windows = [losses_at_once(model, text[start : start + 33]) for start in range(0, 199, 32)]
+    found = evaluate.losses_by_id(model, text, longest=32)
+    assert found.tolist() == pytest.approx(torch.cat(windows).tolist(), abs=1e-9)
+
+
+def test_between_the_pieces_of_a_stream_the_model_is_as_it_was(model):
+    pieces = evaluate.iterate_stream(model.train(), some_text(50), piece=16)
+    for logits, targets in pieces:
+        assert logits.shape == (*targets.shape, 256)
+        assert model.training
+        assert torch.is_grad_enabled()
+
+
+def test_a_text_can_be_read_in_pieces_and_in_two_parts(model):
+    text = some_text(50)
+    once = evaluate.read_text(model.train(), text)
+    assert model.training
+    first = evaluate.read_text(model, text[:20], piece=7)
+    twice = evaluate.read_text(model, text[20:], first, piece=7)
+    assert (once.t, twice.t) == (50, 50)
+    for a, b in zip(once.parts, twice.parts, strict=True):
+        torch.testing.assert_close(a.x, b.x)
+    assert evaluate.read_text(model, text[:0], first) is first
+    assert evaluate.read_text(model, text[:0]) is None
+
+
 class Plain(torch.nn.Module):
     """Maps ids to logits, and carries no state."""
 

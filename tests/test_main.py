@@ -278,7 +278,7 @@ def test_every_option_of_a_recipe_says_what_it_means(capsys):
 
 
 def test_help_shows_only_defaults_that_say_something(capsys):
-    for command in ("doctor", "presets", "train", "sample", "bench"):
+    for command in ("doctor", "presets", "train", "sample", "bench", "memory"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         words = " ".join(capsys.readouterr().out.split())
@@ -351,6 +351,8 @@ def test_bench_prints_both_judgements_and_zpaq_where_it_is_installed(
         ("presets --window 0", "window must be a whole number above 0, got 0"),
         ("presets --batch 0", "batch must be a whole number above 0, got 0"),
         ("bench --entries qllk-4", "no entry 'qllk-4'"),
+        ("memory --model qllk-2", "this model has none; choose 'qllk-3' or 'qllk-3-nano'"),
+        ("memory --seconds 0", "seconds must be a number above 0, got 0"),
         ("bench --seeds 0 --precision float32", "seeds must be a whole number above 0, got 0"),
     ],
 )

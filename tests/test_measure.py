@@ -119,3 +119,15 @@ def test_seconds_are_a_median_after_a_warm_up():
     measure.median_seconds(lambda: calls.append(1), repeats=1, at_least=0.01)
     assert len(calls) > 4
     assert math.isfinite(measure.median_seconds(lambda: None))
+
+
+def test_seconds_are_those_of_the_clock():
+    now, steps = [0.0], iter([100.0, 5.0, 2.0, 3.0])  # the first is the warm-up
+
+    def run():
+        now[0] += next(steps)
+
+    assert measure.median_seconds(run, repeats=3, clock=lambda: now[0]) == 3.0
+    steps = iter([100.0, 2.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0] * 2)
+    found = measure.compare_seconds([run], rounds=2, at_least=14, clock=lambda: now[0])
+    assert found == [4.0]

@@ -245,7 +245,7 @@ def test_a_run_is_judged_in_windows_and_as_the_longest_stream(
     (trainer,) = trainers
     model, valid = trainer.model, trainer.corpus.valid
     assert found["stream_longest"] == longest
-    assert race._longest_stream(model) == longest
+    assert race.longest_stream(model) == longest
     stream = evaluate.mean_loss(*evaluate.stream_losses(model, valid, longest=longest))
     assert found["stream_nats"] == pytest.approx(stream)
     context = trainer.spec.context or 100
@@ -260,8 +260,8 @@ def test_a_run_is_judged_in_windows_and_as_the_longest_stream(
 
 def test_a_state_that_is_full_is_not_one_that_grows(short):
     spec = TINY["gpt"].but(mixers=(("softmax", {"heads": 2, "window": 99}),))
-    assert race._longest_stream(build(spec)) is None
-    assert race._longest_stream(build(TINY["gpt"])) == 100
+    assert race.longest_stream(build(spec)) is None
+    assert race.longest_stream(build(TINY["gpt"])) == 100
 
 
 def test_a_model_that_is_asked_otherwise_is_not_judged_as_a_stream(tmp_path, short):

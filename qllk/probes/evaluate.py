@@ -1,14 +1,15 @@
 """The loss of a model over a whole held-out split, judged in one of two ways.
 
 In windows, the state is dropped at each window: `loss_by_position` and `nats_per_token`, for every
-model. As a stream, the text is read once and the state carried: `stream_losses`, for models with
-`run`. `mean_loss` is the mean of either.
+model. As a stream, the text is read once and the state carried, for models with `run`:
+`stream_losses` by piece, `losses_by_id`, and `iterate_stream` for any other question. `mean_loss`
+is the mean of the losses by position or by piece.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -75,15 +76,49 @@ def stream_losses(
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of each piece of `data`, read once from start to end with a carried state.
 
+    The mean over all pieces does not depend on how long they are.
+
+    Shapes   data (n,) ids  ->  nats (pieces,), counts (pieces,), both float64
+    Options  as `iterate_stream`
+    Raises   as `iterate_stream`
+    """
+    read = iterate_stream(model, data, before=before, longest=longest, piece=piece)
+    losses = [_losses(*one) for one in read]
+    counts = torch.tensor([len(nats) for nats in losses], dtype=torch.float64)
+    return torch.stack([nats.mean() for nats in losses]), counts
+
+
+def losses_by_id(model: nn.Module, data: np.ndarray, *, longest: int | None = None) -> Tensor:
+    """The loss of every id of `data` but the first, read once with a carried state.
+
+    Shapes   data (n,) ids  ->  nats (n-1,) float64
+    Options  longest, and what it raises: as `iterate_stream`
+    """
+    return torch.cat([_losses(*one) for one in iterate_stream(model, data, longest=longest)])
+
+
+def _losses(logits, targets):
+    return token_losses(logits, targets)[0].cpu().double()
+
+
+def iterate_stream(
+    model: nn.Module,
+    data: np.ndarray,
+    *,
+    before: np.ndarray | None = None,
+    longest: int | None = None,
+    piece: int = 4096,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits and the targets of each piece of `data`, read once with a carried state.
+
     The targets are those of `loss_by_position`: every id but the first. With `longest`, a new
     stream begins after so many ids, so that windows are the streams with longest = window.
 
-    Shapes   data (n,) ids  ->  nats (pieces,), counts (pieces,), both float64
+    Shapes   data (n,) ids  ->  yields logits (1,T,vocab_size), targets (1,T)
     Options  before    a text that is read first and whose losses do not count: every stream starts
                        from the state after it; default: from no state
              longest   ids in a stream, to bound a state that grows; default: one stream
-             piece     ids that the model reads at a time, for the cost and the curve only: the mean
-                       over all pieces does not depend on it
+             piece     ids that the model reads at a time, for the cost only: T is at most this
     Cost     one state, and what a piece takes; no more for a longer text if the state is constant
     Raises   ValueError when `data` has fewer than two ids, `longest` or `piece` is below 1, the
              model has no `run`, or a stream is longer than its context; and as `model.run`
@@ -91,28 +126,30 @@ def stream_losses(
     _check_size(data)
     before = data[:0] if before is None else before
     longest = len(data) - 1 if longest is None else longest
-    check_positive("stream_losses", longest=longest, piece=piece)
+    check_positive("iterate_stream", longest=longest, piece=piece)
     _check_can_stream(model, len(before) + min(longest, len(data) - 1))
-    device, found = next(model.parameters()).device, []
-    with eval_mode(model):
-        begin = _read(model, before, piece)
-        for start in range(0, len(data) - 1, longest):
-            state = begin
-            for ids in iterate_windows(data[start : start + longest + 1], 1, piece):
-                batch = next_token(ids).to(device)
+    device, begin = next(model.parameters()).device, read_text(model, before, piece=piece)
+    for start in range(0, len(data) - 1, longest):
+        state = begin
+        for ids in iterate_windows(data[start : start + longest + 1], 1, piece):
+            batch = next_token(ids).to(device)
+            with eval_mode(model):  # not around the loop: what happens between pieces is not ours
                 logits, state = model.run(*batch.inputs, state)
-                losses = token_losses(logits, batch.targets).cpu().double()
-                found.append((losses.mean().item(), losses.numel()))
-    nats, counts = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
-    return nats, counts
+            yield logits, batch.targets
 
 
-def _read(model, text, piece) -> ModelState | None:
-    """The state after a text."""
-    device, state = next(model.parameters()).device, None
-    for start in range(0, len(text), piece):
-        ids = torch.from_numpy(np.array(text[start : start + piece]))[None]
-        _, state = model.run(ids.to(device), state)
+def read_text(
+    model: nn.Module, text: np.ndarray, state: ModelState | None = None, *, piece: int = 4096
+) -> ModelState | None:
+    """The state after a text that follows `state`, read `piece` ids at a time.
+
+    Shapes   text (n,) ids; the state of an empty text is the given one
+    """
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        for start in range(0, len(text), piece):
+            ids = torch.from_numpy(np.array(text[start : start + piece]))[None]
+            _, state = model.run(ids.to(device), state)
     return state
 
 

@@ -22,17 +22,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def median_seconds(run: Callable[[], object], *, repeats: int = 5, at_least: float = 0.0) -> float:
+def median_seconds(
+    run: Callable[[], object],
+    *,
+    repeats: int = 5,
+    at_least: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The median time of one call, after a warm-up call.
 
     There are at least `repeats` calls, and more until they took `at_least` seconds together.
     """
     run()
-    times, begun = [], time.perf_counter()
-    while len(times) < repeats or time.perf_counter() - begun < at_least:
-        start = time.perf_counter()
+    times, begun = [], clock()
+    while len(times) < repeats or clock() - begun < at_least:
+        start = clock()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -48,14 +54,23 @@ def single_thread() -> Iterator[None]:
 
 
 def compare_seconds(
-    runs: Sequence[Callable[[], object]], *, rounds: int = 3, at_least: float = 0.01
+    runs: Sequence[Callable[[], object]],
+    *,
+    rounds: int = 3,
+    at_least: float = 0.01,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """The seconds of one call of each, measured in turns on one core, without gradients.
 
-    Each is the lowest of a few medians, since other work on the machine can only add time.
+    Each is the lowest of a few medians, since other work on the machine can only add time. On a
+    busy machine `time.process_time`, which counts the time of this process only, is the steadier
+    clock for work on a CPU.
     """
     with single_thread(), torch.inference_mode():
-        times = [[median_seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)]
+        times = [
+            [median_seconds(run, at_least=at_least, clock=clock) for run in runs]
+            for _ in range(rounds)
+        ]
     return [min(some) for some in zip(*times, strict=True)]
 
 

@@ -227,7 +227,7 @@ def _judge_streams(trainer: Trainer, mean: float) -> dict:
     """
     if trainer.spec.family != "decoder":
         return {}
-    context, longest = trainer.spec.context, _longest_stream(trainer.model)
+    context, longest = trainer.spec.context, longest_stream(trainer.model)
     windows = [window for window in _WINDOWS if window <= (context or window)]
     nats: dict[int | None, float] = {trainer.window: mean}
     for length in {*windows, longest} - nats.keys():
@@ -240,7 +240,7 @@ def _judge_streams(trainer: Trainer, mean: float) -> dict:
     }
 
 
-def _longest_stream(model: torch.nn.Module) -> int | None:
+def longest_stream(model: torch.nn.Module) -> int | None:
     """The ids that a stream of the model may have: None, without end, for a state of constant size.
 
     A state counts as constant if it has its full size after `_LONGEST` ids.
