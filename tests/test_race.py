@@ -11,7 +11,6 @@ from qllk import presets
 from qllk.model.families import build
 from qllk.probes import evaluate
 from qllk.study import race, standings
-from qllk.text.tokens import Bytes
 from qllk.training.recipe import Recipe
 
 
@@ -58,7 +57,7 @@ def asked(monkeypatch):
         best_width = 96 if run.recipe.seconds < 500 else 192
         off = abs(run.spec.d_model - best_width) / 1000
         off += run.recipe.lr != 8e-3
-        off += {2048: 0.0, 1024: 0.01}[run.recipe.window] + run.recipe.batch
+        off += (run.recipe.window != 2048) / 100 + run.recipe.batch
         return 1.0 + off + run.recipe.seed / 1000
 
     monkeypatch.setattr(race, "_run_all", pretend)
@@ -66,8 +65,9 @@ def asked(monkeypatch):
     return stages
 
 
-def fake_corpus(name, fingerprint=None):
-    text = SimpleNamespace(fingerprint=fingerprint or name * 4, tokenizer=Bytes())
+def fake_corpus(name, fingerprint=None, ids=256):
+    tokenizer = SimpleNamespace(vocab_size=ids)
+    text = SimpleNamespace(fingerprint=fingerprint or name * 4, tokenizer=tokenizer)
     text.require = lambda window: text
     return text
 
@@ -147,13 +147,18 @@ def test_the_search_can_be_chosen_and_every_preset_can_race(asked):
     assert [row["family"] for row in rows] == ["encoder", "encoder-decoder"]
 
 
-def test_a_vocabulary_fits_the_longest_window_of_the_search_and_the_judgement(asked):
+def test_a_vocabulary_fits_the_longest_window_of_the_search_and_of_the_judgement(
+    asked, monkeypatch
+):
+    monkeypatch.setattr(race, "corpus", lambda name: fake_corpus(name, ids=1000))
     needed = []
-    for window in (16, 1024, 2048):
-        raced([100], entries=["t5-nano"], batches=[(1, window)] if window > 16 else [(1, 1024)])
+    for window in (1, 1024, 2048):
+        raced([100], entries=["t5-nano"], batches=[(1, 1024), (1, window)])
         (size,) = {run.spec.vocab_size for run in asked.runs[-1]}
         needed.append(size)
     assert needed[0] == needed[1] < needed[2]
+    raced([100], entries=["t5-nano"], batches=[(1, 16)])
+    assert {run.spec.vocab_size for run in asked.runs[-1]} == {needed[0]}
 
 
 @pytest.mark.parametrize("option", ["keep", "seeds", "jobs"])
@@ -214,7 +219,7 @@ def test_a_run_is_known_by_all_that_decides_it():
 def test_a_run_says_what_it_is():
     recipe = Recipe(seconds=25.0, lr=8e-3, batch=1, window=2048)
     run = race.Run("qllk-2", presets.PRESETS["qllk-2"], recipe, "text")
-    assert str(run) == "qllk-2, width 128, 3 layers, lr 0.008, batch 1x2048, seed 0, 25 s"
+    assert str(run) == "qllk-2, width 128, layers 3, lr 0.008, batch 1x2048, seed 0, 25 s"
 
 
 # ---------------------------------------------------------------- the folder of results
@@ -276,8 +281,10 @@ def test_a_race_goes_on_from_its_folder(pool, tmp_path, capsys):
 def test_a_winner_that_was_beaten_before_is_trained_again_and_judged(pool, tmp_path):
     best, second = candidates(2.0, 3.0)
     race._run_all([[best, second]], tmp_path, pool)
+    place = tmp_path / f"{second.key}.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"nats_per_byte": 2.9}))
     assert race._run_all([[second]], tmp_path, pool)[second.key]["judgement"]
-    assert pool.trained == [(2.0, True), (3.0, False), (3.0, True)]
+    assert pool.trained == [(2.0, True), (3.0, False), (3.0, True)], "it is no rival of itself"
 
 
 def test_a_report_of_a_run_has_its_loss(pool, tmp_path, capsys):
@@ -421,7 +428,10 @@ def test_a_model_that_is_asked_otherwise_is_not_judged_as_a_stream(tmp_path, sho
     assert (row["window_nats"], row["stream_nats"]) == ({"24": None, "100": None}, None)
 
 
-def test_no_length_is_judged_twice(monkeypatch, tmp_path, short):
+@pytest.mark.parametrize(
+    ("name", "windows", "read"), [("gpt", (24, 100), [100]), ("gpt2-nano", (90, 100), [])]
+)
+def test_no_length_is_judged_twice(monkeypatch, tmp_path, short, name, windows, read):
     lengths, judge = [], race.Trainer.stream_losses
 
     def watch(trainer, limit, longest):
@@ -429,7 +439,10 @@ def test_no_length_is_judged_twice(monkeypatch, tmp_path, short):
         return judge(trainer, limit, longest=longest)
 
     monkeypatch.setattr(race.Trainer, "stream_losses", watch)
-    found = judged(tmp_path, TINY["gpt"])
-    assert lengths == [100]
-    assert found["judgement"]["window_nats"]["24"] == found["nats_per_byte"]
-    assert found["judgement"]["window_nats"]["100"] == found["judgement"]["stream_nats"]
+    monkeypatch.setattr(race, "WINDOWS", windows)
+    found = judged(tmp_path, TINY[name])
+    assert lengths == read
+    judgement = found["judgement"]
+    nats = {None: judgement["stream_nats"], found["judged_window"]: found["nats_per_byte"]}
+    for length, one in judgement["window_nats"].items():
+        assert one == nats.get(int(length), nats[None])

@@ -74,7 +74,7 @@ class Run(NamedTuple):
     def __str__(self) -> str:
         spec, recipe = self.spec, self.recipe
         return (
-            f"{self.entry}, width {spec.d_model}, {spec.layers} layers, lr {recipe.lr:g}, "
+            f"{self.entry}, width {spec.d_model}, layers {spec.layers}, lr {recipe.lr:g}, "
             f"batch {recipe.batch}x{recipe.window}, seed {recipe.seed}, {recipe.seconds:g} s"
         )
 
