@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ from .model import sample
 from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
 from .probes.evaluate import LN2
-from .study import memory, race
+from .study import entries, memory, race, standings
 from .study.plots import save_picture
 from .text.corpora import corpus, corpus_names, describe_names
 from .training import checkpoint, costs, devices, reports
@@ -180,7 +181,7 @@ def _train(args):
         write_atomically(args.report, json.dumps(report, indent=1).encode())
     if args.plot:
         curves = {report["model"]: report["curve"]}
-        save_picture(race.draw_curves(curves, report["baselines"]), args.plot)
+        save_picture(standings.draw_curves(curves, report["baselines"]), args.plot)
     _print(args, report, reports.format_report(report))
 
 
@@ -298,28 +299,48 @@ def _stream(args, model, prompt, tokenizer):
 
 
 def _add_bench(made):
-    add, entries, rates = made.add_argument, list(race.RACE), race.LEARNING_RATES
+    add, rates = made.add_argument, race.LEARNING_RATES
+    sizes = [f"{windows}x{ids}" for windows, ids in race.BATCHES]
     add("--corpus", default="stdlib", help=describe_names())
     add("--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run")
-    add("--entries", nargs="+", default=entries, metavar="NAME", help="models to race")
+    add("--entries", nargs="+", default=[*entries.RACE], metavar="NAME", help="models to race")
     add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
+    sizes_meaning = "batches to search, as windows per step x ids per window"
+    add("--batches", nargs="+", default=sizes, metavar="NxIDS", help=sizes_meaning)
+    add("--keep", type=int, default=3, help="candidates of each entry that the search keeps")
     add("--seeds", type=int, default=3, help="final runs of each entry")
     add("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     add("--folder", type=Path, default=Path("runs/race"), help="where finished runs are kept")
     add("--report", type=Path, default=Path("runs/race.json"), help="write the rows as JSON")
     add("--plot", type=Path, default=Path("runs/race.png"), help="draw the curves as a PNG")
     _add_json(made)
-    _add_recipe(made, leave_out=("seconds", "steps", "lr", "seed", "validate_every"))
+    searched = ("lr", "batch", "accumulate", "window")
+    _add_recipe(made, leave_out=("seconds", "steps", "seed", "validate_every", *searched))
+
+
+def _read_batch(text: str) -> tuple[int, int]:
+    """The windows per step and the ids per window of "4x1024"."""
+    if not (found := re.fullmatch(r"(\d+)x(\d+)", text)):
+        raise ValueError(
+            f"--batches must be windows per step x ids per window, got {text!r}; "
+            "write for example 4x1024"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _bench(args):
     """Race models against their controls: equal computing time, equal text, equal search.
 
-    Models are judged in windows and as a stream; where the program zpaq is installed, its line is
-    the stream's peer.
+    The search tries every size of an entry with every rate and batch at a quarter of the smallest
+    budget; the best candidates train at the smallest budget, and then at each longer one. The loss
+    in windows of 1,024 decides, on the first --validate-bytes of the held-out split in the search,
+    and then on all of it. The best candidate of each budget runs with all seeds. It is also judged
+    in longer windows and as a stream; where the program zpaq is installed, its line is the stream's
+    peer.
     """
-    if unknown := sorted(set(args.entries) - set(race.ENTRIES)):
-        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(race.ENTRIES)}")
+    if unknown := sorted(set(args.entries) - set(entries.ENTRIES)):
+        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(entries.ENTRIES)}")
+    batches = [_read_batch(text) for text in args.batches]
     recipe = replace(
         _read_recipe(args), validate_every=1 << 30
     )  # a race validates at its own times
@@ -329,6 +350,8 @@ def _bench(args):
         args.seconds,
         entries=args.entries,
         learning_rates=args.lrs,
+        batches=batches,
+        keep=args.keep,
         seeds=args.seeds,
         recipe=recipe,
         folder=args.folder,
@@ -344,8 +367,8 @@ def _bench(args):
     }
     write_atomically(args.report, json.dumps(facts, indent=1).encode())
     longest = [row for row in rows if row["seconds"] == max(args.seconds)]
-    save_picture(race.draw_race(longest, levels), args.plot)
-    lines = [race.format_rows(rows)]
+    save_picture(standings.draw_race(longest, levels), args.plot)
+    lines = [standings.format_rows(rows)]
     for name, bits in zpaq.items():
         told = f"{bits * LN2:.4f} nats, {bits:.4f} bits per byte"
         lines.append(f"{name}, after the training split as one stream: {told}")

@@ -161,7 +161,7 @@ _ROWS = {
     "qllk-2": _Row(_qllk_2(128)),
     # The same, small enough for lessons and tests.  342,272 parameters.
     "qllk-2-nano": _Row(_qllk_2(64)),
-    # The control of every race: qllk-2 without its global path.
+    # The control of qllk-2: the same without its global path.
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
     # A memory with addresses: hashed n-grams, and recall of what followed each context.
     "qllk-3": _Row(

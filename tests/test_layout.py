@@ -49,7 +49,10 @@ ORDER = {
         *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
         *("trainer", "checkpoint", "reports", "costs"),
     ],
-    "study": ["published", "by_hand", "axes", "figures", "plots", "race", "memory"],
+    "study": [
+        *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
+        "memory",
+    ],
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {

@@ -293,32 +293,40 @@ def test_samples_are_taken_at_their_time(capsysbinary, text):
     assert 0 < first < last == json.loads(out)["seconds"]
 
 
-def test_bench_prints_the_control_next_to_the_model(capsysbinary, tmp_path, text):
-    line = (
-        f"bench --corpus {text} --seconds 0.2 --seeds 2 --jobs 2 --folder {tmp_path / 'runs'} "
-        f"--entries qllk-2 qllk-2-local --window 32 --batch 1 --precision float32 "
-        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'}"
+def bench(tmp_path, text, options):
+    return (
+        f"bench --corpus {text} --seconds 0.2 --folder {tmp_path / 'runs'} --precision float32 "
+        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'} {options}"
     )
+
+
+def test_bench_searches_and_prints_the_control_next_to_the_model(capsysbinary, tmp_path, text):
+    line = bench(
+        *(tmp_path, text, "--entries qllk-2-nano qllk-2-local --lrs 0.004 --batches 1x32 2x16"),
+    )
+    line += " --keep 1 --seeds 2 --jobs 2"
     code, out, _ = run(capsysbinary, line)
     assert code == 0
-    assert "qllk-2-local" in out
+    assert re.search(r"\[8/8\] qllk-2-.*, batch [12]x(32|16), seed 0, 0.05 s: ", out)
+    assert re.search(r"\[2/2\] qllk-2-.*, seed 0, 0.2 s: ", out)
+    assert "2 of 4 runs are read from" in out, "the first seed of the finals is that of the search"
+    assert re.search(r"\[2/2\] qllk-2-.*, seed 1, 0.2 s: ", out)
+    assert "| qllk-2-local |" in out
     assert (tmp_path / "race.png").stat().st_size > 1000
     rows = json.loads((tmp_path / "race.json").read_text())["rows"]
     assert [len(row["nats"]) for row in rows] == [2, 2]
+    assert {row["batch"] * row["window"] for row in rows} == {32}
     assert rows[0]["held_out"] == len(text.read_bytes()) // 10 - 1
     again = run(capsysbinary, line)
     assert again[0] == 0
     assert "[1/" not in again[1], "runs that are done are not trained again"
 
 
-def test_bench_prints_both_judgements_and_zpaq_where_it_is_installed(
+def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
     capsysbinary, monkeypatch, tmp_path, text
 ):
-    line = (
-        f"bench --corpus {text} --seconds 0.2 --seeds 1 --jobs 1 --folder {tmp_path / 'runs'} "
-        f"--entries qllk-2-nano --lrs 0.004 --window 32 --batch 1 --precision float32 "
-        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'}"
-    )
+    options = "--entries qllk-2-nano --lrs 0.004 --batches 1x32 --seeds 1 --jobs 1"
+    line = bench(tmp_path, text, options)
     monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {})
     code, out, _ = run(capsysbinary, line)
     assert code == 0
@@ -353,6 +361,9 @@ def test_bench_prints_both_judgements_and_zpaq_where_it_is_installed(
         ("bench --entries qllk-4", "no entry 'qllk-4'"),
         ("memory --model qllk-2", "this model has none; choose 'qllk-3' or 'qllk-3-nano'"),
         ("memory --seconds 0", "seconds must be a number above 0, got 0"),
+        ("bench --batches 4*1024", "per step x ids per window, got '4*1024'; write for example"),
+        ("bench --batches 0x1024 --keep 1 --precision float32", "batch must be a whole number"),
+        ("bench --keep 0 --precision float32", "keep must be a whole number above 0, got 0"),
         ("bench --seeds 0 --precision float32", "seeds must be a whole number above 0, got 0"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from qllk.__main__ import main
 from qllk.lab.notebooks import find_pictures
 from qllk.presets import PRESETS
-from qllk.study.race import ENTRIES
+from qllk.study.entries import ENTRIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "RESULTS.md")

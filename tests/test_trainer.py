@@ -269,6 +269,16 @@ def test_the_validation_loss_is_that_of_the_head_of_the_held_out_split():
     assert run.validate(len(CORPUS.valid)) != expected
 
 
+def test_runs_that_train_in_different_windows_can_be_validated_in_the_same():
+    run = trainer()
+    steps(run, 3)
+    for window in (24, 10):
+        expected = evaluate.nats_per_token(run.model, CORPUS.valid[:200], window)
+        assert run.validate(window=window) == expected
+    assert run.validate(window=10) != run.validate() == run.validate(window=run.window)
+    assert len(run.loss_by_position(window=10)[0]) == 10
+
+
 def test_the_head_of_the_held_out_split_is_also_read_as_a_stream():
     run = trainer()
     steps(run, 3)

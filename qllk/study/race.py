@@ -1,13 +1,15 @@
 """The race: which model learns most from the same text in the same computing time?
 
-Every entry gets the same CPU seconds of one core, the same corpus, the same amount of text per step
-and the same search: first each of its sizes with each learning rate, at a quarter of the smallest
-budget; then each size with its best rate at the full budget. The best size runs with the other
-seeds. Everything is evaluated on the whole held-out split, in the windows of its training, which
-decide the race, and beside them in windows of fixed lengths and as a stream. Time is the CPU time
-of the training steps, so a busy machine slows a race but does not decide it.
+Every entry gets the same CPU seconds of one core, the same corpus and the same search, over the
+sizes of its model, the learning rate, and the **batch**: how many windows a step reads, and how
+long they are. First each candidate trains for a quarter of the smallest budget; the best few train
+at the smallest budget, and the best of these at each longer one. The best candidate of a budget
+runs with the other seeds.
 
-A win proves nothing about a part until the same model without that part, its **control**, has run.
+Whatever windows an entry trains in, the search and the race are decided by its loss in windows of
+1,024 ids: in the search on the head of the held-out split, then on all of it. Whoever wins is also
+judged in longer windows and as a stream. Time is the CPU time of the training steps, so a busy
+machine slows a race but does not decide it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import hashlib
 import json
 import math
 import multiprocessing
+import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,20 +35,20 @@ from .. import __version__
 from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters, eval_mode
-from ..presets import PRESETS
 from ..probes import measure, state_numbers
 from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
 from ..text.corpora import Corpus, corpus
-from ..training.questions import QUESTIONS
+from ..training.questions import fit_vocabulary
 from ..training.recipe import Recipe
-from ..training.trainer import Trainer
-from .figures import Chart
+from ..training.trainer import Diverged, Trainer
+from .entries import ENTRIES, RACE
 
 LEARNING_RATES = (4e-3, 8e-3)
+BATCHES = ((1, 1024), (4, 1024), (1, 2048))  # windows per step, and ids per window
+WINDOWS = (1024, 4096)  # ids per window in which every entry is judged; the first one decides
 _POINTS = 16  # of a learning curve, evenly spaced on a log scale of seconds
 _BINS = 16  # of the window, for the loss by position
-_WINDOWS = (1024, 4096)  # ids per window in which every decoder is judged, whatever it trained in
 _LONGEST = 4096  # ids per stream of a model whose state grows with what it has read
 
 
@@ -55,50 +59,24 @@ class Run(NamedTuple):
     spec: Spec
     recipe: Recipe
     corpus: str
+    quick: bool = False  # only ranked, on the head of the held-out split
 
     @property
     def key(self) -> str:
         """The name of the run's result in the folder of results."""
-        facts = json.dumps([self.spec.to_json(), asdict(self.recipe), self.corpus])
+        facts = json.dumps([self.spec.to_json(), asdict(self.recipe), self.corpus, self.quick])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def but(self, **changes) -> Run:
         """This run with some fields of its recipe changed."""
         return self._replace(recipe=replace(self.recipe, **changes))
 
-
-def _wider(spec: Spec, widths) -> tuple[Spec, ...]:
-    return tuple(spec.but(d_model=width) for width in widths)
-
-
-def _trunk(**changes) -> tuple[Spec, ...]:
-    """qllk-2 with another patch path."""
-    spec = PRESETS["qllk-2"]
-    return (spec.but(patch=replace(spec.patch, **changes)),)
-
-
-_CONTROL = "qllk-2-local"
-# An entry has one size or several; the search picks the best.
-RACE = {
-    "qllk-2": (PRESETS["qllk-2"],),
-    _CONTROL: _wider(PRESETS[_CONTROL], (96, 128, 192)),
-    "gpt": (PRESETS["gpt"],),
-    "gpt (best width)": tuple(
-        PRESETS["gpt"].but(d_model=width, mixers=(("softmax", {"heads": width // 32}),))
-        for width in (64, 96, 128)
-    ),
-}
-# Variants of qllk-2, each with one thing changed.
-_VARIANTS = {
-    "sum that never forgets": _trunk(mixers=(("cumsum", {"normaliser": "rms"}),)),
-    "attention on patches": _trunk(mixers=(("softmax", {"heads": 4}),)),
-    "matrix state on patches": _trunk(mixers=(("linear", {"heads": 4, "decay": "fixed"}),)),
-    "wide trunk": _trunk(d_model=256),
-    "patches of 4": _trunk(size=4),
-    "one layer after": _trunk(after=1),
-    "gelu": (PRESETS["qllk-2"].but(mlp=("gelu", {"ratio": 4})),),
-}
-ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | RACE | _VARIANTS
+    def __str__(self) -> str:
+        spec, recipe = self.spec, self.recipe
+        return (
+            f"{self.entry}, width {spec.d_model}, layers {spec.layers}, lr {recipe.lr:g}, "
+            f"batch {recipe.batch}x{recipe.window}, seed {recipe.seed}, {recipe.seconds:g} s"
+        )
 
 
 # ---------------------------------------------------------------- running
@@ -112,8 +90,13 @@ class Point(NamedTuple):
     nats: float  # per byte of the held-out split
 
 
-def follow(trainer: Trainer, along: str, marks: Iterable[float]) -> list[Point]:
-    """Train to the end, and validate whenever `trainer.step` or `trainer.seconds` passes a mark."""
+def follow(
+    trainer: Trainer, along: str, marks: Iterable[float], window: int | None = None
+) -> list[Point]:
+    """Train to the end, and validate whenever `trainer.step` or `trainer.seconds` passes a mark.
+
+    The windows of validation are those of the training, or have `window` ids.
+    """
     curve, parent = [], multiprocessing.parent_process()
     marks = sorted(marks)
     for _ in trainer:
@@ -121,7 +104,8 @@ def follow(trainer: Trainer, along: str, marks: Iterable[float]) -> list[Point]:
             raise SystemExit("the race was ended")
         now = getattr(trainer, along)
         if marks and now >= marks[0]:
-            curve.append(Point(trainer.bytes_seen, trainer.seconds, trainer.validate()))
+            nats = trainer.validate(window=window)
+            curve.append(Point(trainer.bytes_seen, trainer.seconds, nats))
             marks = [mark for mark in marks if mark > now]
     return curve
 
@@ -189,38 +173,62 @@ def equal_seconds(results: Results) -> dict[str, list[float]]:
     return {name: [one.bits_at(shortest) for one in several] for name, several in results.items()}
 
 
-def _train_one(run: Run) -> dict:
-    """Train, evaluate on the whole held-out split, and return the result as plain data."""
+def _train_one(run: Run, rivals: Sequence[Path] = ()) -> dict:
+    """Train, evaluate, and return the result as plain data.
+
+    A run that diverges is evaluated as it was at its last good snapshot. `rivals` are the places
+    of the results of others, see `_tells_enough`.
+    """
     torch.set_num_threads(1)
     trainer = Trainer(run.spec, corpus(run.corpus), run.recipe, clock=time.process_time)
+    _, window = run.spec.split_window(WINDOWS[0])
     budget = run.recipe.seconds
     marks = [budget * 2.0 ** (i / 2 - _POINTS / 2 + 0.5) for i in range(_POINTS)]
-    curve = follow(trainer, "seconds", marks)
-    nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
-    mean = mean_loss(nats, count)
-    return {
+    try:
+        curve, diverged = follow(trainer, "seconds", [] if run.quick else marks, window), False
+    except Diverged:
+        curve, diverged = [], True
+    limit = None if run.quick else len(trainer.corpus.valid)
+    nats, count = trainer.loss_by_position(limit, window)
+    result = {
         "entry": run.entry,
         "spec": json.loads(run.spec.to_json()),
         "recipe": asdict(run.recipe),
         "corpus": trainer.corpus.name,
         "parameters": count_parameters(trainer.model),
-        "nats_per_byte": mean,
-        "bits_per_byte": mean / LN2,
+        "diverged": diverged,
+        "judged_window": window,
+        "nats_per_byte": mean_loss(nats, count),
         "held_out": int(count.sum()),  # how many targets were evaluated
-        "bytes_per_second": trainer.bytes_seen / trainer.seconds,
+        "bytes_per_second": trainer.bytes_seen / max(trainer.seconds, 1e-9),
         "bytes_seen": trainer.bytes_seen,
         "curve": [[round(point.seconds, 2), point.nats] for point in curve],
         "by_position": [
             chunk.mean().item() for chunk in nats[count > 0].tensor_split(_BINS) if len(chunk)
         ],
-        **_judge_streams(trainer, mean),
+        "judgement": None,
     }
+    if not _tells_enough(run, result, rivals):
+        result["judgement"] = _judge(trainer, window, result["nats_per_byte"])
+    return result
 
 
-def _judge_streams(trainer: Trainer, mean: float) -> dict:
+def _tells_enough(run: Run, result: dict, rivals: Iterable[Path]) -> bool:
+    """Whether a result needs no judgement beyond the loss that ranks it.
+
+    Judging takes time, so it is for the runs of a budget that are not beaten by one of the rivals
+    whose results are there. The best one is beaten by none, so it has its judgement.
+    """
+    if run.quick or result["judgement"] is not None:
+        return True
+    found = [json.loads(path.read_text()) for path in rivals if path.exists()]
+    return any(rival["nats_per_byte"] < result["nats_per_byte"] for rival in found)
+
+
+def _judge(trainer: Trainer, window: int, mean: float) -> dict:
     """The nats per byte of a decoder on the whole held-out split, by the length of its streams.
 
-    `mean` is the result in the windows of its training, which need not be read again.
+    `mean` is the result in windows of `window` ids, which need not be read again.
 
     window_nats      by the window, of those that fit into the model's context
     stream_nats      as a stream, which ends after `stream_longest` ids, or for None never
@@ -228,13 +236,13 @@ def _judge_streams(trainer: Trainer, mean: float) -> dict:
     if trainer.spec.family != "decoder":
         return {}
     context, longest = trainer.spec.context, longest_stream(trainer.model)
-    windows = [window for window in _WINDOWS if window <= (context or window)]
-    nats: dict[int | None, float] = {trainer.window: mean}
-    for length in {*windows, longest} - nats.keys():
+    lengths = [length for length in WINDOWS if length <= (context or length)]
+    nats: dict[int | None, float] = {window: mean}
+    for length in {*lengths, longest} - nats.keys():
         losses = trainer.stream_losses(len(trainer.corpus.valid), longest=length)
         nats[length] = mean_loss(*losses)
     return {
-        "window_nats": {str(window): nats[window] for window in windows},
+        "window_nats": {str(length): nats[length] for length in lengths},
         "stream_nats": nats[longest],
         "stream_longest": longest,
     }
@@ -255,43 +263,60 @@ def longest_stream(model: torch.nn.Module) -> int | None:
 
 
 def _run_all(
-    runs: list[Run], folder: Path, jobs: int, report: Callable[[str], None] = print
+    groups: Collection[Sequence[Run]],
+    folder: Path,
+    pool: Executor,
+    report: Callable[[str], None] = print,
 ) -> dict[str, dict]:
     """The result of every run by its key: read from `folder` if it is there, or trained now.
 
-    `jobs` runs train at a time, each in its own process with one thread.
+    First the first run of each group trains, then the second ones. The runs of a group are rivals,
+    see `_tells_enough`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results, waiting = {}, []
-    for run in runs:
-        path = folder / f"{run.key}.json"
-        if path.exists():
-            results[run.key] = json.loads(path.read_text())
+
+    def place(run: Run) -> Path:
+        return folder / f"{run.key}.json"
+
+    results, waiting, total = {}, [], sum(map(len, groups))
+    with_group = ([(run, group) for run in group] for group in groups)
+    for run, group in filter(None, chain.from_iterable(zip_longest(*with_group))):
+        rivals = [place(other) for other in group if other.key != run.key]
+        kept = json.loads(place(run).read_text()) if place(run).exists() else None
+        if kept and _tells_enough(run, kept, rivals):
+            results[run.key] = kept
         else:
-            waiting.append(run)
+            waiting.append((run, rivals))
     if results:
-        report(f"{len(results)} of {len(runs)} runs are read from {folder}")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        futures = {pool.submit(_train_one, run): run for run in waiting}
-        for done, future in enumerate(as_completed(futures), 1):
-            run, result = futures[future], future.result()
-            write_atomically(folder / f"{run.key}.json", json.dumps(result).encode())
-            results[run.key] = result
-            report(
-                f"[{done}/{len(waiting)}] {run.entry}, {result['parameters']:,} parameters, "
-                f"lr {run.recipe.lr:g}, seed {run.recipe.seed}, {run.recipe.seconds:g} s: "
-                f"{result['nats_per_byte']:.4f} nats"
-            )
+        report(f"{total - len(waiting)} of {total} runs are read from {folder}")
+    futures = {pool.submit(_train_one, *task): task[0] for task in waiting}
+    for done, future in enumerate(as_completed(futures), 1):
+        run, result = futures[future], future.result()
+        write_atomically(place(run), json.dumps(result).encode())
+        results[run.key] = result
+        ended = "diverged, before that " if result["diverged"] else ""
+        report(f"[{done}/{len(waiting)}] {run}: {ended}{result['nats_per_byte']:.4f} nats")
     return results
+
+
+def _workers(jobs: int) -> Executor:
+    """Processes that train runs. An interrupt ends them, or else they would go on to the next."""
+    return ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def run_race(
     source: str,
-    budgets: list[float],
+    budgets: Collection[float],
     *,
     entries: Iterable[str] = tuple(RACE),
-    learning_rates: Iterable[float] = LEARNING_RATES,
+    learning_rates: Collection[float] = LEARNING_RATES,
+    batches: Collection[tuple[int, int]] = BATCHES,
+    keep: int = 3,
     seeds: int = 3,
     recipe: Recipe = Recipe(),
     folder: Path | str,
@@ -299,45 +324,53 @@ def run_race(
 ) -> list[dict]:
     """Search, then race on the corpus `source`: one row per entry and budget in seconds.
 
-    Results are kept in `folder`, under the text and the versions that they belong to.
+    Results are kept in `folder`, under the text and the versions that they belong to. `jobs` runs
+    train at a time, each in its own process with one thread.
 
-    Returns  rows with entry, seconds, parameters, lr, d_model, the nats of every seed, their mean
-             and spread (largest minus smallest), bytes per second, curve and loss by position, and
-             the means of `_judge_streams`, None where a result has none
+    Options  learning_rates, batches   what the search tries with every size of an entry, in place
+             of those of the recipe
+             keep    how many candidates of an entry train at each budget
+    Returns  rows with entry, seconds, parameters, d_model, layers, lr, batch, window, the nats of
+             every seed, their mean and spread (largest minus smallest), bytes per second, curve and
+             loss by position, and the means of `_judge`, None where a result has none
+    Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, or the corpus is shorter than a
+             window
     """
-    check_positive("race", seeds=seeds, jobs=jobs)
-    text = corpus(source).fingerprint[:8]
-    folder = Path(folder) / f"{text}-qllk-{__version__}-torch-{torch.__version__}"
+    check_positive("race", keep=keep, seeds=seeds, jobs=jobs)
+    longest = max(window for _, window in batches)
+    text = corpus(source).require(longest)
+    folder = Path(folder) / f"{text.fingerprint[:8]}-qllk-{__version__}-torch-{torch.__version__}"
 
-    def best(groups: dict) -> dict:
-        """Train the runs of all groups together, and keep the best run of each group."""
-        found = _run_all([run for runs in groups.values() for run in runs], folder, jobs)
+    def candidates(entry: str) -> list[Run]:
+        """Every size with every learning rate and every batch."""
+        found = []
+        for spec, lr, (batch, window) in product(ENTRIES[entry], learning_rates, batches):
+            spec = fit_vocabulary(spec, max(longest, WINDOWS[0]), text.tokenizer)
+            changes = {"lr": lr, "batch": batch, "window": window, "seed": 0}
+            tried = replace(recipe, seconds=min(budgets) / 4, **changes)
+            found.append(Run(entry, spec, tried, source, quick=True))
+        return found
+
+    def rank(groups: dict[str, list[Run]]) -> dict[str, list[Run]]:
+        """Train the runs of all groups together, and sort each group, the best first."""
+        found = _run_all(groups.values(), folder, pool)
         return {
-            key: min(runs, key=lambda run: found[run.key]["nats_per_byte"])
-            for key, runs in groups.items()
+            entry: sorted(runs, key=lambda run: found[run.key]["nats_per_byte"])
+            for entry, runs in groups.items()
         }
 
-    rates = best(
-        {
-            (entry, spec.d_model): [
-                Run(entry, spec, replace(recipe, lr=lr, seed=0, seconds=min(budgets) / 4), source)
-                for lr in learning_rates
-            ]
-            for entry in entries
-            for spec in ENTRIES[entry]
-        }
-    )
-    sizes = best(
-        {
-            (entry, seconds): [
-                rates[entry, spec.d_model].but(seconds=seconds) for spec in ENTRIES[entry]
-            ]
-            for seconds in budgets
-            for entry in entries
-        }
-    )
-    finals = {key: [run.but(seed=seed) for seed in range(seeds)] for key, run in sizes.items()}
-    found = _run_all([run for runs in finals.values() for run in runs], folder, jobs)
+    def follow_up(runs: list[Run], seconds: float) -> list[Run]:
+        """The best runs once more, with a budget of their own."""
+        return [run.but(seconds=seconds)._replace(quick=False) for run in runs[:keep]]
+
+    finals: dict[tuple[str, float], list[Run]] = {}
+    with _workers(jobs) as pool:
+        ranked = rank({entry: candidates(entry) for entry in entries})
+        for seconds in sorted(budgets):
+            ranked = rank({entry: follow_up(runs, seconds) for entry, runs in ranked.items()})
+            for entry, (best, *_) in ranked.items():
+                finals[entry, seconds] = [best.but(seed=seed) for seed in range(seeds)]
+        found = _run_all([[run] for runs in finals.values() for run in runs], folder, pool)
     return [
         _row(entry, seconds, [found[run.key] for run in runs])
         for (entry, seconds), runs in finals.items()
@@ -346,15 +379,16 @@ def run_race(
 
 def _row(entry, seconds, results) -> dict:
     nats = [result["nats_per_byte"] for result in results]
+    judged = [result["judgement"] for result in results]
     first = results[0]
     return {
         "entry": entry,
         "seconds": seconds,
         "corpus": first["corpus"],
         "parameters": first["parameters"],
-        "d_model": first["spec"]["d_model"],
-        "family": first["spec"]["family"],
-        "lr": first["recipe"]["lr"],
+        **{name: first["spec"][name] for name in ("family", "d_model", "layers")},
+        **{name: first["recipe"][name] for name in ("lr", "batch", "window")},
+        "judged_window": first["judged_window"],
         "nats": nats,
         "mean_nats": statistics.fmean(nats),
         "spread": max(nats) - min(nats),
@@ -367,87 +401,13 @@ def _row(entry, seconds, results) -> dict:
             for nats in zip(*(r["by_position"] for r in results), strict=True)
         ],
         "window_nats": {
-            str(window): _mean([r.get("window_nats", {}).get(str(window)) for r in results])
-            for window in _WINDOWS
+            str(window): _mean([found.get("window_nats", {}).get(str(window)) for found in judged])
+            for window in WINDOWS
         },
-        "stream_nats": _mean([r.get("stream_nats") for r in results]),
-        "stream_longest": first.get("stream_longest"),
+        "stream_nats": _mean([found.get("stream_nats") for found in judged]),
+        "stream_longest": judged[0].get("stream_longest"),
     }
 
 
 def _mean(nats: list[float | None]) -> float | None:
     return None if None in nats else statistics.fmean(nats)
-
-
-# ---------------------------------------------------------------- showing
-
-
-def format_rows(rows: list[dict]) -> str:
-    """The race as a Markdown table, the best first within each budget.
-
-    The last columns are nats per byte in windows of fixed lengths and as a stream. A stream of a
-    model whose state grows is cut, and the length of its pieces stands beside it. A dash stands for
-    a model that cannot be judged so, and for a result of an older version.
-    """
-    windows = "".join(f"| windows of {window:,} " for window in _WINDOWS)
-    lines = [
-        "| seconds | model | parameters | width | lr | nats per byte | seeds' spread "
-        f"| bits per byte | bytes/s {windows}| stream |",
-        "| ---: | --- " + "| ---: " * (8 + len(_WINDOWS)) + "|",
-    ]
-    for r in sorted(rows, key=lambda r: (r["seconds"], r["mean_nats"])):
-        label = QUESTIONS[r["family"]].label
-        asked = label and f", {label}ids"
-        lines.append(
-            f"| {r['seconds']:g} | {r['entry']}{asked} "
-            f"| {r['parameters']:,} | {r['d_model']} "
-            f"| {r['lr']:g} | {r['mean_nats']:.4f} | {r['spread']:.4f} "
-            f"| {r['bits_per_byte']:.4f} | {r['bytes_per_second']:,.0f} "
-            + "".join(f"| {_cell(nats)} " for nats in r["window_nats"].values())
-            + f"| {_cell(r['stream_nats'], r['stream_longest'])} |"
-        )
-    return "\n".join(lines)
-
-
-def _cell(nats: float | None, longest: int | None = None) -> str:
-    if nats is None:
-        return "–"
-    return f"{nats:.4f}" + (f" ({longest:,})" if longest else "")
-
-
-def draw_curves(curves: dict[str, list], baselines: dict[str, float]) -> Chart:
-    """Learning curves, lists of (seconds, nats) by name, with the baselines that they pass."""
-    lines = {
-        name: [(seconds, nats / LN2) for seconds, nats in curve] for name, curve in curves.items()
-    }
-    highest = max((bits for line in lines.values() for _, bits in line), default=0.0)
-    levels = {name: bits for name, bits in _merge_levels(baselines).items() if bits < highest}
-    return Chart(lines, "seconds of training", "bits per byte, held out", log="x", levels=levels)
-
-
-def draw_race(rows: list[dict], baselines: dict[str, float]) -> list[tuple[Chart, Chart]]:
-    """The rows of one budget: loss against seconds, and the gap to the control by position.
-
-    A gap that falls to the right shows a model that uses distant context.
-    """
-    control = next((row for row in rows if row["entry"] == _CONTROL), rows[0])
-    gaps = {}
-    for row in rows:
-        pairs = zip(row["by_position"], control["by_position"], strict=True)
-        bits = [(mine - theirs) / LN2 for mine, theirs in pairs]
-        gaps[row["entry"]] = [((i + 0.5) / len(bits), gap) for i, gap in enumerate(bits)]
-    curves = draw_curves({row["entry"]: row["curve"] for row in rows}, baselines)
-    label = f"bits per byte above {control['entry']}"
-    return [(curves, Chart(gaps, "position in the window", label, log=""))]
-
-
-def _merge_levels(levels: dict[str, float], closer_than: float = 0.1) -> dict[str, float]:
-    """Levels whose labels would overlap share one label, at the lowest of them."""
-    found: dict[str, float] = {}
-    for name, bits in sorted(levels.items(), key=lambda level: level[1]):
-        last = next(reversed(found), None)
-        if last is not None and bits - found[last] < closer_than:
-            found[f"{last}, {name}"] = found.pop(last)
-        else:
-            found[name] = bits
-    return found

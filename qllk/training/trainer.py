@@ -287,15 +287,18 @@ class Trainer:
 
     # ------------------------------------------------------------ evaluation
 
-    def validate(self, limit: int | None = None) -> float:
+    def validate(self, limit: int | None = None, window: int | None = None) -> float:
         """Nats per byte on the head of the held-out split.
 
-        `limit` is a number of ids (default: as many as `recipe.validate_bytes`). Masks and
-        removed spans are the same in every call; sentinels among the targets do not count.
+        `limit` is a number of ids (default: as many as `recipe.validate_bytes`), and `window` the
+        ids per row (default: as in training). Masks and removed spans are the same in every call;
+        sentinels among the targets do not count.
         """
-        return evaluate.mean_loss(*self.loss_by_position(limit))
+        return evaluate.mean_loss(*self.loss_by_position(limit, window))
 
-    def loss_by_position(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_by_position(
+        self, limit: int | None = None, window: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats per byte and target counts by position, see `evaluate.loss_by_position`."""
         generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
 
@@ -304,7 +307,7 @@ class Trainer:
 
         with self.place.autocast():
             nats, count = evaluate.loss_by_position(
-                self.model, self._held_out(limit), self.window, ask=ask
+                self.model, self._held_out(limit), window or self.window, ask=ask
             )
         return nats / self.corpus.bytes_per_id, count
 

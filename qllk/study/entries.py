@@ -1,0 +1,77 @@
+"""Who can enter the race: each entry is one size of a model or several; the search picks the best.
+
+A win proves nothing about a part until the same model without that part, its **control**, has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..presets import PRESETS
+from ..spec import Part, Spec
+
+# The controls that plots compare with: the first one that races.
+CONTROLS = ("qllk-3 without recall", "qllk-2-local")
+_GPT, _QLLK_2, _QLLK_3 = PRESETS["gpt"], PRESETS["qllk-2"], PRESETS["qllk-3"]
+
+
+def _attention(width: int) -> Part:
+    """Softmax attention with heads of 32."""
+    return "softmax", {"heads": width // 32}
+
+
+def _instead_of_recall(spec: Spec) -> Spec:
+    """Softmax attention as the last mixer, with rotary positions, and no recall."""
+    mixers = (spec.mixers * spec.layers)[: spec.layers - 1]
+    attention = _attention(spec.d_model)
+    return spec.but(recall=None, mixers=(*mixers, attention), positions="rotary")
+
+
+def _gpts(widths: Iterable[int], layers: Iterable[int], **changes: object) -> tuple[Spec, ...]:
+    return tuple(
+        _GPT.but(d_model=width, layers=number, mixers=(_attention(width),), **changes)
+        for width in widths
+        for number in layers
+    )
+
+
+def _trunk(**changes) -> tuple[Spec, ...]:
+    """qllk-2 with another patch path."""
+    return (_QLLK_2.but(patch=replace(_QLLK_2.patch, **changes)),)
+
+
+_SIZES = tuple(
+    _QLLK_3.but(d_model=width, layers=layers, mlp=(_QLLK_3.mlp[0], {"ratio": ratio}))
+    for width, layers, ratio in ((64, 2, 2), (96, 2, 2), (128, 2, 2))
+)
+# What `python -m qllk bench` races: qllk-3, the same without each of its parts, and a rival.
+RACE = {
+    "qllk-3": _SIZES,
+    "qllk-3 without recall": tuple(spec.but(recall=None) for spec in _SIZES),
+    "qllk-3 without n-grams": tuple(spec.but(ngrams=None) for spec in _SIZES),
+    # The path of the recall without its memory: all contexts share one row, which belongs to
+    # whoever wrote last, so that the next context takes it over at once.
+    "qllk-3 without memory": tuple(
+        spec.but(recall=replace(spec.recall, addresses=1)) for spec in _SIZES
+    ),
+    "attention instead of recall": tuple(map(_instead_of_recall, _SIZES)),
+    "gpt with n-grams": _gpts((64, 96, 128), (1, 2, 3, 4), ngrams=_QLLK_3.ngrams),
+}
+_OLDER = {
+    "qllk-2": (_QLLK_2,),
+    "qllk-2-local": tuple(PRESETS["qllk-2-local"].but(d_model=width) for width in (96, 128, 192)),
+    "gpt": (_GPT,),
+    "gpt (best width)": _gpts((64, 96, 128), (_GPT.layers,)),
+}
+# Variants of qllk-2, each with one thing changed.
+_VARIANTS = {
+    "sum that never forgets": _trunk(mixers=(("cumsum", {"normaliser": "rms"}),)),
+    "attention on patches": _trunk(mixers=(("softmax", {"heads": 4}),)),
+    "matrix state on patches": _trunk(mixers=(("linear", {"heads": 4, "decay": "fixed"}),)),
+    "wide trunk": _trunk(d_model=256),
+    "patches of 4": _trunk(size=4),
+    "one layer after": _trunk(after=1),
+    "gelu": (_QLLK_2.but(mlp=("gelu", {"ratio": 4})),),
+}
+ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _VARIANTS
