@@ -121,13 +121,24 @@ def test_seconds_are_a_median_after_a_warm_up():
     assert math.isfinite(measure.median_seconds(lambda: None))
 
 
-def test_seconds_are_those_of_the_clock():
-    now, steps = [0.0], iter([100.0, 5.0, 2.0, 3.0])  # the first is the warm-up
+def test_cpu_seconds_are_medians_of_calls_in_turns_after_a_warm_up(monkeypatch):
+    now, calls, before = [0.0], [], torch.get_num_threads()
+    monkeypatch.setattr(measure.time, "process_time", lambda: now[0])
+    torch.set_num_threads(before + 1)
 
-    def run():
+    def call(name, steps):
+        assert torch.get_num_threads() == 1
+        assert torch.is_inference_mode_enabled()
+        calls.append(name)
         now[0] += next(steps)
 
-    assert measure.median_seconds(run, repeats=3, clock=lambda: now[0]) == 3.0
-    steps = iter([100.0, 2.0, 2.0, 9.0, 4.0, 4.0, 4.0, 4.0] * 2)
-    found = measure.compare_seconds([run], rounds=2, at_least=14, clock=lambda: now[0])
-    assert found == [4.0]
+    first, second = iter([90.0, 2.0, 9.0, 3.0]), iter([0.0, 5.0, 4.0, 90.0])
+    try:
+        found = measure.median_cpu_seconds(
+            [lambda: call("a", first), lambda: call("b", second)], rounds=3
+        )
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3.0, 5.0]
+    assert "".join(calls) == "abababab"

@@ -1,7 +1,6 @@
 """Where a memory pays: every judge is tried on a model for which the right verdict is known."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -242,14 +241,13 @@ def test_the_state_is_shown_by_length_beside_a_cache():
 def test_speed_is_measured_after_a_text_of_each_length(monkeypatch):
     seen = []
 
-    def compare(runs, rounds, clock):
-        assert clock is time.process_time
+    def medians(runs, rounds):
         seen.extend(run.args[1].t for run in runs)
         assert all(len(run()) == memory._STEPS for run in runs)
         assert not model.training
         return [0.002, 0.003]
 
-    monkeypatch.setattr(memory.measure, "compare_seconds", compare)
+    monkeypatch.setattr(memory.measure, "median_cpu_seconds", medians)
     model = build(TINY["gpt"], seed=0).train()
     found = memory.study_speed(model, TEXT[:100], (40, 250))
     assert seen == [40, 250]

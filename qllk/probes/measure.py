@@ -22,23 +22,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def median_seconds(
-    run: Callable[[], object],
-    *,
-    repeats: int = 5,
-    at_least: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
+def median_seconds(run: Callable[[], object], *, repeats: int = 5, at_least: float = 0.0) -> float:
     """The median time of one call, after a warm-up call.
 
     There are at least `repeats` calls, and more until they took `at_least` seconds together.
     """
     run()
-    times, begun = [], clock()
-    while len(times) < repeats or clock() - begun < at_least:
-        start = clock()
+    times, begun = [], time.perf_counter()
+    while len(times) < repeats or time.perf_counter() - begun < at_least:
+        start = time.perf_counter()
         run()
-        times.append(clock() - start)
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
@@ -54,24 +48,32 @@ def single_thread() -> Iterator[None]:
 
 
 def compare_seconds(
-    runs: Sequence[Callable[[], object]],
-    *,
-    rounds: int = 3,
-    at_least: float = 0.01,
-    clock: Callable[[], float] = time.perf_counter,
+    runs: Sequence[Callable[[], object]], *, rounds: int = 3, at_least: float = 0.01
 ) -> list[float]:
     """The seconds of one call of each, measured in turns on one core, without gradients.
 
-    Each is the lowest of a few medians, since other work on the machine can only add time. On a
-    busy machine `time.process_time`, which counts the time of this process only, is the steadier
-    clock for work on a CPU.
+    Each is the lowest of a few medians, since other work on the machine can only add time.
     """
     with single_thread(), torch.inference_mode():
-        times = [
-            [median_seconds(run, at_least=at_least, clock=clock) for run in runs]
-            for _ in range(rounds)
-        ]
+        times = [[median_seconds(run, at_least=at_least) for run in runs] for _ in range(rounds)]
     return [min(some) for some in zip(*times, strict=True)]
+
+
+def median_cpu_seconds(runs: Sequence[Callable[[], object]], *, rounds: int = 100) -> list[float]:
+    """The median CPU time of one call of each, on one core, without gradients.
+
+    Each round calls each of them once, after a round that does not count: what slows this process
+    for a while slows all of them. On a busy machine, differences of a few percent are still seen.
+    """
+    times = []
+    with single_thread(), torch.inference_mode():
+        for _ in range(rounds + 1):
+            marks = [time.process_time()]
+            for run in runs:
+                run()
+                marks.append(time.process_time())
+            times.append([after - before for before, after in pairwise(marks)])
+    return [statistics.median(some) for some in zip(*times[1:], strict=True)]
 
 
 class _Exponent(NamedTuple):
