@@ -165,7 +165,7 @@ def _read_recipe(args) -> Recipe:
     names = {field.name for field in fields(Recipe)} - {"seconds"}
     options = vars(args).items()
     given = {name: value for name, value in options if name in names and value is not None}
-    given = recipe_of(getattr(args, "model", "")) | given
+    given = recipe_of(getattr(args, "model", "qllk-3")) | given
     if given["precision"] == "auto":
         given["precision"] = devices.fastest_precision(given["device"])
     return Recipe(**given)

@@ -153,6 +153,7 @@ class _Row(NamedTuple):
     lr: float = 6e-3  # the defaults were found for qllk-2
     batch: int = 4
     window: int = 1024
+    carry: int = 1
 
 
 _ROWS = {
@@ -165,10 +166,10 @@ _ROWS = {
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
     # A memory with addresses: hashed n-grams, and recall of what followed each context.
     "qllk-3": _Row(
-        _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), 8e-3, batch=1, window=2048
+        _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), 8e-3, 1, 2048, carry=64
     ),
     "qllk-3-nano": _Row(
-        _qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), 8e-3, batch=1, window=2048
+        _qllk_3(32, layers=2, ratio=2, rows=4_096, addresses=4_096), 8e-3, 1, 2048, carry=64
     ),
     # The baseline, with as many parameters as qllk-2.
     "gpt": _Row(_gpt(160, layers=4, heads=5)),

@@ -594,7 +594,7 @@ def test_a_move_between_two_steps_changes_no_number_of_a_run_with_a_table():
 
 def test_a_trial_step_sees_that_the_gradient_of_a_table_is_not_finite():
     run = mixed()
-    batch = run._draw_batch()
+    batch = run._draw_batch()[0]
     assert _trial_step(run.model, batch, "cpu", "float32")[1]
     backward = torch.nn.functional.embedding
 

@@ -29,9 +29,9 @@ def test_a_changed_preset_has_no_name():
 
 def test_a_recipe_belongs_to_its_preset():
     stated = {"gpt2": 6e-4, "bert-base": 1e-4, "bert-nano": 1e-3, "t5-base": 1e-3}
-    own = {name: {"lr": 6e-3, "batch": 4, "window": 1024} for name in PRESETS}
+    own = {name: {"lr": 6e-3, "batch": 4, "window": 1024, "carry": 1} for name in PRESETS}
     own |= {name: own["qllk-2"] | {"lr": lr} for name, lr in stated.items()}
-    small_steps = {"lr": 8e-3, "batch": 1, "window": 2048}
+    small_steps = {"lr": 8e-3, "batch": 1, "window": 2048, "carry": 64}
     own |= {name: small_steps for name in PRESETS if name.startswith("qllk-3")}
     assert {name: recipe_of(name) for name in PRESETS} == own
     assert recipe_of("a spec of your own") == own["qllk-2"]

@@ -161,7 +161,7 @@ def by_hand(run, inputs, targets):
 def test_parts_with_unequal_numbers_of_targets_equal_the_whole(accumulate):
     run = trainer(spec=SPEC.but(dropout=0.0), accumulate=accumulate)
     run.model.double()
-    (inputs,), targets = run._draw_batch()
+    (inputs,), targets = run._draw_batch()[0]
     targets = targets.clone()
     targets[0, 3:] = targets[2, ::2] = objectives.IGNORED
     targets[3] = objectives.IGNORED  # with four parts, one that asks for nothing
@@ -720,7 +720,7 @@ def test_a_run_of_any_family_is_resumed_and_replayed_bit_for_bit(spec, tmp_path)
 def test_the_parts_of_a_batch_of_any_family_are_worth_what_they_ask(spec):
     run = Trainer(spec.but(dropout=0.0), PERIODIC, replace(RECIPE, accumulate=3))
     run.model.double()
-    batch = run._draw_batch()
+    batch = run._draw_batch()[0]
     logits = run.model(*batch.inputs).flatten(0, 1)
     F.cross_entropy(logits, batch.targets.flatten()).backward()
     expected = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
@@ -757,7 +757,7 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
 
 def test_the_loss_that_is_told_is_that_of_text_and_learned_from_is_all():
     run = Trainer(OTHERS["t5-nano"].but(dropout=0.0), PERIODIC, RECIPE)
-    inputs, targets = run._draw_batch()
+    inputs, targets = run._draw_batch()[0]
     nats = F.cross_entropy(run.model(*inputs).flatten(0, 1), targets.flatten(), reduction="none")
     text = targets.flatten() < 256
     nats.mean().backward()
@@ -792,11 +792,11 @@ def test_windows_of_two_bytes_are_trained_on_judged_and_moved(spec):
 def test_a_model_that_reads_no_whole_window_gets_it_in_several_rows():
     run = trainer(spec=TINY["gpt2-nano"].but(context=16), window=48)
     assert run.window == 16
-    assert run._draw_batch().targets.shape == (12, 16)
+    assert run._draw_batch()[0].targets.shape == (12, 16)
     assert next(run).bytes_seen == trainer(window=48).bytes_per_step == 4 * 48
     longer = trainer(spec=TINY["gpt2-nano"].but(context=64), window=48)
     assert longer.window == 48
-    assert longer._draw_batch().targets.shape == (4, 48)
+    assert longer._draw_batch()[0].targets.shape == (4, 48)
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatch):
@@ -883,7 +883,7 @@ def test_a_loss_on_other_ids_is_told_per_byte(tmp_path):
     run = Trainer(SPEC.but(dropout=0.0, vocab_size=300), corpus, RECIPE)
     length = corpus.bytes_per_id
     assert length > 1.5
-    batch = run._draw_batch()
+    batch = run._draw_batch()[0]
     per_id = F.cross_entropy(run.model(*batch.inputs).flatten(0, 1), batch.targets.flatten())
     record = next(run)
     assert record.nats == pytest.approx(per_id.item() / length, rel=1e-6)
@@ -931,6 +931,68 @@ def test_a_cuda_device_trains_in_half_precision(precision):
 @CUDA
 def test_the_data_are_the_same_on_every_device():
     run = trainer()
-    expected = run._draw_batch()
+    expected = run._draw_batch()[0]
     run.move("cuda", "float32")
-    assert torch.equal(run._draw_batch().to("cpu").targets, expected.targets)
+    assert torch.equal(run._draw_batch()[0].to("cpu").targets, expected.targets)
+
+
+# ---------------------------------------------------------------- windows of one text in a row
+
+RECALLING = TINY["qllk-3-nano"]
+CARRY = {"spec": RECALLING, "carry": 3, "batch": 2, "steps": 12}  # from step 9 on
+
+
+def texts(run, count):
+    """The inputs of the next steps, each with the text before it."""
+    found = []
+    for _ in range(count):
+        batch, before = run._draw_batch()
+        found.append((batch.inputs[0], before))
+        next(run)
+    return found
+
+
+def test_in_the_last_quarter_windows_continue_one_another():
+    run = trainer(**CARRY)
+    early, late = texts(run, 9), texts(run, 3)
+    assert all(before is None for _, before in early)
+    assert late[0][1].shape == (2, 0)
+    for number in (1, 2):
+        assert torch.equal(late[number][1], torch.cat([ids for ids, _ in late[:number]], dim=1))
+    others = trainer(**CARRY | {"carry": 1})
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(early, texts(others, 9), strict=True))
+
+
+def test_a_carried_window_is_read_with_the_recall_of_the_text_before_it():
+    run = trainer(**CARRY)
+    steps(run, 10)
+    (ids,), before = run._draw_batch()[0].inputs, run._draw_batch()[1]
+    logits = run._forward((ids,), before)
+    expected, _ = run.model.run(ids, run.model.remember(before))
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, run.model(ids))
+
+
+def test_a_carried_run_that_is_resumed_equals_one_that_is_not():
+    whole, cut = trainer(**CARRY), trainer(**CARRY)
+    steps(cut, 10)  # in the middle of a text
+    again = trainer(**CARRY)
+    restore_snapshot(again, take_snapshot(cut))
+    assert losses(steps(whole, 12)[10:]) == losses(steps(again, 2))
+
+
+def test_a_model_without_a_recall_reads_a_new_text_each_step():
+    run = trainer(carry=3, steps=12, batch=2)
+    assert all(before is None for _, before in texts(run, 12))
+
+
+def test_a_text_is_never_longer_than_the_corpus():
+    run = trainer(**CARRY | {"carry": 10_000})
+    assert (run._carry + 1) * run.window >= len(CORPUS.train) > run._carry * run.window
+    steps(run, 12)
+
+
+def test_carrying_excludes_micro_batches_and_compiling():
+    for other in ({"accumulate": 2}, {"compile": True}):
+        with pytest.raises(ValueError, match="carry=3 cannot be combined with micro-batches or"):
+            trainer(**CARRY | other)

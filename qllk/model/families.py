@@ -96,6 +96,16 @@ class LanguageModel(nn.Module):
             logits = self.recall.vote(logits, x, found)
         return logits, ModelState(t + ids.shape[1], parts, ngrams, recall)
 
+    def remember(self, ids: Tensor, state: ModelState | None = None) -> ModelState:
+        """The state after reading ids with the inputs alone: what a recall knows, and no layer."""
+        t, _, ngrams, recall = state or ModelState(0, None)
+        with torch.no_grad():
+            if self.ngrams:
+                _, ngrams = self.ngrams(ids, ngrams)
+            if self.recall:
+                _, _, recall = self.recall(ids, recall)
+        return ModelState(t + ids.shape[1], None, ngrams, recall)
+
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         if documents is None:
             return self.run(ids)[0]

@@ -30,6 +30,11 @@ class Recipe:
     window: int = _option(
         1024, "ids per window; a model with a shorter context reads each window in several rows"
     )
+    carry: int = _option(
+        1,
+        "for a model with a recall: in the last quarter of the run, read this many windows of a "
+        "text one after another, each with what was recalled from those before",
+    )
     accumulate: int = _option(1, "number of micro-batches per step (gradient accumulation)")
     recompute: int = _option(
         0,
@@ -54,7 +59,15 @@ class Recipe:
     )
 
     def __post_init__(self):
-        whole = ("steps", "batch", "window", "accumulate", "validate_every", "validate_bytes")
+        whole = (
+            "steps",
+            "batch",
+            "window",
+            "carry",
+            "accumulate",
+            "validate_every",
+            "validate_bytes",
+        )
         check_positive("Recipe", **{name: getattr(self, name) for name in whole})
         for name in ("lr", "clip"):
             check_rate(f"Recipe: {name}", getattr(self, name))
@@ -69,6 +82,11 @@ class Recipe:
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")
         check_micro_batches("Recipe", self.batch, self.accumulate)
+        if self.carry > 1 and (self.accumulate > 1 or self.compile):
+            raise ValueError(
+                f"Recipe: carry={self.carry} cannot be combined with micro-batches or compile, "
+                "since a step continues from the state of the one before; leave one out"
+            )
 
     @classmethod
     def from_dict(cls, values) -> Recipe:

@@ -38,6 +38,7 @@ from .questions import fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
 from .snapshot import restore_snapshot, take_snapshot
 
+_LATE = 0.75  # the progress from which windows are read one after another, if the recipe says so
 _PROBE_EVERY = 25  # steps between two measurements of the state, which take a third of a step
 _SNAPSHOT_EVERY = 100  # steps between two snapshots that a diverged run can return to
 
@@ -106,8 +107,16 @@ class Trainer:
         self.log: list[list] = []
         self.pending: deque[tuple[int | None, str, object]] = deque()
         self.last_refusal: str | None = None
+        self._carry = self._longest_carry()
+        self._remembered: tuple = (None, None, None)  # step, shape of the text read, state after it
         self._clock = clock
         self.last_good = take_snapshot(self)
+
+    def _longest_carry(self):
+        """The windows that are read one after another: 1 without a recall."""
+        if getattr(self.model, "recall", None) is None:
+            return 1
+        return min(self.recipe.carry, (len(self.corpus.train) - 1) // self.window)
 
     def _check_vocabulary(self):
         ids = self.corpus.tokenizer.vocab_size
@@ -175,8 +184,8 @@ class Trainer:
         start, lr = self._clock(), self.current_lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = self._draw_batch()
-        nats, precision = self._backward(batch)
+        batch, before = self._draw_batch()
+        nats, precision = self._backward(batch, before)
         grad_norm = self._clip_gradients(nats, lr)
         with defer_interrupts():  # half an update is neither the old model nor the new one
             self.place.scaler.step(self.optimizer)
@@ -231,14 +240,34 @@ class Trainer:
         return self.question.ask(ids.long(), generator, self.corpus.tokenizer.vocab_size)
 
     def _draw_batch(self):
-        """The batch of the next step, a function of the seed and the step only."""
-        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, self.step))
-        rows = self.batch * self._rows_per_window
-        ids = sample_windows(self.corpus.train, rows, self.window, generator)
-        self.place.masks.manual_seed(_mix_seeds(self.recipe.seed, ~self.step))
-        return self.ask(ids, generator).to(self.place.device)
+        """The batch of the next step and the text before it, functions of the seed and the step.
 
-    def _backward(self, batch):
+        Shapes   -> Batch, and ids (B,n) on the device, n = 0 for the first window of a text; None
+                 while every step draws another text
+        """
+        carry = self._carry if self.progress >= _LATE else 1
+        read = self.step % carry  # windows of this text
+        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, self.step - read))
+        rows, start = self.batch * self._rows_per_window, read * self.window
+        ids = sample_windows(self.corpus.train, rows, carry * self.window, generator)
+        batch = self.ask(ids[:, start : start + self.window + 1], generator)
+        self.place.masks.manual_seed(_mix_seeds(self.recipe.seed, ~self.step))
+        before = None if carry == 1 else ids[:, :start].long().to(self.place.device)
+        return batch.to(self.place.device), before
+
+    def _forward(self, inputs, before):
+        """The logits of a window, given what a recall knows from the text before it."""
+        if before is None:
+            return self.place.forward(*inputs)
+        step, shape, state = self._remembered
+        if (step, shape) != (self.step, before.shape):  # such as after a resumed run
+            state = self.model.remember(before) if before.shape[1] else None
+        logits, state = self.model.run(*inputs, state)
+        after = (before.shape[0], before.shape[1] + self.window)
+        self._remembered = self.step + 1, after, state._replace(parts=None)
+        return logits
+
+    def _backward(self, batch, before=None):
         """Backpropagate the mean loss; return the text's nats per byte and the logits' dtype.
 
         The mean is taken over all targets of the step, since micro-batches may differ in how many
@@ -250,7 +279,7 @@ class Trainer:
         count, text = (count_targets(b.targets) for b in (batch, batch.ignore_specials(size)))
         for part in batch.micro_batches(self.recipe.accumulate):
             with self.place.autocast():
-                logits = self.place.forward(*part.inputs)
+                logits = self._forward(part.inputs, before)
             losses = token_losses(logits, part.targets)
             self.place.scaler.scale(losses.sum() / count).backward()
             nats += (losses.detach() * (part.targets < size)).sum().item() / text
@@ -347,6 +376,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
         check_parity(self.model, self.ask(ids, generator), device, precision)
         parts, home = (self.model, self.optimizer, self.recipe), self.place
+        self._remembered = (None, None, None)
         try:
             self.place = move_to(device, precision, *parts)
         except RuntimeError:
