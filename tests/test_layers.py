@@ -79,7 +79,7 @@ def test_an_rms_norm_and_its_gradients_are_those_of_torch(shape, eps):
     torch.nn.init.normal_(norm.weight)
     x, weight = vectors(*shape).requires_grad_(), vectors(*shape)
     y, expected = norm(x), F.rms_norm(x, (8,), norm.weight, eps)
-    same(y, expected, atol=1e-12)
+    assert torch.equal(y, expected)
     leaves = (x, norm.weight)
     mine, other = (torch.autograd.grad((out * weight).sum(), leaves) for out in (y, expected))
     for found, wanted in zip(mine, other, strict=True):
@@ -90,8 +90,16 @@ def test_an_rms_norm_and_its_gradients_are_those_of_torch(shape, eps):
 def test_an_rms_norm_takes_vectors_that_do_not_stand_together():
     norm, x = NORMS["rms"](8).double(), vectors(2, 8, 5).requires_grad_()
     y, expected = norm(x.transpose(1, 2)), F.rms_norm(x.transpose(1, 2), (8,))
-    same(y, expected, atol=1e-12)
+    assert torch.equal(y, expected)
     same(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (y, expected)), atol=1e-12)
+
+
+@pytest.mark.parametrize("part", [NORMS["rms"](64), MLPS["relu2"](64)], ids=["rms", "relu2"])
+def test_a_part_gives_the_same_bits_with_a_gradient_and_without(part):
+    x = torch.randn(2, 300, 64)
+    with torch.no_grad():
+        expected = part(x)
+    assert torch.equal(part(x), expected)
 
 
 def test_a_norm_of_zeros_is_zero_and_has_a_finite_gradient():
