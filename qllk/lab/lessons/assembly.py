@@ -25,7 +25,7 @@ from ..minimize import minimize
 _PARTS = (
     ("norms", r"norm|layers\.\d+\.[15]\."),
     ("embedding", r"embed|segments|positions"),
-    ("hashing", r"hash_proj"),
+    ("hashing", r"hash_proj|ngrams|recall"),
     ("patches", r"patch_|fold"),
     ("mixers", r"\.(mix|cross|kernel)\.|layers\.\d+\.0\."),
     ("MLPs", r"mlp|layers\.\d+\.[24]\."),
