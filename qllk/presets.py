@@ -36,7 +36,11 @@ def _qllk_3(d_model: int, layers: int, ratio: int, rows: int, addresses: int) ->
         mixers=(CONV,),
         mlp=("relu2", {"ratio": ratio}),
         ngrams=Ngrams((2, 3, 4, 5, 6, 8, "word", "words-2"), rows=rows),
-        recall=Recall((4, 6, 8, 16, "word", "words-2", "words-3"), addresses=addresses, rows=4096),
+        recall=Recall(
+            (3, 4, 5, 6, 8, 12, 20, "word", "words-2", "words-3"),
+            addresses=addresses,
+            rows=4096,
+        ),
     )
 
 
@@ -165,6 +169,7 @@ _ROWS = {
     # The control of qllk-2: the same without its global path.
     "qllk-2-local": _Row(_qllk_2(128).but(patch=None)),
     # A memory with addresses: hashed n-grams, and recall of what followed each context.
+    # 38,890,048 parameters, all but 92,736 of them rows of tables.
     "qllk-3": _Row(
         _qllk_3(64, layers=2, ratio=2, rows=65_536, addresses=65_536), 8e-3, 1, 2048, carry=64
     ),

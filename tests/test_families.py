@@ -26,8 +26,8 @@ from qllk.training.optim import build_optimizer
 
 # Every preset's size, as its source or our own README states it.
 PARAMETERS = {
-    "qllk-3": 37_316_800,
-    "qllk-3-nano": 2_915_424,
+    "qllk-3": 38_890_048,
+    "qllk-3-nano": 3_702_048,
     "qllk-2": 1_298_944,
     "qllk-2-nano": 342_272,
     "qllk-2-local": 610_176,
