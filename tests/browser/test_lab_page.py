@@ -108,15 +108,16 @@ def test_every_control_does_what_it_says(open_lab, pictures):
     assert lab.step == at_rest
     lab.press("pause")  # now called Resume
     lab.wait_note("lr is now 0.002")
-    lab.fill("batch", "2")
-    lab.wait_note("batch is now 2")
+    lab.fill("batch", "16")  # so that one step is like the next
+    lab.wait_note("batch is now 16")
 
+    lab.wait_steps(3)
     before = lab.loss
     lab.choose("precision", "bfloat16")
     lab.press("switch")
     lab.wait_for(lambda: lab.place == "cpu bfloat16")
     lab.wait_steps(10)
-    assert lab.loss < before + 0.3  # it may have improved since; a broken curve jumps upwards
+    assert lab.loss < before + 0.5  # it may have improved since; a broken curve jumps upwards
     lab.picture(pictures, "2-switched")
     lab.choose("precision", "float32")
     lab.press("switch")
