@@ -401,7 +401,7 @@ def _add_memory(made):
 def _memory(args):
     """Show where a memory pays, by the distance of what it recalls, and what it costs.
 
-    The tables are also written as Markdown, beside the report.
+    The tables are also written as Markdown, next to the report.
     """
     found = memory.study_memory(args.model, corpus(args.corpus).text, args.seconds, args.seed)
     facts = {"machine": devices.describe_machine()} | found

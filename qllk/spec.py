@@ -62,7 +62,7 @@ class Ngrams:
 
     def __post_init__(self):
         check_positive("Ngrams", rows=self.rows)
-        object.__setattr__(self, "contexts", _as_contexts(self.contexts, "Ngrams"))
+        object.__setattr__(self, "contexts", as_contexts(self.contexts, "Ngrams"))
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,14 @@ class Recall:
 
     def __post_init__(self):
         check_positive("Recall", addresses=self.addresses, rows=self.rows)
-        object.__setattr__(self, "contexts", _as_contexts(self.contexts, "Recall"))
+        object.__setattr__(self, "contexts", as_contexts(self.contexts, "Recall"))
 
 
-def _as_contexts(contexts, owner):
+def as_contexts(contexts: object, owner: str) -> tuple[int | str, ...]:
+    """Return a tuple or list of one or more contexts as a tuple.
+
+    Raises   ValueError naming the owner, when it is anything else
+    """
     if not isinstance(contexts, tuple | list) or not contexts:
         raise ValueError(f"{owner}: contexts must be a list of one or more, got {contexts!r}")
     return tuple(contexts)

@@ -91,8 +91,8 @@ def addressed_sum(
 def _sum_by_row(v, row, log_decay, chunk):
     """Add to each sorted value those before it in its row.
 
-    Within a chunk, one matrix says who is added to whom; between chunks, the row that goes on is
-    carried.
+    Within a chunk, one matrix says which values are added; between chunks, the sum of an unfinished
+    row is carried.
 
     Shapes   v (B,T,V), row (B,T)  ->  (B,T,V)
     """
@@ -189,7 +189,7 @@ def addressed_runs(
     known = (before[..., 0] == owner) & (first == visits.first)
     _, last, other, run, count = (before * known[..., None]).unbind(dim=2)
     fresh = began > first  # after another run among these writes
-    repeats = (last == x) & (count > 0) & ~fresh  # the run goes on from before these writes
+    repeats = (last == x) & (count > 0) & ~fresh  # the run began before these writes
     previous = x.gather(1, (began - 1).clamp(min=0))
     other = torch.where(fresh, previous, torch.where(repeats, other, last))
     run = time - began + 1 + torch.where(repeats, run, 0)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_positive
+from ..spec import as_contexts
 
 WORDS = ("word", "words-2", "words-3")
 Context = int | str
@@ -47,9 +48,8 @@ def check_contexts(owner: str, contexts: Sequence[Context]) -> tuple[Context, ..
 
     Raises   ValueError naming the owner and the context
     """
-    if not isinstance(contexts, list | tuple) or not contexts:
-        raise ValueError(f"{owner}: contexts must be a list of one or more, got {contexts!r}")
-    for context in contexts:
+    found = as_contexts(contexts, owner)
+    for context in found:
         if context in WORDS:
             continue
         if isinstance(context, str):
@@ -60,9 +60,9 @@ def check_contexts(owner: str, contexts: Sequence[Context]) -> tuple[Context, ..
         check_positive(owner, context=context)
         if context > _LONGEST:
             raise ValueError(f"{owner}: a context can be {_LONGEST} ids long, got {context}")
-    if len(set(contexts)) < len(contexts):
+    if len(set(found)) < len(found):
         raise ValueError(f"{owner}: contexts must differ from each other, got {contexts!r}")
-    return tuple(contexts)
+    return found
 
 
 def hash_contexts(
@@ -71,8 +71,8 @@ def hash_contexts(
     """Compute the hash of every context at every position.
 
     Shapes   ids (B,T) int64  ->  hashes (B,C,T) int64, for C contexts in their order
-    State    ContextState, of n + 3 numbers for the longest context of n ids. It goes on only with
-             the same contexts.
+    State    ContextState, of n + 3 numbers for the longest context of n ids. It is valid
+             only for the same contexts.
     Cost     time and memory O(T C + n)
     Twin     hash_contexts_loop, equal exactly
     """

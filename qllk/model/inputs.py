@@ -104,7 +104,7 @@ class Ngrams(nn.Module):
 
 
 class RecallState(NamedTuple):
-    """State of a recall: a row of four whole numbers for each address of each context."""
+    """State of a recall: a row of five whole numbers for each address of each context."""
 
     rows: Tensor  # (B,C,A,5): see `addressed_runs`
     address: Tensor  # (B,C): where each context wrote last, -1 before the text

@@ -111,8 +111,8 @@ def iterate_stream(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the logits and the targets of each piece of `data`, read once with a carried state.
 
-    The targets are those of `loss_by_position`: every id but the first. With `longest`, a new
-    stream begins after so many ids, so that windows are the streams with longest = window.
+    The targets are those of `loss_by_position`: every id but the first. With `longest`, the
+    state is dropped every `longest` ids; with `longest=window` the streams are windows.
 
     Shapes   data (n,) ids  ->  yields logits (1,T,vocab_size), targets (1,T)
     Options  before    a text that is read first and whose losses do not count: every stream starts

@@ -50,8 +50,8 @@ RACE = {
     "qllk-3": _SIZES,
     "qllk-3 without recall": tuple(spec.but(recall=None) for spec in _SIZES),
     "qllk-3 without n-grams": tuple(spec.but(ngrams=None) for spec in _SIZES),
-    # The path of the recall without its memory: all contexts share one row, which belongs to
-    # whoever wrote last, so that the next context takes it over at once.
+    # The path of the recall without its memory: all addresses share a single row, so each write
+    # evicts the one before it.
     "qllk-3 without memory": tuple(
         spec.but(recall=replace(spec.recall, addresses=1)) for spec in _SIZES
     ),

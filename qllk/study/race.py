@@ -300,7 +300,7 @@ def _run_all(
 
 
 def _workers(jobs: int) -> Executor:
-    """Processes that train runs. An interrupt ends them, or else they would go on to the next."""
+    """Processes that train runs. An interrupt ends them, so that they start no further run."""
     return ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context("spawn"),

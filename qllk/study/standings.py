@@ -19,9 +19,9 @@ _COLUMNS = (
 def format_rows(rows: list[dict]) -> str:
     """The race as a Markdown table, the best first within each budget.
 
-    A batch is windows x ids. The nats per byte in windows of 1,024 ids decide; beside them are the
+    A batch is windows x ids. The nats per byte in windows of 1,024 ids decide; next to them are the
     seeds' spread, the same in bits, and the nats in longer windows and as a stream. Where a model
-    reads shorter windows, or its stream is cut because its state grows, the length stands beside
+    reads shorter windows, or its stream is cut because its state grows, the length stands next to
     the number. A dash stands for a model that cannot be judged so.
     """
     lines = [

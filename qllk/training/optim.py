@@ -1,14 +1,14 @@
 """Optimizers by name, which weights they get, gradients, and the learning rate over a run.
 
 A table is the weight of an `nn.Embedding(…, sparse=True)`: its gradient is sparse, a few rows of
-many. Tables have an optimizer of their own, whatever the name of that of the other weights.
+many. Tables have an optimizer of their own, independent of the one chosen by name.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,16 @@ from torch import Tensor, nn
 from ..checks import look_up
 from ..model.layers import LinearHead
 from ..probes.inside import state_bytes
+
+
+def _weights_due(optimizer) -> Iterator[tuple[Tensor, dict, dict[str, Tensor]]]:
+    """Yield each weight that has a gradient, with its group and its state."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                if p not in optimizer.state:
+                    optimizer.state[p] = optimizer.init_state(p, group.get("dtype"))
+                yield p, group, optimizer.state[p]
 
 
 class _MomentOptimizer(torch.optim.Optimizer):
@@ -61,17 +71,11 @@ class _MomentOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p not in self.state:
-                    self.state[p] = self.init_state(p, group["dtype"])
-                stored = self.state[p]
-                moments = {name: stored[name].to(p.dtype) for name in self.moments}
-                self.update(p, group, stored | moments)
-                for name, moment in moments.items():
-                    stored[name].copy_(moment)
+        for p, group, stored in _weights_due(self):
+            moments = {name: stored[name].to(p.dtype) for name in self.moments}
+            self.update(p, group, stored | moments)
+            for name, moment in moments.items():
+                stored[name].copy_(moment)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Like torch's, which would leave the moments in the dtype of the weights."""
@@ -197,7 +201,7 @@ class RowAdam(torch.optim.Optimizer):
 
     Shapes   tables (N,D), their gradients sparse in N, with repeated rows or without
     State    two numbers per row: v and n
-    Cost     time and memory of a step O(rows of the gradient), whatever N is
+    Cost     time and memory of a step O(rows of the gradient), independent of N
     Paper    Kingma and Ba 2014, 1412.6980, algorithm 1, without momentum. One second moment for a
              row is that of row-wise Adagrad, as in PyTorch-BigGraph (Lerer 2019, 1903.12287), and
              of FBGEMM's partial row-wise Adam, which has momentum and one count for all rows
@@ -214,19 +218,14 @@ class RowAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if not p.grad.is_sparse:
-                    raise ValueError(
-                        "RowAdam needs a sparse gradient, but that of a table of shape "
-                        f"{tuple(p.shape)} is dense, as when the table is also used outside of its "
-                        "nn.Embedding; build the nn.Embedding with sparse=False"
-                    )
-                if p not in self.state:
-                    self.state[p] = self.init_state(p)
-                self._update_rows(p, group, self.state[p])
+        for p, group, state in _weights_due(self):
+            if not p.grad.is_sparse:
+                raise ValueError(
+                    "RowAdam needs a sparse gradient, but that of a table of shape "
+                    f"{tuple(p.shape)} is dense, as when the table is also used outside of its "
+                    "nn.Embedding; build the nn.Embedding with sparse=False"
+                )
+            self._update_rows(p, group, state)
 
     def _update_rows(self, p, group, state):
         gradient, beta = _sum_repeated_rows(p.grad), group["beta"]

@@ -242,8 +242,8 @@ class Trainer:
     def _draw_batch(self):
         """The batch of the next step and the text before it, functions of the seed and the step.
 
-        Shapes   -> Batch, and ids (B,n) on the device, n = 0 for the first window of a text; None
-                 while every step draws another text
+        Shapes   -> Batch on the device, and ids (B,n) as the corpus has them, n = 0 for the first
+                 window of a text; None while every step draws another text
         """
         carry = self._carry if self.progress >= _LATE else 1
         read = self.step % carry  # windows of this text
@@ -252,8 +252,7 @@ class Trainer:
         ids = sample_windows(self.corpus.train, rows, carry * self.window, generator)
         batch = self.ask(ids[:, start : start + self.window + 1], generator)
         self.place.masks.manual_seed(_mix_seeds(self.recipe.seed, ~self.step))
-        before = None if carry == 1 else ids[:, :start].long().to(self.place.device)
-        return batch.to(self.place.device), before
+        return batch.to(self.place.device), None if carry == 1 else ids[:, :start]
 
     def _forward(self, inputs, before):
         """The logits of a window, given what a recall knows from the text before it."""
@@ -261,7 +260,8 @@ class Trainer:
             return self.place.forward(*inputs)
         step, shape, state = self._remembered
         if (step, shape) != (self.step, before.shape):  # such as after a resumed run
-            state = self.model.remember(before) if before.shape[1] else None
+            ids = before.long().to(self.place.device)
+            state = self.model.remember(ids) if before.shape[1] else None
         logits, state = self.model.run(*inputs, state)
         after = (before.shape[0], before.shape[1] + self.window)
         self._remembered = self.step + 1, after, state._replace(parts=None)
