@@ -21,6 +21,7 @@ from .model import sample
 from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
 from .probes.evaluate import LN2
+from .spec import Spec
 from .study import entries, memory, race, standings
 from .study.plots import save_picture
 from .text.corpora import corpus, corpus_names, describe_names
@@ -125,7 +126,7 @@ def _add_train(made):
     add("--model", default="qllk-3", help=f"one of {names}, or a Spec's JSON file")
     add("--corpus", default="stdlib", help=describe_names())
     add("--minutes", type=float, help="train for this many minutes, instead of --steps")
-    add("--dropout", type=float, help="dropout rate, instead of the model's own")
+    _add_dropout(made)
     add("--save", type=Path, help="write checkpoints to this file")
     add("--save-every", type=float, default=60.0, help="seconds between checkpoints")
     add("--resume", type=Path, help="continue the run saved in this file")
@@ -135,6 +136,21 @@ def _add_train(made):
     add("--plot", type=Path, help="draw the learning curve to this PNG file")
     _add_json(made)
     _add_recipe(made)
+
+
+def _add_dropout(made):
+    add = made.add_argument
+    add("--dropout", type=float, help="dropout rate, instead of the model's own")
+    add("--ngram-dropout", type=float, help="dropout rate of rows of n-grams, instead of its own")
+
+
+def _change_dropout(spec: Spec, args) -> Spec:
+    """The spec with the dropout of the options; one without n-grams has only the first."""
+    if args.dropout is not None:
+        spec = spec.but(dropout=args.dropout)
+    if args.ngram_dropout is not None and spec.ngrams:
+        spec = spec.but(ngrams=replace(spec.ngrams, dropout=args.ngram_dropout))
+    return spec
 
 
 def _add_recipe(made, leave_out=("seconds",)):
@@ -193,9 +209,12 @@ def _resume(path: Path) -> Trainer:
 
 
 def _begin(args) -> Trainer:
-    spec = find_spec(args.model)
-    if args.dropout is not None:
-        spec = spec.but(dropout=args.dropout)
+    spec = _change_dropout(find_spec(args.model), args)
+    if args.ngram_dropout is not None and not spec.ngrams:
+        raise ValueError(
+            f"--ngram-dropout is for models with n-grams, which {args.model!r} does not have; "
+            "leave it out"
+        )
     recipe = _read_recipe(args)
     if args.minutes is not None:
         recipe = replace(recipe, seconds=60 * args.minutes)
@@ -307,12 +326,13 @@ def _add_bench(made):
     add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
     sizes_meaning = "batches to search, as windows per step x ids per window"
     add("--batches", nargs="+", default=sizes, metavar="NxIDS", help=sizes_meaning)
-    add("--keep", type=int, default=3, help="candidates of each entry that the search keeps")
+    add("--keep", type=int, default=2, help="sizes of each entry that the search keeps")
     add("--seeds", type=int, default=3, help="final runs of each entry")
     add("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     add("--folder", type=Path, default=Path("runs/race"), help="where finished runs are kept")
     add("--report", type=Path, default=Path("runs/race.json"), help="write the rows as JSON")
     add("--plot", type=Path, default=Path("runs/race.png"), help="draw the curves as a PNG")
+    _add_dropout(made)
     _add_json(made)
     searched = ("lr", "batch", "accumulate", "window")
     _add_recipe(made, leave_out=("seconds", "steps", "seed", "validate_every", *searched))
@@ -332,11 +352,10 @@ def _bench(args):
     """Race models against their controls: equal computing time, equal text, equal search.
 
     The search tries every size of an entry with every rate and batch at a quarter of the smallest
-    budget; the best candidates train at the smallest budget, and then at each longer one. The loss
-    in windows of 1,024 decides, on the first --validate-bytes of the held-out split in the search,
-    and then on all of it. The best candidate of each budget runs with all seeds. It is also judged
-    in longer windows and as a stream; where the program zpaq is installed, its line is the stream's
-    peer.
+    budget; the best sizes train at the smallest budget, and then at each longer one. The loss in
+    windows of 1,024 decides, on the first --validate-bytes of the held-out split in the search, and
+    then on all of it. The best size of each budget runs with all seeds. It is also judged in longer
+    windows and as a stream; where the program zpaq is installed, its line is the stream's peer.
     """
     if unknown := sorted(set(args.entries) - set(entries.ENTRIES)):
         raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(entries.ENTRIES)}")
@@ -348,7 +367,10 @@ def _bench(args):
     rows = race.run_race(
         text.source,
         args.seconds,
-        entries=args.entries,
+        entries={
+            name: [_change_dropout(spec, args) for spec in entries.ENTRIES[name]]
+            for name in args.entries
+        },
         learning_rates=args.lrs,
         batches=batches,
         keep=args.keep,

@@ -21,6 +21,15 @@ def check_positive(owner: str, **numbers: int) -> None:
             raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
 
 
+def check_dropout(owner: str, dropout: float) -> None:
+    """Check that a probability of dropping is one, and below 1.
+
+    Raises   ValueError naming the owner
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{owner}: dropout must lie in [0, 1), got {dropout!r}")
+
+
 def check_fields(cls: type, values: object) -> dict[str, Any]:
     """Return the JSON object `values` as keyword arguments of the dataclass `cls`.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
-from .checks import check_fields, check_positive
+from .checks import check_dropout, check_fields, check_positive
 
 Part = tuple[str, dict]
 
@@ -59,9 +59,11 @@ class Ngrams:
 
     contexts: tuple[int | str, ...]  # as in `model.contexts`: numbers of ids, or names of words
     rows: int  # of each context's table
+    dropout: float = 0.0  # the probability of leaving out a context's row in training
 
     def __post_init__(self):
         check_positive("Ngrams", rows=self.rows)
+        check_dropout("Ngrams", self.dropout)
         object.__setattr__(self, "contexts", as_contexts(self.contexts, "Ngrams"))
 
 
@@ -148,8 +150,7 @@ class Spec:
                 f"Patch.after={self.patch.after} must be 0 or more and leave at least one of the "
                 f"{self.layers} layers before the patches are made"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"Spec: dropout must lie in [0, 1), got {self.dropout!r}")
+        check_dropout("Spec", self.dropout)
         for name, family in _ONLY_IN.items():
             if getattr(self, name) and self.family != family:
                 raise ValueError(f"Spec.{name} is for the family {family!r}, not {self.family!r}")

@@ -1,5 +1,7 @@
 """Hashed n-grams and recall: rows by hash, sparse gradients, what followed, and no future."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import CONV, built, same
@@ -65,6 +67,43 @@ def test_the_gradient_of_a_lookup_is_that_of_a_dense_table_and_names_only_rows_t
         0, rows.transpose(1, 2).flatten(), weight.repeat_interleave(3, dim=1).view(-1, 4)
     )
     same(found.to_dense(), dense, atol=1e-5)
+
+
+def test_dropout_leaves_out_whole_rows_and_keeps_the_mean():
+    table = Lookup(2, 100, 3, dropout=0.25)
+    torch.nn.init.ones_(table.weight)
+    hashes = torch.randint(0, 1 << 62, (1, 2, 20_000))
+    y = table(hashes)
+    assert (y == y[..., :1]).all(), "a row is left out as a whole"
+    same(y.unique(), torch.tensor([0.0, 4 / 3, 8 / 3]), atol=1e-6)
+    assert y.mean().item() == pytest.approx(2.0, abs=0.03)
+    same(table.eval()(hashes), torch.full_like(y, 2.0), atol=0)
+
+
+def test_the_gradient_under_dropout_is_that_of_the_rows_that_were_read():
+    table = filled(Lookup(3, 40, 4, dropout=0.6))
+    hashes, weight = torch.randint(0, 1 << 62, (2, 3, 9)), torch.randn(2, 9, 4)
+    table.dropout.generator = torch.Generator().manual_seed(0)
+    (table(hashes) * weight).sum().backward()
+
+    table.dropout.generator.manual_seed(0)
+    share = table.dropout(torch.ones(18, 3)).view(2, 9, 3)
+    rows = (to_rows(hashes, 40) + 40 * torch.arange(3)[:, None]).transpose(1, 2)
+    dense = torch.zeros(120, 4).index_add(
+        0, rows.flatten(), (share[..., None] * weight[:, :, None]).view(-1, 4)
+    )
+    same(table.weight.grad.to_dense(), dense, atol=1e-5)
+    assert set(table.weight.grad._indices()[0].tolist()) == set(rows[share > 0].tolist())
+
+
+def test_dropout_of_ngrams_is_an_option_of_theirs():
+    ngrams = replace(SPEC.ngrams, dropout=0.5)
+    model, ids = build(SPEC.but(ngrams=ngrams), seed=0), ids_of(TEXT)
+    filled(model.ngrams.table)
+    assert not torch.equal(model(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
+    with pytest.raises(ValueError, match=r"Ngrams: dropout must lie in \[0, 1\), got 1.0"):
+        replace(ngrams, dropout=1.0)
 
 
 def test_a_new_model_reads_zeros_from_its_tables():

@@ -12,6 +12,7 @@ from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines
 from qllk.spec import Spec
+from qllk.study import race
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
 from qllk.training.recipe import Recipe
@@ -112,6 +113,13 @@ def test_train_takes_the_path_of_a_spec(capsysbinary, tmp_path, text):
     assert code == 0
     model, _ = checkpoint.load_model(tmp_path / "run")
     assert (model.spec.d_model, model.spec.dropout) == (32, 0.1)
+
+
+def test_train_changes_the_dropout_of_ngrams(capsysbinary, tmp_path, text):
+    line = f"train --model qllk-3-nano --corpus {text} {TINY} --ngram-dropout 0.5"
+    assert run(capsysbinary, f"{line} --save {tmp_path / 'run'}")[0] == 0
+    model, _ = checkpoint.load_model(tmp_path / "run")
+    assert (model.spec.dropout, model.spec.ngrams.dropout) == (0.0, 0.5)
 
 
 def test_train_evaluates_a_complete_run_again(capsysbinary, tmp_path, text):
@@ -322,6 +330,21 @@ def test_bench_searches_and_prints_the_control_next_to_the_model(capsysbinary, t
     assert "[1/" not in again[1], "runs that are done are not trained again"
 
 
+def test_bench_gives_every_entry_the_same_dropout(capsysbinary, monkeypatch, tmp_path, text):
+    given = {}
+
+    def run_race(source, seconds, entries, **options):
+        given.update(entries)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(race, "run_race", run_race)
+    options = "--dropout 0.1 --ngram-dropout 0.5 --entries qllk-2-local qllk-3"
+    run(capsysbinary, bench(tmp_path, text, options))
+    assert {spec.dropout for specs in given.values() for spec in specs} == {0.1}
+    assert {spec.ngrams.dropout for spec in given["qllk-3"]} == {0.5}
+    assert {spec.ngrams for spec in given["qllk-2-local"]} == {None}
+
+
 def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
     capsysbinary, monkeypatch, tmp_path, text
 ):
@@ -354,6 +377,8 @@ def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
         ("train --corpus /nowhere", "no corpus '/nowhere'"),
         ("train --device cuda:99 --precision float32", "no device 'cuda:99' here"),
         ("train --precision float8", "unknown precision 'float8'"),
+        ("train --model gpt --ngram-dropout 0.5", "for models with n-grams, which 'gpt' does not"),
+        ("bench --dropout 1", "Spec: dropout must lie in [0, 1), got 1.0"),
         ("train --lr -1", "lr must be a number above 0"),
         ("sample /nowhere", "no checkpoint at '/nowhere'"),
         ("presets --window 0", "window must be a whole number above 0, got 0"),

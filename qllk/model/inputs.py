@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .. import spec
 from .addresses import addressed_runs
 from .contexts import ContextState, check_contexts, hash_contexts, mix
-from .layers import LinearHead
+from .layers import Dropout, LinearHead
 
 _OWNERS = 256  # addresses that share a row of a recall, told apart by a byte
 
@@ -32,52 +32,62 @@ class Lookup(nn.Embedding):
     The gradient is sparse: it has the rows that were read, so neither it nor the optimizer's step
     costs more for larger tables. All rows start at zero.
 
-    Options  tables K; rows of each; D
+    Dropout leaves out whole rows, so that a model does not lean on a single long context, whose row
+    it can learn by heart.
+
+    Options  tables K; rows of each; D; dropout, the probability of leaving out a row in training
     Shapes   hashes (B,K,T) int64  ->  (B,T,D)
     Cost     time O(T K D), and O(T K log(T K)) backward
     Paper    Weinberger 2009, 0902.2206, for hashed features
     """
 
-    def __init__(self, tables: int, rows: int, d_model: int):
+    def __init__(self, tables: int, rows: int, d_model: int, *, dropout: float = 0.0):
         super().__init__(tables * rows, d_model, sparse=True)
         self.rows = rows
+        self.dropout = Dropout(dropout)
         self.register_buffer("start", rows * torch.arange(tables)[:, None], persistent=False)
         nn.init.zeros_(self.weight)
 
     def forward(self, hashes: Tensor) -> Tensor:
         B, K, T = hashes.shape
         rows = (to_rows(hashes, self.rows) + self.start).transpose(1, 2).reshape(B * T, K)
-        return _SumRows.apply(rows, self.weight).view(B, T, -1)
+        share = self.dropout(self.weight.new_ones(B * T, K)) if self.dropout.acts else None
+        return _SumRows.apply(rows, self.weight, share).view(B, T, -1)
 
 
 class _SumRows(torch.autograd.Function):
     """`F.embedding_bag(…, mode="sum", sparse=True)` with a gradient that names each row once, in
     ascending order, which makes a training step shorter by a tenth.
 
-    The gradient of a row is again a bag: the sum over the steps that read the row.
+    The gradient of a row is again a bag: the sum over the steps that read the row, each times its
+    share. A row whose shares are all 0 was not read, and the gradient does not name it.
 
-    Shapes   rows (N,K), weight (R,D)  ->  (N,D)
+    Shapes   rows (N,K), weight (R,D), share (N,K) or None for ones  ->  (N,D)
     Twin     F.embedding_bag with a dense gradient
     """
 
     @staticmethod
-    def forward(ctx, rows, weight):
-        ctx.save_for_backward(rows)
+    def forward(ctx, rows, weight, share):
+        ctx.save_for_backward(rows, share)
         ctx.size = weight.shape
-        return F.embedding_bag(rows, weight, mode="sum")
+        return F.embedding_bag(rows, weight, mode="sum", per_sample_weights=share)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        (rows,) = ctx.saved_tensors
+        rows, share = ctx.saved_tensors
         ascending, places = rows.flatten().sort(stable=True)
+        if share is not None:
+            share = share.flatten()[places]
+            read = share != 0
+            ascending, places, share = ascending[read], places[read], share[read]
         unique, counts = ascending.unique_consecutive(return_counts=True)
         steps, starts = places // rows.shape[1], counts.cumsum(0) - counts
-        total = F.embedding_bag(steps, gradient, starts, mode="sum")
+        total = F.embedding_bag(steps, gradient, starts, mode="sum", per_sample_weights=share)
         total = torch.sparse_coo_tensor(
             unique[None], total, ctx.size, is_coalesced=True, check_invariants=False
         )
-        return None, total
+        return None, total, None
 
 
 class Ngrams(nn.Module):
@@ -94,7 +104,7 @@ class Ngrams(nn.Module):
     def __init__(self, d_model: int, options: spec.Ngrams):
         super().__init__()
         self.contexts = check_contexts("Ngrams", options.contexts)
-        self.table = Lookup(len(self.contexts), options.rows, d_model)
+        self.table = Lookup(len(self.contexts), options.rows, d_model, dropout=options.dropout)
 
     def forward(
         self, ids: Tensor, state: ContextState | None = None

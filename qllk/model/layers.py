@@ -185,8 +185,13 @@ class Dropout(nn.Module):
         self.share = share
         self.generator: torch.Generator | None = None
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything is dropped: only in training."""
+        return self.training and self.share > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.share == 0.0:
+        if not self.acts:
             return x
         kept = torch.empty_like(x).bernoulli_(1.0 - self.share, generator=self.generator)
         return x * kept / (1.0 - self.share)

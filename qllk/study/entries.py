@@ -41,10 +41,7 @@ def _trunk(**changes) -> tuple[Spec, ...]:
     return (_QLLK_2.but(patch=replace(_QLLK_2.patch, **changes)),)
 
 
-_SIZES = tuple(
-    _QLLK_3.but(d_model=width, layers=layers, mlp=(_QLLK_3.mlp[0], {"ratio": ratio}))
-    for width, layers, ratio in ((64, 2, 2), (96, 2, 2), (128, 2, 2))
-)
+_SIZES = tuple(_QLLK_3.but(d_model=width) for width in (64, 128))
 # What `python -m qllk bench` races: qllk-3, the same without each of its parts, and a rival.
 RACE = {
     "qllk-3": _SIZES,

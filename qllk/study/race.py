@@ -2,9 +2,9 @@
 
 Every entry gets the same CPU seconds of one core, the same corpus and the same search, over the
 sizes of its model, the learning rate, and the **batch**: how many windows a step reads, and how
-long they are. First each candidate trains for a quarter of the smallest budget; the best few train
-at the smallest budget, and the best of these at each longer one. The best candidate of a budget
-runs with the other seeds.
+long they are. First each candidate trains for a quarter of the smallest budget, which finds the
+rate and the batch of each size. Then the best few sizes train at the smallest budget and at each
+longer one, since larger models need longer. The best size of a budget runs with the other seeds.
 
 Whatever windows an entry trains in, the search and the race are decided by its loss in windows of
 1,024 ids: in the search on the head of the held-out split, then on all of it. Whoever wins is also
@@ -21,7 +21,7 @@ import multiprocessing
 import signal
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from itertools import chain, product, zip_longest
@@ -42,7 +42,7 @@ from ..text.corpora import Corpus, corpus
 from ..training.questions import fit_vocabulary
 from ..training.recipe import Recipe
 from ..training.trainer import Diverged, Trainer
-from .entries import ENTRIES, RACE
+from .entries import RACE
 
 LEARNING_RATES = (4e-3, 8e-3)
 BATCHES = ((1, 1024), (4, 1024), (1, 2048))  # windows per step, and ids per window
@@ -313,10 +313,10 @@ def run_race(
     source: str,
     budgets: Collection[float],
     *,
-    entries: Iterable[str] = tuple(RACE),
+    entries: Mapping[str, Sequence[Spec]] = RACE,
     learning_rates: Collection[float] = LEARNING_RATES,
     batches: Collection[tuple[int, int]] = BATCHES,
-    keep: int = 3,
+    keep: int = 2,
     seeds: int = 3,
     recipe: Recipe = Recipe(),
     folder: Path | str,
@@ -327,9 +327,11 @@ def run_race(
     Results are kept in `folder`, under the text and the versions that they belong to. `jobs` runs
     train at a time, each in its own process with one thread.
 
-    Options  learning_rates, batches   what the search tries with every size of an entry, in place
+    Options  entries the sizes of each entry, see `entries.py`
+             learning_rates, batches   what the search tries with every size of an entry, in place
              of those of the recipe
-             keep    how many candidates of an entry train at each budget
+             keep    how many sizes of an entry train at each budget, each with its best rate and
+             batch
     Returns  rows with entry, seconds, parameters, d_model, layers, lr, batch, window, the nats of
              every seed, their mean and spread (largest minus smallest), bytes per second, curve and
              loss by position, and the means of `_judge`, None where a result has none
@@ -344,7 +346,7 @@ def run_race(
     def candidates(entry: str) -> list[Run]:
         """Every size with every learning rate and every batch."""
         found = []
-        for spec, lr, (batch, window) in product(ENTRIES[entry], learning_rates, batches):
+        for spec, lr, (batch, window) in product(entries[entry], learning_rates, batches):
             spec = fit_vocabulary(spec, max(longest, WINDOWS[0]), text.tokenizer)
             changes = {"lr": lr, "batch": batch, "window": window, "seed": 0}
             tried = replace(recipe, seconds=min(budgets) / 4, **changes)
@@ -360,8 +362,12 @@ def run_race(
         }
 
     def follow_up(runs: list[Run], seconds: float) -> list[Run]:
-        """The best runs once more, with a budget of their own."""
-        return [run.but(seconds=seconds)._replace(quick=False) for run in runs[:keep]]
+        """The best run of each of the best sizes once more, with a budget of its own."""
+        best: dict[str, Run] = {}
+        for run in runs:
+            best.setdefault(run.spec.to_json(), run)
+        several = list(best.values())[:keep]
+        return [run.but(seconds=seconds)._replace(quick=False) for run in several]
 
     finals: dict[tuple[str, float], list[Run]] = {}
     with _workers(jobs) as pool:
