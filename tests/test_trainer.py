@@ -13,7 +13,7 @@ from helpers import BFLOAT16, SPEC, TINY
 
 from qllk.model.families import ModelState, build
 from qllk.model.layers import Dropout
-from qllk.presets import PRESETS
+from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines, evaluate, state_bytes
 from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
@@ -672,6 +672,18 @@ def test_on_noise_the_corrected_model_learns_nothing_and_the_published_one_cheat
     with torch.no_grad():
         assert abs(fresh(honest.model.eval()).item() - floor) < 0.05
         assert fresh(leaky).item() < 1.5
+
+
+@pytest.mark.slow
+def test_noise_teaches_qllk_3_nothing_and_takes_little_from_it():
+    """A model of noise cannot beat ln 256, unless it leaks. What it loses to it is what it has
+    learned by heart, or recalled in vain.
+    """
+    text = task("noise", 1 << 22)
+    recipe = Recipe(**recipe_of("qllk-3-nano") | {"steps": 300})
+    run = Trainer("qllk-3-nano", text, recipe)
+    steps(run, 300)
+    assert math.log(256) - 0.002 < run.validate(1 << 17) < math.log(256) + 0.05
 
 
 # ---------------------------------------------------------------- other families, other ids
