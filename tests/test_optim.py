@@ -282,7 +282,7 @@ def row_adam_loop(w, gradients, lr):
 def test_row_adam_is_its_formula_row_by_row():
     table, gradients = table_and_gradients()
     expected = row_adam_loop(table.detach().clone(), gradients, lr=0.01)
-    optimizer = RowAdam([table], lr=0.01)
+    optimizer = RowAdam([table], lr=0.01, factor=8.0)
     for gradient in gradients:
         assert not gradient.is_coalesced()
         table.grad = gradient
@@ -302,7 +302,7 @@ def test_repeated_rows_are_summed_as_torch_does_it(rows):
 def test_the_size_of_a_gradient_does_not_matter_to_row_adam():
     (small, gradients), (large, _) = table_and_gradients(), table_and_gradients()
     for table, size in ((small, 1.0), (large, 1000.0)):
-        optimizer = RowAdam([table], lr=0.01)
+        optimizer = RowAdam([table], lr=0.01, factor=8.0)
         for gradient in gradients:
             table.grad = size * gradient
             optimizer.step()
@@ -311,7 +311,7 @@ def test_the_size_of_a_gradient_does_not_matter_to_row_adam():
 
 def test_rows_without_a_gradient_keep_weight_moment_and_count_bit_for_bit():
     table, gradients = table_and_gradients()
-    optimizer = RowAdam([table], lr=0.01)
+    optimizer = RowAdam([table], lr=0.01, factor=8.0)
     optimizer.state[table] = optimizer.init_state(table)
     for gradient in gradients:
         before = [x.clone() for x in (table.detach(), *optimizer.state[table].values())]
@@ -332,7 +332,7 @@ def one_step(rows):
     generator = torch.Generator().manual_seed(0)
     found = torch.randint(rows, (1, 500), generator=generator)
     table.grad = sparse(found, torch.randn(500, 8, generator=generator), table.shape).coalesce()
-    optimizer = RowAdam([table], lr=0.01)
+    optimizer = RowAdam([table], lr=0.01, factor=8.0)
     optimizer.step()  # the first makes room for the state
     return optimizer.step
 
@@ -358,7 +358,7 @@ def test_a_dense_gradient_of_a_table_is_refused():
     table, _ = table_and_gradients()
     table.grad = torch.ones_like(table)
     with pytest.raises(ValueError, match=r"table of shape \(50, 4\) is dense, .* sparse=False"):
-        RowAdam([table], lr=0.01).step()
+        RowAdam([table], lr=0.01, factor=8.0).step()
 
 
 def test_tables_are_found_by_the_flag_of_torch():
@@ -411,11 +411,11 @@ def random_step(model, optimizer, seed):
 def test_joined_optimizers_do_what_each_of_them_would():
     joined, apart = Mixed(), Mixed()
     apart.load_state_dict(joined.state_dict())
-    whole = optim.build_optimizer("adamw", joined, lr=0.5, weight_decay=0.1)
+    whole = optim.build_optimizer("adamw", joined, lr=0.5, weight_decay=0.1, table_lr=3.0)
     dense = [p for p in apart.parameters() if p is not apart.table.weight]
     groups = optim._split_by_decay(dense, 0.1)
     first = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    second = RowAdam([apart.table.weight], lr=0.5)
+    second = RowAdam([apart.table.weight], lr=0.5, factor=3.0)
     for step in range(4):
         for group in (*whole.param_groups, *first.param_groups, *second.param_groups):
             group["lr"] = 0.1 / (1 + step)
@@ -455,7 +455,9 @@ def test_a_joined_optimizer_has_the_usual_state_dict_and_loads_it(name):
 def test_a_weight_has_one_optimizer():
     table, _ = table_and_gradients()
     with pytest.raises(ValueError, match="more than one parameter group"):
-        JoinedOptimizer([RowAdam([table], lr=0.1), RowAdam([table], lr=0.1)])
+        JoinedOptimizer(
+            [RowAdam([table], lr=0.1, factor=8.0), RowAdam([table], lr=0.1, factor=8.0)]
+        )
 
 
 # ---------------------------------------------------------------- gradients

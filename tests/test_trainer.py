@@ -591,6 +591,7 @@ def test_a_run_in_a_thread_is_the_same_run():
         {"matmul": None},
         {"lr": 0},
         {"lr": math.nan},
+        {"table_lr": 0},
         {"final_lr": -0.1},
         {"final_lr": 1.5},
         {"warmup": -1},

@@ -193,11 +193,11 @@ class RowAdam(torch.optim.Optimizer):
 
         for each row r of the gradient, on its n-th time:
         v_r <- b v_r + (1 - b) mean(g_r^2)
-        w_r <- w_r - 8 lr g_r / (sqrt(v_r / (1 - b^n)) + 1e-8)
+        w_r <- w_r - factor lr g_r / (sqrt(v_r / (1 - b^n)) + 1e-8)
 
     A row is seen so rarely that it has no momentum and no weight decay, and that its learning rate
-    is `factor` times that of other weights: of 2, 4, 8 and 16, the last two were best and equal.
-    The size of the gradient does not matter, so it need not be clipped.
+    is `factor` times that of other weights. The size of the gradient does not matter, so it need
+    not be clipped.
 
     Shapes   tables (N,D), their gradients sparse in N, with repeated rows or without
     State    two numbers per row: v and n
@@ -209,7 +209,7 @@ class RowAdam(torch.optim.Optimizer):
     Raises   ValueError when a gradient is not sparse
     """
 
-    def __init__(self, tables, *, lr: float, beta: float = 0.98, factor: float = 8.0):
+    def __init__(self, tables, *, lr: float, factor: float, beta: float = 0.98):
         super().__init__(tables, {"lr": lr, "beta": beta, "factor": factor})
 
     def init_state(self, p: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -307,11 +307,11 @@ OPTIMIZERS = {  # the optimizer of the hidden matrices, and that of all other we
 
 
 def build_optimizer(
-    name: str, model: nn.Module, *, lr: float, weight_decay: float
+    name: str, model: nn.Module, *, lr: float, weight_decay: float, table_lr: float = 8.0
 ) -> torch.optim.Optimizer:
     """Build an optimizer that decays only the matrices of a model, not its norms and biases.
 
-    Tables get RowAdam, which decays nothing.
+    Tables get RowAdam, which decays nothing, with `table_lr` times the learning rate.
 
     Raises   ValueError listing the known optimizers when `name` is not one of them
     """
@@ -323,7 +323,7 @@ def build_optimizer(
             shares[of_hidden if p in hidden else of_others].append(p)
     parts = [make(_split_by_decay(ps, weight_decay), lr=lr) for make, ps in shares.items()]
     if trained := [p for p in model.parameters() if p.requires_grad and p in tables]:
-        parts.append(RowAdam(trained, lr=lr))
+        parts.append(RowAdam(trained, lr=lr, factor=table_lr))
     return JoinedOptimizer(parts) if len(parts) > 1 else parts[0]
 
 

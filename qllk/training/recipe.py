@@ -42,6 +42,7 @@ class Recipe:
     )
     optimizer: str = _option("adamw", "adamw, adamw-bfloat16, lion, lion-bfloat16 or muon")
     lr: float = _option(6e-3, "peak learning rate")
+    table_lr: float = _option(8.0, "learning rate of the rows of tables, as a multiple of lr")
     final_lr: float = _option(0.02, "learning rate at the end, as a fraction of the peak")
     warmup: float = _option(0.15, "warmup as a fraction of the run")
     weight_decay: float = _option(0.1, "weight decay of matrices")
@@ -69,7 +70,7 @@ class Recipe:
             "validate_bytes",
         )
         check_positive("Recipe", **{name: getattr(self, name) for name in whole})
-        for name in ("lr", "clip"):
+        for name in ("lr", "table_lr", "clip"):
             check_rate(f"Recipe: {name}", getattr(self, name))
         if self.seconds is not None:
             check_rate("Recipe: seconds", self.seconds)

@@ -96,7 +96,11 @@ class Trainer:
             model.to(device), recipe.matmul, device=device, precision=recipe.precision
         )
         self.optimizer = optim.build_optimizer(
-            recipe.optimizer, self.model, lr=recipe.lr, weight_decay=recipe.weight_decay
+            recipe.optimizer,
+            self.model,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            table_lr=recipe.table_lr,
         )
         self.place = Place(self.model, device, recipe.precision, recipe)
         self.lr, self.batch = recipe.lr, recipe.batch
