@@ -13,5 +13,16 @@ def same_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def no_learner_here(monkeypatch, shared_home):
+    """Tests leave no traces in the learner's folder, nor in that of the notebooks' tests."""
+    monkeypatch.setenv("QLLK_HOME", shared_home)
+
+
 # Processes started in the background ignore Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,6 +17,7 @@ from qllk.lab.exercise import (
     normal,
     shaped,
 )
+from qllk.lab.folder import read_table
 from qllk.model import masks
 
 # ---------------------------------------------------------------- the machinery
@@ -158,3 +159,62 @@ def test_a_row_of_sizes_must_have_a_number_for_each_letter():
 
 def rng():
     return torch.Generator().manual_seed(5)
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("QLLK_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_verdicts_tries_and_hints_are_kept_but_not_that_nothing_was_tried(home):
+    one = exercise()
+    one(lambda x: ...)
+    assert read_table() == {}
+    one(lambda x: -x)
+    one.hint()
+    one.hint()
+    one.hint()
+    one.solution()
+    one(lambda x: x.cumsum(0))
+    facts = {"verdict": CORRECT, "tries": 2, "hints": 2, "solution": True}
+    assert read_table() == {one.name: facts}
+
+
+def test_a_function_is_the_learners_once_it_passed(home, capsys):
+    one = exercise()
+    assert one.mine() is total
+    one(lambda x: -x)
+    assert one.mine() is total
+    one(total)
+    assert one.mine() is total
+    assert capsys.readouterr().out.splitlines()[-1] == "test_exercise.total: your total"
+
+
+def test_a_function_comes_back_in_another_session_and_is_judged_again(home, capsys):
+    exercise()(right)
+    again = exercise().mine()
+    assert again is not right
+    assert again(torch.ones(3)).tolist() == [1, 2, 3]
+    path = home / "mine" / "test_exercise.py"
+    path.write_text(path.read_text().replace("cumsum(0)", "cumsum(0) * 2"))
+    assert exercise().mine() is total
+    assert "the library's, since yours is now: wrong values" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("cumsum(0)", "cumsum(0"))
+    assert exercise().mine() is total
+    assert "the library's, since yours no longer runs (SyntaxError" in capsys.readouterr().out
+
+
+def right(x):
+    return x.cumsum(0)
+
+
+def test_what_cannot_be_kept_lasts_for_the_session(home, capsys):
+    one = exercise()
+    one(lambda x: x.cumsum(0))
+    assert "(kept for this session only: it is not at the top of a cell" in capsys.readouterr().out
+    assert one.mine() is not total
+    assert exercise().mine() is total

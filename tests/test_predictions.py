@@ -10,7 +10,7 @@ from qllk.lab import expected_and_happened, outcome, predict
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QLLK_HOME", str(tmp_path))
-    return tmp_path / "predictions.json"
+    return tmp_path / "progress.json"
 
 
 def said(capsys):
@@ -74,13 +74,13 @@ def test_the_closing_page_lists_all_in_order(capsys):
 
 def test_a_damaged_file_is_named_and_a_read_only_folder_stops_nothing(capsys, home, monkeypatch):
     home.write_text("[1]")
-    with pytest.raises(ValueError, match=r"predictions\.json is damaged .*; delete it"):
+    with pytest.raises(ValueError, match=r"progress\.json is damaged .*; delete it"):
         predict("01.x", 1)
     home.unlink()
 
     def refuse(*_):
         raise OSError("read only")
 
-    monkeypatch.setattr("qllk.lab.predictions.write_atomically", refuse)
+    monkeypatch.setattr("qllk.lab.folder.write_atomically", refuse)
     predict("01.x", 1)
     assert "(not saved: read only)" in said(capsys)

@@ -3,6 +3,8 @@
     exercise(my_weights)          print the verdict, with its cause in one sentence
     exercise.hint()               print one more hint each time
     exercise.solution()           print the source of a right answer
+    my_weights = exercise.mine()  the learner's function once its check said "correct", in this
+                                  session or an earlier one; until then, the library's
 
 This file is the machinery. The exercises themselves are in `lessons/exercises`, and `check` offers
 them by name.
@@ -20,6 +22,8 @@ from typing import NamedTuple
 import torch
 
 from ..probes import measure
+from .folder import read_table, write_row
+from .keep import keep, kept
 
 NOT_ATTEMPTED = "not attempted"
 RAISES = "raises an error"
@@ -72,7 +76,7 @@ class Exercise:
     steepest: float | None = None
     sized: Callable[[int], tuple] | None = None
     within: float = 1e-9
-    _shown: list = field(default_factory=list, repr=False)
+    _session: dict = field(default_factory=dict, repr=False)  # hints shown, function that passed
 
     @property
     def name(self) -> str:
@@ -83,8 +87,46 @@ class Exercise:
         """Judge the learner's function and print the verdict."""
         verdict = self.judge(answer)
         print(f"{self.name}: {verdict}")
-        if verdict.state not in (CORRECT, NOT_ATTEMPTED):
+        if verdict.state == NOT_ATTEMPTED:
+            return
+        tries = read_table().get(self.name, {}).get("tries", 0)
+        write_row(self.name, verdict=verdict.state, tries=tries + 1)
+        if verdict.state == CORRECT:
+            self._keep(answer)
+        else:
             print(f"For a hint: check.{self.name}.hint()")
+
+    def _keep(self, answer):
+        self._session["passed"] = answer
+        try:
+            keep(self.name, answer)
+        except ValueError as error:
+            print(f"(kept for this session only: {error})")
+
+    def mine(self) -> Callable:
+        """The learner's function once it passed, judged again if it comes from an earlier session;
+        until then, the library's. Print which of them it is.
+        """
+        function = self._session.get("passed")
+        if not function and (reason := self._read_kept()):
+            print(f"{self.name}: {reason}")
+            return self.answer
+        function = self._session["passed"]
+        print(f"{self.name}: your {function.__name__}")
+        return function
+
+    def _read_kept(self) -> str | None:
+        """Take up the function of an earlier session, or say why not."""
+        try:
+            function = kept(self.name)
+        except Exception as error:
+            return f"the library's, since yours no longer runs ({type(error).__name__}: {error})"
+        if not function:
+            return "the library's"
+        if (verdict := self.judge(function)).state != CORRECT:
+            return f"the library's, since yours is now: {verdict}"
+        self._session["passed"] = function
+        return None
 
     def judge(self, answer: Callable) -> Verdict:
         """The verdict on the learner's function."""
@@ -174,15 +216,17 @@ class Exercise:
 
     def hint(self) -> None:
         """Print the next hint; after the last one, where the solution is."""
-        number = len(self._shown)
+        number = self._session.get("hints", 0)
         if number < len(self.hints):
-            self._shown.append(number)
+            self._session["hints"] = number + 1
+            write_row(self.name, hints=number + 1)
             print(f"Hint {number + 1} of {len(self.hints)}. {self.hints[number]}")
         else:
             print(f"No more hints. The solution: check.{self.name}.solution()")
 
     def solution(self) -> None:
         """Print the source of a right answer."""
+        write_row(self.name, solution=True)
         print(inspect.getsource(self.answer).rstrip())
 
 

@@ -1,16 +1,11 @@
 """Predictions: made before a measurement, saved, and compared with the outcome.
 
-They are saved in one JSON file in the learner's own folder, $QLLK_HOME or ~/.qllk. Making a
-prediction is optional: every lesson works without.
+They are saved in the learner's folder. Making a prediction is optional: every lesson works without.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
-from ..files import write_atomically
+from .folder import Row, read_table, write_row
 
 
 def predict(key: str, guess: float | str = ...) -> None:
@@ -25,7 +20,7 @@ def predict(key: str, guess: float | str = ...) -> None:
         return
     if isinstance(guess, bool) or not isinstance(guess, int | float | str):
         raise ValueError(f"a prediction is a number or a word, got {guess!r}")
-    _save(key, "predicted", guess)
+    write_row(key, predicted=guess)
     print(f"{key}: you predict {guess}")
 
 
@@ -34,50 +29,20 @@ def outcome(key: str, measured: float | str) -> None:
 
     Raises   ValueError when the file is damaged
     """
-    row = _save(key, "measured", measured)
-    print(f"{key}: {_compare(row)}")
+    print(f"{key}: {compare(write_row(key, measured=measured))}")
 
 
 def expected_and_happened() -> None:
     """The closing page: every prediction next to its measurement, in the order of the lessons."""
-    rows = _load()
+    rows = {key: row for key, row in read_table().items() if row.keys() & {"predicted", "measured"}}
     if not rows:
         print("nothing predicted and nothing measured yet; the lessons do that")
     for key in sorted(rows):
-        print(f"{key:24} {_compare(rows[key])}")
+        print(f"{key:24} {compare(rows[key])}")
 
 
-def _path() -> Path:
-    folder = os.environ.get("QLLK_HOME") or Path.home() / ".qllk"
-    return Path(folder) / "predictions.json"
-
-
-def _load() -> dict[str, dict]:
-    """What was predicted and measured so far, by key.
-
-    Raises   ValueError when the file is damaged; deleting it is the cure
-    """
-    path = _path()
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-        return {str(key): dict(row) for key, row in found.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and predict again") from None
-
-
-def _save(key: str, name: str, value) -> dict:
-    rows = _load()
-    rows.setdefault(key, {})[name] = value
-    try:
-        write_atomically(_path(), json.dumps(rows, indent=1).encode())
-    except OSError as error:
-        print(f"(not saved: {error})")
-    return rows[key]
-
-
-def _compare(row: dict) -> str:
+def compare(row: Row) -> str:
+    """A prediction and its measurement in words."""
     measured, guess = row.get("measured"), row.get("predicted")
     result = f"measured {_short(measured)}" if measured is not None else "not measured yet"
     if guess is None:

@@ -1,0 +1,52 @@
+"""The learner's own folder, $QLLK_HOME or ~/.qllk: one table of what was predicted, answered and
+tried, and the functions that passed their checks. Every lesson works without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ..files import write_atomically
+
+Row = dict[str, str | int | float | bool]
+
+
+def learner_folder() -> Path:
+    """The folder; it is created when something is saved."""
+    return Path(os.environ.get("QLLK_HOME") or Path.home() / ".qllk")
+
+
+def read_table() -> dict[str, Row]:
+    """A row for each key: a prediction, a question or an exercise.
+
+    Raises   ValueError when the file is damaged; deleting it is the cure
+    """
+    path = learner_folder() / "progress.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        return {str(key): dict(row) for key, row in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again") from None
+
+
+def write_row(key: str, **facts: str | int | float | bool) -> Row:
+    """Add facts to the row of a key, and return the row.
+
+    Raises   ValueError when the file is damaged
+    """
+    table = read_table()
+    row = table[key] = table.get(key, {}) | facts
+    save("progress.json", json.dumps(table, indent=1))
+    return row
+
+
+def save(name: str, text: str) -> None:
+    """Write a file of the folder; a folder that cannot be written to stops no lesson."""
+    try:
+        write_atomically(learner_folder() / name, text.encode())
+    except OSError as error:
+        print(f"(not saved: {error})")
