@@ -16,7 +16,9 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .checks import check_rate
 from .files import write_atomically
+from .lab import grade, progress
 from .model import sample
 from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
@@ -434,6 +436,35 @@ def _memory(args):
 
 
 # Each command: its name, what it does, and a function that adds its options to a parser.
+# ---------------------------------------------------------------- progress, grade
+
+
+def _add_nothing(made):
+    pass
+
+
+def _progress(args):
+    """Show what you have predicted, answered and solved in the lessons so far."""
+    progress.progress()
+
+
+def _add_grade(made):
+    add = made.add_argument
+    add("folder", type=Path, help="folder with the learners' notebooks")
+    add("--seconds", type=float, default=120.0, help="time limit for each notebook")
+    add("--csv", type=Path, default=Path("grades.csv"), help="write the table to this file")
+
+
+def _grade(args):
+    """Judge the functions that notebooks define, by the checks of the lessons."""
+    check_rate("--seconds", args.seconds)
+    grades = []
+    for one in tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None):
+        grades.append(one)
+    write_atomically(args.csv, grade.to_csv(grades).encode())
+    print(grade.format_grades(grades))
+
+
 _COMMANDS = (
     ("doctor", _doctor, _add_json),
     ("presets", _presets, _add_presets),
@@ -441,6 +472,8 @@ _COMMANDS = (
     ("sample", _sample, _add_sample),
     ("bench", _bench, _add_bench),
     ("memory", _memory, _add_memory),
+    ("progress", _progress, _add_nothing),
+    ("grade", _grade, _add_grade),
 )
 
 

@@ -70,17 +70,3 @@ def test_the_closing_page_lists_all_in_order(capsys):
     assert one.startswith("01.a")
     assert one.endswith("you predicted 5, not measured yet")
     assert two.endswith("measured 1, no prediction")
-
-
-def test_a_damaged_file_is_named_and_a_read_only_folder_stops_nothing(capsys, home, monkeypatch):
-    home.write_text("[1]")
-    with pytest.raises(ValueError, match=r"progress\.json is damaged .*; delete it"):
-        predict("01.x", 1)
-    home.unlink()
-
-    def refuse(*_):
-        raise OSError("read only")
-
-    monkeypatch.setattr("qllk.lab.folder.write_atomically", refuse)
-    predict("01.x", 1)
-    assert "(not saved: read only)" in said(capsys)

@@ -1,0 +1,187 @@
+"""The questions that each lesson asks about earlier ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Question(NamedTuple):
+    """A question with options; `right` is the letter of the right one, and `why` explains it."""
+
+    text: str
+    options: tuple[str, ...]
+    right: str
+    why: str
+
+
+QUESTIONS = {
+    "02.1": Question(
+        "A text becomes twice as long. What happens to the table of attention's scores?",
+        ("It doubles.", "It becomes four times as large.", "It stays the same."),
+        "b",
+        "There is one score for each pair of positions, so it grows with the square of the length.",
+    ),
+    "02.2": Question(
+        "Without its mask, a model predicts its training text almost perfectly. Why?",
+        (
+            "It has more weights.",
+            "Attention is more accurate without the mask.",
+            "It reads the byte that it is asked for.",
+        ),
+        "c",
+        "At each position the next byte is among the keys, so nothing has to be predicted.",
+    ),
+    "03.1": Question(
+        "Without the softmax, attention can be computed as Q (K^T V). What makes that cheaper?",
+        (
+            "K^T V has the size of a head, whatever the length.",
+            "Multiplying matrices is faster from the right.",
+            "Fewer weights are needed.",
+        ),
+        "a",
+        "The product of keys and values is a K x V matrix; no table of pairs is ever made.",
+    ),
+    "03.2": Question(
+        "Why does linear attention need a feature map that is above zero?",
+        (
+            "So that the queries stay short.",
+            "So that the normaliser, a sum of its products, cannot come near zero.",
+            "So that it becomes causal.",
+        ),
+        "b",
+        "The output is divided by the sum of the weights; with both signs that sum can vanish.",
+    ),
+    "04.1": Question(
+        "How large is the state of the kernel for a width of D?",
+        ("D numbers", "D times D numbers", "One number for each byte of the text"),
+        "a",
+        "Its heads have a width of one, so each keeps one number: a key times a value, summed.",
+    ),
+    "04.2": Question(
+        "Why has this kernel no normaliser?",
+        (
+            "Because sums of keys and values cannot grow.",
+            "Because it would be too slow.",
+            "Because with heads of width one the query would cancel.",
+        ),
+        "c",
+        "The query is a single factor above and below the fraction bar, so the query would say "
+        "nothing.",
+    ),
+    "05.1": Question(
+        "Steps of zero mean are summed over t positions. How does the size of the sum grow?",
+        ("Like the square root of t", "Like t", "Not at all"),
+        "a",
+        "Independent steps cancel in part: the variance grows with t, so the size with its root.",
+    ),
+    "05.2": Question(
+        "Why does a long sum in bfloat16 stop growing?",
+        (
+            "It overflows.",
+            "A step below half the gap between neighbouring numbers is rounded away.",
+            "The gradients vanish.",
+        ),
+        "b",
+        "Numbers of 8 bits precision around 256 are 2 apart, and adding 1 then changes nothing.",
+    ),
+    "06.1": Question(
+        "What does the address of an addressed sum depend on?",
+        (
+            "On learned queries and keys",
+            "On the position in the text",
+            "On a hash of the last bytes or words",
+        ),
+        "c",
+        "Equal contexts have equal hashes, so a context finds the row that it wrote before.",
+    ),
+    "06.2": Question(
+        "An address already contains the byte that is to be predicted. What follows?",
+        (
+            "The model sees the future.",
+            "Two contexts collide.",
+            "The state grows with the text.",
+        ),
+        "a",
+        "In training and evaluation the row holds the answer; in use, there is none to hold.",
+    ),
+    "07.1": Question(
+        "A patch of eight bytes is folded into one vector. Which byte may first use it?",
+        (
+            "The first byte of the patch",
+            "The last byte of the patch, which predicts the byte after the patch",
+            "The first byte of the patch after the next",
+        ),
+        "b",
+        "With its last byte the patch is complete, and the next byte is still unknown.",
+    ),
+    "07.2": Question(
+        "A model reaches 0.8 bits per byte on random bytes. What do you conclude?",
+        ("It generalises well.", "It has learned the text by heart.", "It leaks."),
+        "c",
+        "Fresh random bytes cannot be predicted: any model that is honest needs 8 bits for each.",
+    ),
+    "08.1": Question(
+        "Three projections are fused into one. What changes?",
+        (
+            "The number of calls",
+            "The number of parameters",
+            "The number of multiplications",
+        ),
+        "a",
+        "It is the same arithmetic in one call. This pays where the calls are most of the time.",
+    ),
+    "08.2": Question(
+        "How can you see from outside which bytes an output depends on?",
+        (
+            "Count the parameters.",
+            "Change one byte and look which outputs change.",
+            "Compare the losses of two models.",
+        ),
+        "b",
+        "An output that changes depends on that byte; if it comes earlier, the model leaks.",
+    ),
+    "09.1": Question(
+        "A new model predicts 256 bytes equally well. What is its loss?",
+        ("0 nats", "About 5.5 nats, ln 256", "256 nats"),
+        "b",
+        "Each byte has a probability of 1/256, and the loss is minus its logarithm.",
+    ),
+    "09.2": Question(
+        "What does a skip connection around each layer give to a deep model?",
+        (
+            "The input, and the gradient, reach every layer directly.",
+            "Fewer parameters",
+            "A longer memory",
+        ),
+        "a",
+        "A layer adds to what is there instead of replacing it.",
+    ),
+    "10.1": Question(
+        "Training loss falls while the loss on held-out text rises. What is it called?",
+        ("Divergence", "Overfitting", "Warm-up"),
+        "b",
+        "The model learns its training text by heart, which does not help with other text.",
+    ),
+    "10.2": Question(
+        "What is the learning rate during warm-up?",
+        ("It rises from almost zero.", "It falls along a cosine.", "It is constant."),
+        "a",
+        "The first gradients of a new model say little, so the first steps are small.",
+    ),
+    "11.1": Question(
+        "Why does a byte cost this model the same after ten bytes and after a million?",
+        (
+            "It forgets everything but the last bytes.",
+            "Its state has a constant size.",
+            "It guesses several bytes at a time.",
+        ),
+        "b",
+        "All that it knows of the text is in a state of fixed size, which is read and updated.",
+    ),
+    "11.2": Question(
+        "A higher temperature makes a sample …",
+        ("more varied", "more likely", "longer"),
+        "a",
+        "Logits are divided by the temperature, so a high one brings the probabilities together.",
+    ),
+}
