@@ -445,7 +445,7 @@ def _add_nothing(made):
 
 def _progress(args):
     """Show what you have predicted, answered and solved in the lessons so far."""
-    progress.progress()
+    progress.show_progress()
 
 
 def _add_grade(made):

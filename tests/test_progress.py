@@ -1,7 +1,7 @@
 """The learner's progress in words."""
 
 from qllk.lab.exercise import CORRECT, WRONG_VALUES
-from qllk.lab.progress import format_progress, progress
+from qllk.lab.progress import format_progress, show_progress
 
 TABLE = {
     "01.growth": {"predicted": 2.0, "measured": 2.1},
@@ -27,6 +27,6 @@ def test_what_was_done_is_told_by_lesson():
 
 def test_nothing_done_yet_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("QLLK_HOME", str(tmp_path))
-    progress()
+    show_progress()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("0 of ")

@@ -6,6 +6,8 @@ from ..study.plots import picture
 from . import check
 from .minimize import minimize
 from .predictions import expected_and_happened, outcome, predict
+from .progress import show_progress
+from .reviews import review
 from .show import TEXT, digits, same, show, sized, tiny
 
 __all__ = [
@@ -21,8 +23,10 @@ __all__ = [
     "outcome",
     "picture",
     "predict",
+    "review",
     "same",
     "show",
+    "show_progress",
     "sized",
     "tiny",
 ]

@@ -9,7 +9,7 @@ from .lessons.questions import QUESTIONS
 from .predictions import compare
 
 
-def progress() -> None:
+def show_progress() -> None:
     """Print the table, written by the lessons' own calls.
 
     Raises   ValueError when the file is damaged

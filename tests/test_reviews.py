@@ -4,7 +4,7 @@ import pytest
 
 from qllk.lab.folder import read_table
 from qllk.lab.lessons.questions import QUESTIONS
-from qllk.lab.review import review
+from qllk.lab.reviews import review
 
 
 @pytest.fixture(autouse=True)
