@@ -293,7 +293,7 @@ def _to_tensors(value) -> list[torch.Tensor]:
 
 def difference(got, wanted, within) -> Verdict:
     """How a result differs from the expected one: in type, in shape, in values, or not at all."""
-    if isinstance(wanted, str):
+    if isinstance(wanted, str) or (isinstance(wanted, bool) and isinstance(got, bool)):
         right = got == wanted
         return Verdict(CORRECT) if right else Verdict(WRONG_VALUES, f"Got {got!r}.")
     try:
@@ -322,6 +322,8 @@ def difference(got, wanted, within) -> Verdict:
 def _format_argument(name, value) -> str:
     if isinstance(value, torch.Tensor):
         return f"{name} {tuple(value.shape)}" if value.ndim else f"{name} = {value.item():.4g}"
+    if callable(value):
+        return f"{name} = {value.__name__}"
     return f"{name} = {reprlib.repr(value)}"
 
 

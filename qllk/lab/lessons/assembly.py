@@ -1,4 +1,4 @@
-"""Lesson 07, Assemble the model."""
+"""Lesson 08, Assemble the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lesson 10's ledger: what was published about QLLK, each claim with its test."""
+"""Lesson 11's ledger: what was published about QLLK, each claim with its test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lesson 06, Fuse the projections."""
+"""Lesson 07, Fuse the projections."""
 
 from __future__ import annotations
 

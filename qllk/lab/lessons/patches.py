@@ -1,4 +1,4 @@
-"""Lesson 05, Fold bytes into patches."""
+"""Lesson 06, Fold bytes into patches."""
 
 from __future__ import annotations
 

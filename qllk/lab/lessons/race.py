@@ -1,4 +1,4 @@
-"""Lesson 10, Race honestly."""
+"""Lesson 11, Race honestly."""
 
 from __future__ import annotations
 

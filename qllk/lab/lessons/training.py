@@ -1,4 +1,4 @@
-"""Lesson 08, Train it live."""
+"""Lesson 09, Train it live."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ def progress(records: list[Record], baselines: dict[str, float], density: int = 
 
 def widget() -> Panel:
     """The live trainer of the first notebook, under a name of its own."""
-    return lab("lesson 08", steps=2000)
+    return lab("lesson 09", steps=2000)

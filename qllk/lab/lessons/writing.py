@@ -1,4 +1,4 @@
-"""Lesson 09, Write with it."""
+"""Lesson 10, Write with it."""
 
 from __future__ import annotations
 

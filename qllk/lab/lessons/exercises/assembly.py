@@ -1,4 +1,4 @@
-"""Exercises of lesson 07, Assemble the model."""
+"""Exercises of lesson 08, Assemble the model."""
 
 from __future__ import annotations
 

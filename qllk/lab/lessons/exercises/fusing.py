@@ -1,4 +1,4 @@
-"""Exercises of lesson 06, Fuse the projections."""
+"""Exercises of lesson 07, Fuse the projections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exercises of lesson 05, Fold bytes into patches."""
+"""Exercises of lesson 06, Fold bytes into patches."""
 
 from __future__ import annotations
 

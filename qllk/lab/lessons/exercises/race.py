@@ -1,4 +1,4 @@
-"""Exercises of lesson 10, Race honestly."""
+"""Exercises of lesson 11, Race honestly."""
 
 from __future__ import annotations
 

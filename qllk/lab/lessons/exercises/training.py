@@ -1,4 +1,4 @@
-"""Exercises of lesson 08, Train it live."""
+"""Exercises of lesson 09, Train it live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exercises of lesson 09, Write with it."""
+"""Exercises of lesson 10, Write with it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""Lesson 05, Give the sum an address."""
+
+from __future__ import annotations
+
+import torch
+
+from ...study.figures import Bars, Heat
+from ..explore import choice, explorer, slider
+from ..show import TEXT
+from .exercises.addresses import address
+
+TEXTS = {
+    "abracadabra": TEXT,
+    "code": b"for a in b: a.add(b)\nfor b in c: b.add(c)",
+    "a name": b"my_sum = my_sum + 1; return my_sum",
+}
+
+
+@explorer(
+    "Who meets whom? When do strangers start to share a row?",
+    text=choice("text", list(TEXTS)),
+    n=slider("bytes read", [1, 2, 3, 4, 6]),
+    rows=slider("rows", [4, 16, 64, 256, 4096]),
+)
+def meet(text: str = "abracadabra", n: int = 2, rows: int = 64):
+    """Which positions share a row: with the same last n bytes (blue), or by accident (orange)."""
+    x = torch.tensor(list(TEXTS[text]))
+    chosen, context = address(x, n, rows), address(x, n, 2**32)
+    same_row = (chosen[:, None] == chosen).tril(-1)
+    same_context = (context[:, None] == context) & same_row
+    counts = {
+        "met again": same_context.any(dim=1).sum().item(),
+        "strangers in one row": (same_row & ~same_context).any(dim=1).sum().item(),
+        "rows in use": len(chosen.unique()),
+    }
+    names = [chr(byte).replace("\n", "⏎") for byte in TEXTS[text]]
+    table = Heat(
+        title="reading position (down), earlier position (across)",
+        rows=(same_context.double() - (same_row & ~same_context).double()).tolist(),
+        row_names=names,
+        column_names=names,
+        said=f"Of {len(x)} positions, {counts['met again']} find a row of their own context and "
+        f"{counts['strangers in one row']} one that a stranger has written.",
+    )
+    return [(table, Bars(f"last {n} bytes, {rows:,} rows", counts, "positions or rows"))]
