@@ -323,7 +323,7 @@ def _format_argument(name, value) -> str:
     if isinstance(value, torch.Tensor):
         return f"{name} {tuple(value.shape)}" if value.ndim else f"{name} = {value.item():.4g}"
     if callable(value):
-        return f"{name} = {value.__name__}"
+        return f"{name} = {getattr(value, '__name__', type(value).__name__)}"
     return f"{name} = {reprlib.repr(value)}"
 
 
