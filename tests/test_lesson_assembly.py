@@ -1,4 +1,4 @@
-"""Lesson 07: the measurements behind its pictures, and its box of parts."""
+"""Lesson 08: the measurements behind its pictures, and its box of parts."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Lesson 06: the two sides that it compares, and the clock that it compares them with."""
+"""Lesson 07: the two sides that it compares, and the clock that it compares them with."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""Lesson 05: the X-ray says who cheats, and its model in place is the path read too soon."""
+"""Lesson 06: the X-ray says who cheats, and its model in place is the path read too soon."""
 
 import re
 

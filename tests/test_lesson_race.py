@@ -1,4 +1,4 @@
-"""Lesson 10: the judge covers what is unread, the race is fair, verdicts follow the evidence."""
+"""Lesson 11: the judge covers what is unread, the race is fair, verdicts follow the evidence."""
 
 import math
 import time

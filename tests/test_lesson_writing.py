@@ -1,4 +1,4 @@
-"""Lesson 09: what its widget writes and draws, and that its one trainer goes on where it stands."""
+"""Lesson 10: what its widget writes and draws, and that its one trainer goes on where it stands."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 07."""
+"""Right answers to the exercises of lesson 08."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 06."""
+"""Right answers to the exercises of lesson 07."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 05."""
+"""Right answers to the exercises of lesson 06."""
 
 import torch
 import torch.nn.functional as F

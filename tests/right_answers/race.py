@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 10."""
+"""Right answers to the exercises of lesson 11."""
 
 import math
 import statistics

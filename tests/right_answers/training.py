@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 08."""
+"""Right answers to the exercises of lesson 09."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Right answers to the exercises of lesson 09."""
+"""Right answers to the exercises of lesson 10."""
 
 import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...study.figures import Bars, Heat
+from ...study.figures import Heat, Note
 from ..explore import choice, explorer, slider
 from ..show import TEXT
 from .exercises.addresses import address
@@ -28,18 +28,23 @@ def meet(text: str = "abracadabra", n: int = 2, rows: int = 64):
     chosen, context = address(x, n, rows), address(x, n, 2**32)
     same_row = (chosen[:, None] == chosen).tril(-1)
     same_context = (context[:, None] == context) & same_row
-    counts = {
-        "met again": same_context.any(dim=1).sum().item(),
-        "strangers in one row": (same_row & ~same_context).any(dim=1).sum().item(),
-        "rows in use": len(chosen.unique()),
-    }
+    met, strangers, in_use = (
+        same_context.any(dim=1).sum().item(),
+        (same_row & ~same_context).any(dim=1).sum().item(),
+        len(chosen.unique()),
+    )
     names = [chr(byte).replace("\n", "⏎") for byte in TEXTS[text]]
     table = Heat(
         title="reading position (down), earlier position (across)",
         rows=(same_context.double() - (same_row & ~same_context).double()).tolist(),
         row_names=names,
         column_names=names,
-        said=f"Of {len(x)} positions, {counts['met again']} find a row of their own context and "
-        f"{counts['strangers in one row']} one that a stranger has written.",
+        said=f"Of {len(x)} positions, {met} find a row of their own context and "
+        f"{strangers} one that a stranger has written.",
     )
-    return [(table, Bars(f"last {n} bytes, {rows:,} rows", counts, "positions or rows"))]
+    said = [
+        f"{met} of {len(x)} positions meet their own context again",
+        f"{strangers} find what a stranger has written",
+        f"{in_use} rows in use",
+    ]
+    return [(table, Note(f"last {n} bytes, {rows:,} rows", said))]
