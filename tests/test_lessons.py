@@ -11,7 +11,7 @@ from qllk.lab.lessons.exercises import EXERCISES
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))[1:]  # 00 is the lab
-HEADER = ("You build", "You can answer", "Minutes", "Needs", "Stored outputs")
+HEADER = ("You build", "You can say", "Minutes", "Needs", "Stored outputs")
 SECTIONS = [
     "The pain",
     "Predict",

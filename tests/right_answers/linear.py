@@ -45,4 +45,8 @@ ANSWERS = {
     "reorder": (reorder_with_a_column_of_ones, reorder_one_byte_at_a_time),
     "step": (step_by_einsum, step_old_and_new_apart),
     "causal": (causal_step_by_step, causal_in_chunks),
+    "crossover": (
+        lambda K, V, C: C + 2 / (1 / K + 1 / V),
+        lambda K, V, C: (C * K + C * V + K * V + V * K) / (V + K),
+    ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ....model import kernels
-from ...exercise import Exercise, shaped
+from ...exercise import Case, Exercise, normal, shaped
 
 
 def kernel(q, k, v):
@@ -23,6 +23,26 @@ def state_numbers(d_model, heads):
     """How many numbers the state of linear attention holds, its heads as wide as they can be."""
     width = d_model // heads
     return heads * width * width
+
+
+def average(q, k, v):
+    """The average of v so far, weighted by q k in heads of width one: q cancels."""
+    return (k * v).cumsum(dim=1) / k.cumsum(dim=1)
+
+
+def _average_loop(q, k, v):
+    """The definition of `average`, with its weights."""
+    y = torch.zeros_like(v)
+    for t in range(v.shape[1]):
+        weights = q[:, t, None] * k[:, : t + 1]
+        y[:, t] = (weights * v[:, : t + 1]).sum(dim=1) / weights.sum(dim=1)
+    return y
+
+
+def _features(rng):
+    for B, T, D in ((1, 1, 3), (2, 5, 3), (3, 11, 1)):
+        q, k = (normal(rng, B, T, D).abs() + 0.1 for _ in "qk")
+        yield Case((q, k, normal(rng, B, T, D)))
 
 
 EXERCISES = (
@@ -85,5 +105,29 @@ EXERCISES = (
             "That is one number for each channel: right only for width one.": lambda d, h: d,
             "That is one head; there are several.": lambda d_model, heads: (d_model // heads) ** 2,
         },
+    ),
+    Exercise(
+        average,
+        truth=_average_loop,
+        cases=_features,
+        hints=(
+            "Write down one result as a fraction. Which factors stand above and below the bar?",
+            "Two cumulative sums and a division are enough.",
+        ),
+        mistakes={
+            "The sum is not divided by the sum of its weights.": lambda q, k, v: (
+                q * (k * v).cumsum(dim=1)
+            ),
+            "The query is left above the fraction bar, but not below it.": lambda q, k, v: (
+                q * average(q, k, v)
+            ),
+            "That divides by how many there are, not by their weights.": lambda q, k, v: (
+                (k * v).cumsum(dim=1) / torch.arange(1, v.shape[1] + 1)[:, None]
+            ),
+            "That divides by the weights of all channels together.": lambda q, k, v: (
+                (q * (k * v).cumsum(dim=1)) / (q * k.cumsum(dim=1)).sum(dim=-1, keepdim=True)
+            ),
+        },
+        time_axis=1,
     ),
 )

@@ -77,6 +77,13 @@ def _flat(T):
     return tuple(torch.ones(1, T, 4, dtype=torch.float64) for _ in "qkv")
 
 
+def crossover(K, V, C):
+    """From which length on chunks of C bytes need fewer operations than the table."""
+    table = K + V  # for each byte, and for each byte that it looks at
+    chunks = C * (K + V) + 2 * K * V  # for each byte: the small table, writing S, reading S
+    return chunks / table
+
+
 EXERCISES = (
     Exercise(
         reorder,
@@ -186,5 +193,23 @@ EXERCISES = (
         time_axis=1,
         steepest=1.1,
         sized=_flat,
+    ),
+    Exercise(
+        crossover,
+        cases=lambda rng: (Case(sizes) for sizes in ((64, 16, 32), (16, 64, 8), (1, 1, 1))),
+        hints=(
+            "For each byte, the table makes N scores from K numbers each, and adds N rows of V.",
+            "A chunk does the same with C in place of N. How large is S, and how often is it used?",
+        ),
+        mistakes={
+            "That is right only where keys and values are equally wide.": lambda K, V, C: C + K,
+            "S is written and read: both cost K V operations.": lambda K, V, C: C + K * V / (K + V),
+            "That is the mean of both widths; try K = 1 and a large V.": lambda K, V, C: (
+                C + (K + V) / 2
+            ),
+            "The small table within the chunk costs something, too.": lambda K, V, C: (
+                2 * K * V / (K + V)
+            ),
+        },
     ),
 )
