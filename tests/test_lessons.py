@@ -33,7 +33,10 @@ class Notebook:
         self.number = path.stem[:2]
         self.name = list(EXERCISES)[int(self.number) - 1]
         self.texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
-        self.code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        self.code = [source for source in sources if "review(" not in source]
+        self.questions = [source for source in sources if "review(" in source]
+        self.starts = [c["cell_type"] for c in cells[:4]]
         self.prose = "\n\n".join(self.texts)
         self.program = "\n".join(self.code)
 
@@ -66,6 +69,14 @@ def test_the_header_has_six_lines(lesson):
 
 def test_the_sections_stand_in_order(lesson):
     assert re.findall(r"^## (.+)$", lesson.prose, re.M) == SECTIONS
+
+
+def test_it_opens_with_two_questions_about_earlier_lessons(lesson):
+    asked = [
+        f'from qllk.lab import review\n\nreview("{lesson.number}.1")\nreview("{lesson.number}.2")'
+    ]
+    assert lesson.questions == (asked if lesson.number != "01" else [])
+    assert lesson.number == "01" or lesson.starts == ["markdown", "markdown", "code", "markdown"]
 
 
 def test_the_prose_is_neither_thin_nor_a_wall(lesson):
