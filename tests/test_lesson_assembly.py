@@ -1,7 +1,6 @@
 """Lesson 08: the measurements behind its pictures, and its box of parts."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from helpers import same
 from qllk import build
 from qllk.lab import minimize
 from qllk.lab.lessons import assembly
+from qllk.lab.lessons.exercises.assembly import Model
 from qllk.model import families
 from qllk.presets import PRESETS
 from qllk.study import published
@@ -58,23 +58,6 @@ def test_the_next_patch_loss_ignores_what_a_patch_says_of_itself():
     assert assembly.next_patch_loss(later, ids) < 1e-6
 
 
-def test_what_passes_unchanged_is_still_there_and_what_is_drawn_anew_is_not():
-    model = published.QLLK10(dim=64, n_layers=2)
-    ids = torch.randint(256, (4, 64))
-    kept = dict(assembly.input_left(model, ids, lambda layer, x: 2 * x))
-    assert kept == pytest.approx({0: 1, 1: 1, 2: 1})
-    anew = dict(assembly.input_left(model, ids, lambda layer, x: torch.randn_like(x)))
-    assert max(abs(anew[1]), abs(anew[2])) < 0.2
-
-
-def test_the_gradient_of_a_layer_that_halves_doubles_on_the_way_up():
-    model = published.QLLK10(dim=8, n_layers=2)
-    ids = torch.randint(256, (1, 24))
-    sizes = dict(assembly.gradient_sizes(model, ids, lambda layer, x: x / 2))
-    assert sizes[1] / sizes[0] == pytest.approx(2)
-    assert sizes[2] / sizes[1] == pytest.approx(2)
-
-
 def test_learning_leaves_a_fixed_matrix_alone():
     model = published.QLLK11(dim=8, n_layers=1)
     model.hash_proj.requires_grad_(False).zero_()
@@ -84,14 +67,13 @@ def test_learning_leaves_a_fixed_matrix_alone():
     assert not model.hash_proj.any()
 
 
-def test_byte_frequencies_cost_their_entropy():
-    assert assembly.frequency_loss(torch.arange(256)) == pytest.approx(math.log(256))
-    assert assembly.frequency_loss(torch.full((2, 3), 7)) == 0
-
-
-def test_pairs_are_compared_pair_by_pair():
-    mean, error, spread = assembly.paired([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
-    assert (mean, error, spread) == (0.5, 0.0, 1.0)
+def test_the_weights_of_the_library_fit_into_the_model_of_the_lesson():
+    library = build("qllk-3-nano", seed=0)
+    names = assembly.weights_for_model(library)
+    assert len(names) == len(library.state_dict())
+    spec = library.spec
+    model = Model(32, spec.ngrams.contexts, spec.recall.contexts, 4096, 4096)
+    assert set(names) == set(model.state_dict())
 
 
 def test_the_box_as_it_comes_is_qllk_2():

@@ -126,10 +126,10 @@ def test_each_exercise_has_its_heading_stub_and_check(lesson):
     assert len(headings) == len(asked) == len(exercises)
     assert all(1 <= int(minutes) <= 30 for _, minutes in asked)
     for exercise in exercises:
-        call = rf"^check\.{re.escape(exercise.name)}\((my_\w+)\)$"
+        call = rf"^check\.{re.escape(exercise.name)}\(((?:my_|My)\w+)\)$"
         mine = re.search(call, lesson.program, re.M)
         assert mine, f"no line  check.{exercise.name}(my_…)"
-        assert f"def {mine.group(1)}(" in lesson.program
+        assert re.search(rf"^(def|class) {mine.group(1)}\(", lesson.program, re.M)
 
 
 def test_its_widget_has_a_picture_beside_it(lesson):

@@ -17,7 +17,7 @@ import qllk
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))[1:]  # 00 is the lab
 LESSONS = {path.stem[:2]: path for path in NOTEBOOKS}
-CALL = re.compile(r"^check\.(\w+\.\w+)\((my_\w+)\)$", re.M)
+CALL = re.compile(r"^check\.(\w+\.\w+)\(((?:my_|My)\w+)\)$", re.M)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,6 +17,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,8 @@ class Exercise:
     steepest    the largest allowed exponent of work (numbers made) with length; `sized` makes the
                 inputs of a given length
     within      the allowed error
+    use         how an answer that is a class is used: called with it and with the arguments of a
+                case, it returns the result; see `use_module`
     """
 
     answer: Callable
@@ -76,6 +79,7 @@ class Exercise:
     steepest: float | None = None
     sized: Callable[[int], tuple] | None = None
     within: float = 1e-9
+    use: Callable | None = None
     _session: dict = field(default_factory=dict, repr=False)  # hints shown, function that passed
 
     @property
@@ -132,7 +136,7 @@ class Exercise:
         """The verdict on the learner's function."""
         if not callable(answer):
             return Verdict(WRONG_KIND, f"Give the function itself, not {type(answer).__name__}.")
-        short_ones_right = False
+        answer, short_ones_right = self._as_function(answer), False
         for case in self.cases(torch.Generator().manual_seed(1)):
             verdict = self._compare(answer, case)
             if verdict.state == WRONG_VALUES:
@@ -142,8 +146,13 @@ class Exercise:
             short_ones_right = short_ones_right or not case.long
         return self._growth(answer)
 
+    def _as_function(self, answer):
+        """The answer as a function of a case's arguments."""
+        return partial(self.use, answer) if self.use else answer
+
     def _compare(self, answer, case) -> Verdict:
-        wanted = (self.truth or self.answer)(*copy.deepcopy(case.arguments))
+        truth = self.truth or self._as_function(self.answer)
+        wanted = truth(*copy.deepcopy(case.arguments))
         try:
             got = answer(*copy.deepcopy(case.arguments))
         except NotImplementedError:
@@ -159,7 +168,7 @@ class Exercise:
 
     def _called(self, case) -> str:
         """A sentence with the arguments: tensors by their shapes, other values as they are."""
-        names = inspect.signature(self.answer).parameters
+        names = inspect.signature(self._as_function(self.answer)).parameters
         said = ", ".join(map(_format_argument, names, case.arguments))
         return f"Called with {said}."
 
@@ -174,7 +183,8 @@ class Exercise:
     def _gives(self, mistake, answer, case) -> bool:
         """Whether the learner's function returns what a known mistake returns."""
         try:
-            theirs, known = (f(*copy.deepcopy(case.arguments)) for f in (answer, mistake))
+            known = self._as_function(mistake)
+            theirs, known = (f(*copy.deepcopy(case.arguments)) for f in (answer, known))
             return difference(theirs, known, self.within).state == CORRECT
         except Exception:
             return False
@@ -262,6 +272,21 @@ def shaped(arguments: str, *sizes: tuple) -> Callable[[torch.Generator], Iterato
     return cases
 
 
+def use_module(cls: type, x: torch.Tensor, weights: dict, *options: object) -> torch.Tensor:
+    """Make a module, give it the weights, and apply it to x, in float64.
+
+    Raises   NotImplementedError when the class is a stub without weights
+    """
+    module = cls(*options)
+    if module is None or (isinstance(module, torch.nn.Module) and not list(module.parameters())):
+        raise NotImplementedError
+    if not isinstance(module, torch.nn.Module):
+        return module
+    module.double().load_state_dict(weights)
+    y = module(x)
+    return y if y is None else y.detach()
+
+
 def _has_time(x, axis) -> bool:
     return isinstance(x, torch.Tensor) and x.ndim > axis
 
@@ -322,6 +347,8 @@ def difference(got, wanted, within) -> Verdict:
 def _format_argument(name, value) -> str:
     if isinstance(value, torch.Tensor):
         return f"{name} {tuple(value.shape)}" if value.ndim else f"{name} = {value.item():.4g}"
+    if isinstance(value, dict):
+        return f"{name} ({len(value)} tensors)"
     if callable(value):
         return f"{name} = {getattr(value, '__name__', type(value).__name__)}"
     return f"{name} = {reprlib.repr(value)}"

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import spec
 from .addresses import addressed_runs
-from .contexts import ContextState, check_contexts, hash_contexts, mix
+from .contexts import Context, ContextState, check_contexts, hash_contexts, mix
 from .layers import Dropout, LinearHead
 
 _OWNERS = 256  # addresses that share a row of a recall, told apart by a byte
@@ -150,21 +150,11 @@ class Recall(nn.Module):
     def forward(
         self, ids: Tensor, state: RecallState | None = None
     ) -> tuple[Tensor, Tensor, RecallState]:
-        B, T = ids.shape
-        C, A = len(self.contexts), self.addresses
         if state is None:
-            rows = torch.zeros(B, C, A, 5, dtype=self.dtype, device=ids.device)
-            state = RecallState(rows, ids.new_full((B, C), -1), None)
-        hashes, contexts = hash_contexts(ids, self.contexts, state.contexts)
-        read = to_rows(hashes, A) * _OWNERS + (hashes & (_OWNERS - 1))
-        write = torch.cat((state.address[..., None], read[..., :-1]), dim=2)
-        x = ids[:, None].expand(B, C, T)
-        readings, rows = addressed_runs(
-            *(each.flatten(0, 1) for each in (read, write, x, state.rows)), _OWNERS
-        )
-        keys, found = _describe(readings.long().view(B, C, T, 4))
-        state = RecallState(rows.unflatten(0, (B, C)), read[..., -1], contexts)
-        return self.table(keys), found.flatten(1, 2).transpose(1, 2), state
+            state = start_recall(ids, self.contexts, self.addresses, self.dtype)
+        readings, state = look_back(ids, self.contexts, state)
+        keys, found = describe(readings)
+        return self.table(keys), found, state
 
     def vote(self, logits: Tensor, x: Tensor, found: Tensor) -> Tensor:
         """Add to the logits of the ids that were found.
@@ -175,10 +165,38 @@ class Recall(nn.Module):
         return logits.scatter_add(2, found.clamp(min=0), strength)
 
 
-def _describe(readings):
+def start_recall(
+    ids: Tensor, contexts: tuple[Context, ...], addresses: int, dtype: torch.dtype
+) -> RecallState:
+    """The state of a recall before it has read anything."""
+    B, C = len(ids), len(contexts)
+    rows = torch.zeros(B, C, addresses, 5, dtype=dtype, device=ids.device)
+    return RecallState(rows, ids.new_full((B, C), -1), None)
+
+
+def look_back(
+    ids: Tensor, contexts: tuple[Context, ...], state: RecallState
+) -> tuple[Tensor, RecallState]:
+    """What followed each context earlier: the last id, another one, the run and the count.
+
+    Shapes   ids (B,T)  ->  readings (B,C,T,4), as `addressed_runs`
+    """
+    (B, T), (C, A) = ids.shape, state.rows.shape[1:3]
+    hashes, seen = hash_contexts(ids, contexts, state.contexts)
+    read = to_rows(hashes, A) * _OWNERS + (hashes & (_OWNERS - 1))
+    write = torch.cat((state.address[..., None], read[..., :-1]), dim=2)
+    x = ids[:, None].expand(B, C, T)
+    readings, rows = addressed_runs(
+        *(each.flatten(0, 1) for each in (read, write, x, state.rows)), _OWNERS
+    )
+    state = RecallState(rows.unflatten(0, (B, C)), read[..., -1], seen)
+    return readings.long().view(B, C, T, 4), state
+
+
+def describe(readings: Tensor) -> tuple[Tensor, Tensor]:
     """The hashes of two rows for each context, and the ids that they are about, or -1.
 
-    Shapes   readings (B,C,T,4)  ->  hashes (B,2C,T), ids (B,C,2,T)
+    Shapes   readings (B,C,T,4)  ->  hashes (B,2C,T), ids (B,T,2C)
     """
     last, other, run, count = (x.contiguous() for x in readings.unbind(dim=3))
     edges = torch.tensor([1, 2, 3, 4, 8, 16, 32], device=last.device)
@@ -187,4 +205,4 @@ def _describe(readings):
     first = mix((last * 8 + count_level) * 8 + run_level)
     second = mix((other * 8 + run_level) * 2 + known)
     found = torch.stack((torch.where(count > 0, last, -1), torch.where(known, other, -1)), dim=2)
-    return torch.stack((first, second), dim=2).flatten(1, 2), found
+    return torch.stack((first, second), dim=2).flatten(1, 2), found.flatten(1, 2).transpose(1, 2)

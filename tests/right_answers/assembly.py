@@ -1,39 +1,92 @@
-"""Right answers to the exercises of lesson 08."""
-
-import math
+"""Right answers to the exercises of lesson 08: other ways to compute the same."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-
-def parameters_of_the_parts(d_model, ratio):
-    sizes = [(d_model, 4 * d_model), (d_model, d_model)]
-    sizes += [(d_model, ratio * d_model), (ratio * d_model, d_model)]
-    made = [nn.Linear(m, n, bias=False, device="meta") for m, n in sizes]
-    made += [nn.RMSNorm(d_model, device="meta") for _ in range(2)]
-    return sum(p.numel() for module in made for p in module.parameters())
+from qllk.lab.lessons.exercises import assembly
+from qllk.model.contexts import hash_contexts
+from qllk.model.inputs import describe, look_back, start_recall, to_rows
 
 
-def block_in_named_steps(x, mix, mlp, norm):
-    for part in (mix, mlp):
-        x = torch.add(x, part(norm(x)))
-    return x
+class MixerByConv1d(assembly.ByteMixer):
+    def forward(self, x):
+        x, g = torch.tensor_split(self.xg(x), 2, dim=-1)
+        width, d = self.taps.shape
+        padded = F.pad(x.mT, (width - 1, 0))
+        y = F.conv1d(padded, self.taps.flip(0).T[:, None], groups=d).mT
+        return self.out(g * g.sigmoid() * y)
 
 
-def block_as_three_terms(x, mix, mlp, norm):
-    mixed = mix(norm(x))
-    return mlp(norm(mixed + x)) + mixed + x
+class MixerStepByStep(assembly.ByteMixer):
+    def forward(self, x):
+        both = self.xg(x)
+        d, rows = x.shape[-1], []
+        for t in range(x.shape[1]):
+            y = 0
+            for j in range(min(t + 1, len(self.taps))):
+                y = y + self.taps[j] * both[:, t - j, :d]
+            rows.append(F.silu(both[:, t, d:]) * y)
+        return self.out(torch.stack(rows, dim=1))
 
 
-def first_loss_by_softmax(symbols):
-    return -torch.zeros(symbols, dtype=torch.float64).log_softmax(0)[0]
+class BlockInNamedSteps(assembly.Block):
+    def forward(self, x):
+        mixed = x + self.mix(self.norm_mix(x))
+        inside = F.relu(self.up(self.norm_mlp(mixed)))
+        return mixed + self.down(inside * inside)
+
+
+class BlockAsThreeTerms(assembly.Block):
+    def mlp(self, x):
+        return self.down(F.relu(self.up(x)) ** 2)
+
+    def forward(self, x):
+        first = self.mix(self.norm_mix(x))
+        return self.mlp(self.norm_mlp(first + x)) + first + x
+
+
+class TablesOneByOne(assembly.Tables):
+    def forward(self, hashes):
+        y = 0
+        for k in range(hashes.shape[1]):
+            table = self.weight[k * self.rows : (k + 1) * self.rows]
+            y = y + table[to_rows(hashes[:, k], self.rows)]
+        return y
+
+
+class TablesAsOneMatrix(assembly.Tables):
+    def forward(self, hashes):
+        tables = self.weight.unflatten(0, (-1, self.rows))
+        rows = to_rows(hashes, self.rows)
+        return torch.stack([tables[k, rows[:, k]] for k in range(len(tables))]).sum(dim=0)
+
+
+class ModelWithOneHotVotes(assembly.Model):
+    def forward(self, ids):
+        x, found = self.read(ids)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        hot = F.one_hot(found.clamp(min=0), 256) * (found >= 0)[..., None]
+        return self.head(x) + (self.strength(x)[..., None] * hot).sum(dim=2)
+
+
+class ModelInOnePiece(assembly.Model):
+    def forward(self, ids):
+        hashes, _ = hash_contexts(ids, self.contexts)
+        state = start_recall(ids, self.recalled, self.addresses, torch.int32)
+        readings, _ = look_back(ids, self.recalled, state)
+        keys, found = describe(readings)
+        x = self.recall(keys) + self.embed(ids) + self.ngrams(hashes)
+        x = self.norm(nn.Sequential(*self.blocks)(x))
+        votes = torch.where(found >= 0, self.strength(x), 0.0)
+        return self.head(x).scatter_add(2, torch.where(found >= 0, found, 5), votes)
 
 
 ANSWERS = {
-    "parameters": (
-        parameters_of_the_parts,
-        lambda d_model, ratio: d_model * ((5 + 2 * ratio) * d_model + 2),
-    ),
-    "block": (block_in_named_steps, block_as_three_terms),
-    "first_loss": (first_loss_by_softmax, lambda symbols: -math.log(1 / symbols)),
+    "ByteMixer": (MixerByConv1d, MixerStepByStep),
+    "Block": (BlockInNamedSteps, BlockAsThreeTerms),
+    "Tables": (TablesOneByOne, TablesAsOneMatrix),
+    "Model": (ModelWithOneHotVotes, ModelInOnePiece),
 }

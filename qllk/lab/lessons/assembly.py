@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,9 +15,12 @@ from ...probes import measure
 from ...spec import Patch, Spec
 from ...study import published
 from ...study.figures import Bars
-from ...text import objectives, windows
+from ...text import objectives
 from ..explore import choice, explorer, slider
 from ..minimize import minimize
+from .exercises.assembly import weights_for_model
+
+__all__ = ["weights_for_model"]
 
 # Which part a parameter belongs to, by its name; the first that fits.
 _PARTS = (
@@ -52,47 +53,12 @@ def part_bars(name: str, model) -> Bars:
     return Bars(f"{name}: {sum(found.values()):,} parameters", thousands, "thousand")
 
 
-def work(model, T: int) -> float:
-    """Operations for each byte of a text of T bytes."""
-    ids = torch.zeros(1, T, dtype=torch.long)
-    with torch.no_grad():
-        return measure.count_flops(lambda: model(ids)) / T
-
-
 def next_patch_loss(logits, ids, size: int = 8):
     """The published models' loss without their leak: each patch has to tell the next one.
 
     Shapes   logits (B,T,256), ids (B,T), T a multiple of `size`  ->  one number
     """
     return objectives.token_losses(logits[:, :-size], ids[:, size:]).mean()
-
-
-def hashing_trial(text, seed: int, steps: int, hashing: bool) -> float:
-    """Train a small 1.1 with or without its "hashing"; the loss on what is held out of a corpus.
-
-    With the same seed both start from the same weights and read the same bytes.
-    """
-    torch.manual_seed(seed)
-    model = published.QLLK11(dim=64, n_layers=2)
-    if not hashing:
-        model.hash_proj.requires_grad_(False).zero_()
-
-    def loss_of(step):
-        generator = torch.Generator().manual_seed(1000 * seed + step)
-        ids = windows.sample_windows(text.train, 8, 256, generator)[:, :256].long()
-        return next_patch_loss(model(ids), ids)
-
-    minimize(model, loss_of, steps, lr=3e-3)
-    held_out = torch.from_numpy(text.valid[: 1 << 14].copy()).long().view(-1, 256)
-    with torch.no_grad():
-        return next_patch_loss(model(held_out), held_out).item()
-
-
-def paired(before: list[float], after: list[float]) -> tuple[float, float, float]:
-    """Mean difference of pairs, its standard error, and how far the pairs' firsts are apart."""
-    gaps = [b - a for a, b in zip(before, after, strict=True)]
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return statistics.mean(gaps), error, statistics.stdev(before)
 
 
 def layer_by_layer(model, ids, rule: Callable):
@@ -108,25 +74,6 @@ def layer_by_layer(model, ids, rule: Callable):
     return xs, published.logits_in_place(model.decoder_head(xs[-1]))
 
 
-def gradient_sizes(model, ids, rule: Callable) -> list[tuple[int, float]]:
-    """(layer, norm of the loss's gradient) at each of `layer_by_layer`'s tensors."""
-    xs, logits = layer_by_layer(model, ids, rule)
-    found = torch.autograd.grad(next_patch_loss(logits, ids, model.patch_size), xs)
-    return [(layer, gradient.norm().item()) for layer, gradient in enumerate(found)]
-
-
-def input_left(model, ids, rule: Callable) -> list[tuple[int, float]]:
-    """(layer, how much it still points where the input does) for `layer_by_layer`'s tensors.
-
-    The cosine of the angle, averaged over the places; what all places have in common is taken off.
-    """
-    with torch.no_grad():
-        xs = layer_by_layer(model, ids, rule)[0]
-    xs = [x - x.mean(dim=(0, 1)) for x in xs]
-    cosines = [torch.cosine_similarity(xs[0], x, dim=-1).mean().item() for x in xs]
-    return list(enumerate(cosines))
-
-
 def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
     """Train a narrow 1.0 with `depth` layers, applied by `rule`, on one batch; the last loss.
 
@@ -139,12 +86,6 @@ def last_loss(rule: Callable, depth: int, ids, steps: int = 30) -> float:
         return next_patch_loss(layer_by_layer(model, ids, rule)[1], ids)
 
     return minimize(model, loss_of, steps)[-1]
-
-
-def frequency_loss(ids) -> float:
-    """The entropy of these bytes' own frequencies, in nats per byte."""
-    share = ids.flatten().bincount().double() / ids.numel()
-    return -torch.special.xlogy(share, share).sum().item()
 
 
 # ---------------------------------------------------------------- widget

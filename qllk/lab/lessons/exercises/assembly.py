@@ -1,131 +1,332 @@
-"""Exercises of lesson 08, Assemble the model."""
+"""Exercises of lesson 08, Assemble the model: qllk-3 in four steps."""
 
 from __future__ import annotations
 
-import math
-
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ....model import families, layers, mixers
-from ....model.blocks import Block
-from ...exercise import Case, Exercise, shaped
+from ....model import kernels
+from ....model.contexts import hash_contexts
+from ....model.families import build
+from ....model.inputs import describe, look_back, start_recall, to_rows
+from ....spec import Ngrams, Recall, Spec
+from ...exercise import Case, Exercise, normal, use_module
 
 
-def parameters(d_model, ratio):
-    """How many numbers one block holds: a cumulative sum, an MLP, and a norm for each."""
-    mixer = 4 * d_model**2 + d_model**2  # q, k, v and gate in one, then the output
-    mlp = d_model * ratio * d_model + ratio * d_model * d_model  # up, then down again
-    norms = 2 * d_model
-    return mixer + mlp + norms
+class ByteMixer(nn.Module):
+    """A gated causal convolution: each output sees the last `width` inputs."""
+
+    def __init__(self, d, width=8):
+        super().__init__()
+        self.xg = nn.Linear(d, 2 * d, bias=False)
+        self.taps = nn.Parameter(torch.randn(width, d) * width**-0.5)
+        self.out = nn.Linear(d, d, bias=False)
+
+    def forward(self, x):
+        x, g = self.xg(x).chunk(2, dim=-1)
+        y = sum(w * F.pad(x, (0, 0, j, 0))[:, : x.shape[1]] for j, w in enumerate(self.taps))
+        return self.out(F.silu(g) * y)
 
 
-def block(x, mix, mlp, norm):
-    """A pre-norm block: x (B,T,D) to the same shape."""
-    x = x + mix(norm(x))
-    return x + mlp(norm(x))
+class Block(nn.Module):
+    """Norm, mixer, skip; norm, MLP, skip."""
+
+    def __init__(self, d, ratio=2):
+        super().__init__()
+        self.norm_mix, self.norm_mlp = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.mix = ByteMixer(d)
+        self.up = nn.Linear(d, ratio * d, bias=False)
+        self.down = nn.Linear(ratio * d, d, bias=False)
+
+    def forward(self, x):
+        x = x + self.mix(self.norm_mix(x))
+        return x + self.down(self.up(self.norm_mlp(x)).relu().square())
 
 
-def first_loss(symbols):
-    """What a guess costs, in nats, that finds all symbols equally likely."""
-    return math.log(symbols)
+class Tables(nn.Embedding):
+    """Several tables in one: a hash chooses a row of each, and the rows are summed."""
+
+    def __init__(self, tables, rows, d):
+        super().__init__(tables * rows, d, sparse=True)
+        nn.init.zeros_(self.weight)
+        self.rows = rows
+
+    def forward(self, hashes):
+        start = self.rows * torch.arange(hashes.shape[1])[:, None]
+        return super().forward(to_rows(hashes, self.rows) + start).sum(dim=1)
 
 
-def _counted(d_model, ratio):
-    with torch.device("meta"):
-        mixer, mlp = mixers.CumsumMixer(d_model), layers.SquaredReluMLP(d_model, ratio=ratio)
-        return families.count_parameters(Block(mixer, mlp, nn.RMSNorm, d_model, 0.0))
+class Model(nn.Module):
+    """qllk-3: bytes, hashed n-grams and what followed before; blocks; a head, and votes."""
+
+    def __init__(self, d, ngrams, recall, rows, addresses, layers=2):
+        super().__init__()
+        self.contexts, self.recalled, self.addresses = ngrams, recall, addresses
+        self.embed = nn.Embedding(256, d)
+        self.ngrams = Tables(len(ngrams), rows, d)
+        self.recall = Tables(2 * len(recall), 4096, d)
+        self.strength = nn.Linear(d, 2 * len(recall), bias=False)
+        self.blocks = nn.ModuleList(Block(d) for _ in range(layers))
+        self.norm, self.head = nn.RMSNorm(d), nn.Linear(d, 256, bias=False)
+
+    def read(self, ids):
+        hashes, _ = hash_contexts(ids, self.contexts)
+        empty = start_recall(ids, self.recalled, self.addresses, torch.uint8)
+        readings, _ = look_back(ids, self.recalled, empty)
+        keys, found = describe(readings)
+        return self.embed(ids) + self.ngrams(hashes) + self.recall(keys), found
+
+    def forward(self, ids):
+        x, found = self.read(ids)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        votes = self.strength(x) * (found >= 0)
+        return self.head(x).scatter_add(2, found.clamp(min=0), votes)
 
 
-def _block_loop(x, mix, mlp, norm):
-    """The definition, written out: two sums, each of what was there and what a part adds."""
-    mixed = mix(norm(x))
-    middle = torch.stack([x[:, t] + mixed[:, t] for t in range(x.shape[1])], dim=1)
-    thought = mlp(norm(middle))
-    return torch.stack([middle[:, t] + thought[:, t] for t in range(x.shape[1])], dim=1)
+# ---------------------------------------------------------------- the library's, with its weights
+
+NGRAMS, CONTEXTS, ROWS = (2, 3, "word"), (3, "words-2"), 4096
 
 
-def _past_mean(x):
-    """The mean of all so far: the plainest causal mixer."""
-    return x.cumsum(dim=1) / torch.arange(1, x.shape[1] + 1)[:, None]
+def spec_of(d, ngrams, recall, rows, addresses, layers=2):
+    """The library's model of the same sizes as `Model`."""
+    return Spec(
+        d_model=d,
+        layers=layers,
+        mixers=(("conv", {"width": 8}),),
+        mlp=("relu2", {"ratio": 2}),
+        ngrams=Ngrams(ngrams, rows),
+        recall=Recall(recall, addresses, ROWS),
+    )
 
 
-def _squared_relu(x):
-    return x.relu().square()
+_RENAMED = {
+    "body.blocks.": "blocks.",
+    "ngrams.table.": "ngrams.",
+    "recall.table.": "recall.",
+    "recall.strength.": "strength.",
+    ".mlp.up.": ".up.",
+    ".mlp.out.": ".down.",
+}
 
 
-def _unit_size(x):
-    return nn.functional.rms_norm(x, x.shape[-1:])
+def weights_for_model(library):
+    """The weights of the library's model under the names of `Model`."""
+    found = {}
+    for name, weight in library.state_dict().items():
+        for old, new in _RENAMED.items():
+            name = name.replace(old, new)
+        found[name] = weight
+    return found
+
+
+def _library(sizes, rng):
+    """The library's model in float64, all its weights random."""
+    model = build(spec_of(*sizes)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=rng, dtype=torch.float64) * p.shape[-1] ** -0.5)
+    return model
+
+
+def _mixer_loop(x, weights, d, width):
+    """The definition of `ByteMixer`, by the library's convolution."""
+    x, g = (x @ weights["xg.weight"].T).chunk(2, dim=-1)
+    y, _ = kernels.causal_conv_loop(x, weights["taps"])
+    return (g * g.sigmoid() * y) @ weights["out.weight"].T
+
+
+def _random_weights(module, rng):
+    return {
+        name: torch.randn(w.shape, generator=rng, dtype=torch.float64) * w.shape[-1] ** -0.5
+        for name, w in module.state_dict().items()
+    }
+
+
+def _mixers(rng):
+    for B, T, d, width in ((1, 1, 3, 8), (2, 5, 4, 3), (3, 11, 2, 8)):
+        yield Case((normal(rng, B, T, d), _random_weights(ByteMixer(d, width), rng), d, width))
 
 
 def _blocks(rng):
-    for B, T, D in ((2, 5, 3), (1, 1, 4), (3, 11, 2), (1, 16, 4)):
-        x = 3 * torch.randn(B, T, D, generator=rng, dtype=torch.float64)
-        yield Case((x, _past_mean, _squared_relu, _unit_size))
+    for B, T, d in ((1, 1, 4), (2, 5, 3), (3, 11, 2)):
+        yield Case((3 * normal(rng, B, T, d), _random_weights(Block(d), rng), d))
+
+
+def _tables(rng):
+    for B, K, T, rows, d in ((1, 1, 1, 5, 3), (2, 3, 7, 16, 4), (1, 2, 20, 300, 2)):
+        hashes = torch.randint(-(1 << 62), 1 << 62, (B, K, T), generator=rng)
+        yield Case((hashes, {"weight": normal(rng, K * rows, d)}, K, rows, d))
+
+
+def _models(rng):
+    for B, T, d, rows in ((1, 1, 4, 32), (2, 40, 6, 64), (1, 90, 4, 16)):
+        sizes = (d, NGRAMS, CONTEXTS, rows, 64)
+        ids = torch.randint(97, 100, (B, T), generator=rng)
+        yield Case((ids, weights_for_model(_library(sizes, rng)), *sizes))
+
+
+def _by_library(ids, weights, *sizes):
+    model = build(spec_of(*sizes)).double()
+    names = dict(zip(weights_for_model(model), model.state_dict(), strict=True))
+    model.load_state_dict({names[name]: weight for name, weight in weights.items()})
+    return model(ids).detach()
+
+
+def _with(cls, **changes):
+    """The class with some methods replaced: a mistake."""
+    return type(cls.__name__, (cls,), changes)
+
+
+def _conv(self, x, taps, gate=F.silu, swap=False):
+    x, g = self.xg(x).chunk(2, dim=-1)
+    if swap:
+        x, g = g, x
+    return self.out(gate(g) * taps(self.taps, x))
+
+
+def _causal(taps, x):
+    return kernels.causal_conv(x, taps)[0]
+
+
+def _looking_ahead(taps, x):
+    return _causal(taps, x.flip(1)).flip(1)
+
+
+def _votes(self, ids, found_only=True, normed=True):
+    x, found = self.read(ids)
+    for block in self.blocks:
+        x = block(x)
+    if normed:
+        x = self.norm(x)
+    votes = self.strength(x) * (found >= 0) if found_only else self.strength(x)
+    return self.head(x).scatter_add(2, found.clamp(min=0), votes)
+
+
+def _without_votes(self, ids):
+    x, _ = self.read(ids)
+    for block in self.blocks:
+        x = block(x)
+    return self.head(self.norm(x))
+
+
+def _without_ngrams(self, ids):
+    x, found = Model.read(self, ids)
+    return x - self.ngrams(hash_contexts(ids, self.contexts)[0]), found
 
 
 EXERCISES = (
     Exercise(
-        parameters,
-        truth=_counted,
-        cases=shaped("d_model, ratio", (8, 4), (3, 1), (128, 4), (5, 2), (256, 3)),
+        ByteMixer,
+        use=use_module,
+        truth=_mixer_loop,
+        cases=_mixers,
         hints=(
-            "A linear layer from m to n numbers without a bias holds m times n.",
-            "The mixer has one layer that is four times as wide, and an output projection.",
-            "Each of the two norms has one scale for each channel.",
+            "`self.xg(x).chunk(2, dim=-1)` gives the channels to convolve, and those of the gate.",
+            "`F.pad(x, (0, 0, j, 0))[:, :T]` is x, j steps late. Multiply it by taps[j].",
+            "The output is `self.out(F.silu(g) * y)`.",
         ),
         mistakes={
-            "The mixer's output projection is missing.": lambda d_model, ratio: (
-                parameters(d_model, ratio) - d_model**2
+            "It looks ahead: taps[j] belongs to the input j steps before.": _with(
+                ByteMixer, forward=lambda self, x: _conv(self, x, _looking_ahead)
             ),
-            "The MLP goes up and comes down again: two matrices.": lambda d_model, ratio: (
-                parameters(d_model, ratio) - ratio * d_model**2
+            "The taps are in the wrong order: taps[0] is that of the present.": _with(
+                ByteMixer,
+                forward=lambda self, x: _conv(self, x, lambda w, x: _causal(w.flip(0), x)),
             ),
-            "The norms hold numbers too.": lambda d_model, ratio: (5 + 2 * ratio) * d_model**2,
-            "These linear layers have no bias.": lambda d_model, ratio: (
-                parameters(d_model, ratio) + (6 + ratio) * d_model
+            "The gate is `silu`, not a sigmoid.": _with(
+                ByteMixer, forward=lambda self, x: _conv(self, x, _causal, torch.sigmoid)
+            ),
+            "The first half of xg is convolved, the second one is the gate.": _with(
+                ByteMixer, forward=lambda self, x: _conv(self, x, _causal, swap=True)
+            ),
+            "The gate is missing.": _with(
+                ByteMixer, forward=lambda self, x: _conv(self, x, _causal, torch.ones_like)
             ),
         },
+        time_axis=1,
     ),
     Exercise(
-        block,
-        truth=_block_loop,
+        Block,
+        use=use_module,
         cases=_blocks,
         hints=(
             "There are two sums, and the second starts from the result of the first.",
             "A norm stands before each part, never on the skip itself.",
         ),
         mistakes={
-            "The MLP's output has replaced x: its skip is missing.": lambda x, mix, mlp, norm: mlp(
-                norm(x + mix(norm(x)))
+            "The MLP's output has replaced x: its skip is missing.": _with(
+                Block,
+                forward=lambda self, x: Block.forward(self, x) - (x + self.mix(self.norm_mix(x))),
             ),
-            "Here the norms stand after the sums, "
-            "so the skip is normed as well.": lambda x, m, y, n: n(n(x + m(x)) + y(n(x + m(x)))),
-            "The skip starts from the normed x; it should carry x itself.": lambda x, m, y, n: (
-                block(n(x), m, y, n)
+            "The MLP read what was there before the mixing.": _with(
+                Block,
+                forward=lambda self, x: (
+                    x
+                    + self.mix(self.norm_mix(x))
+                    + self.down(self.up(self.norm_mlp(x)).relu().square())
+                ),
             ),
-            "The MLP read what was there before the mixing.": lambda x, mix, mlp, norm: (
-                x + mix(norm(x)) + mlp(norm(x))
+            "The skip starts from the normed x; it should carry x itself.": _with(
+                Block, forward=lambda self, x: Block.forward(self, x) - x + self.norm_mix(x)
             ),
-            "The norm went over time, not over the channels.": lambda x, mix, mlp, norm: block(
-                x, mix, mlp, lambda y: norm(y.transpose(1, 2)).transpose(1, 2)
+            "The nonlinearity is the square of relu, not relu.": _with(
+                Block,
+                forward=lambda self, x: (
+                    (y := x + self.mix(self.norm_mix(x)))
+                    + self.down(self.up(self.norm_mlp(y)).relu())
+                ),
             ),
         },
         time_axis=1,
     ),
     Exercise(
-        first_loss,
-        cases=shaped("symbols", (256,), (2,), (10,), (50257,)),
+        Tables,
+        use=use_module,
+        cases=_tables,
         hints=(
-            "Each symbol has probability 1 / symbols.",
-            "The loss of a byte is minus the natural logarithm of the chance it was given.",
+            "`to_rows(hashes, self.rows)` are the rows, each counted within its own table.",
+            "Table k begins at row k * rows of the weight.",
+            "`super().forward(rows)` has the shape (B, tables, T, D).",
         ),
         mistakes={
-            "Those are bits; nats were wanted.": lambda symbols: math.log2(symbols),
-            "That is the chance itself.": lambda symbols: 1 / symbols,
-            "A loss is minus the logarithm of the chance, so never negative.": lambda symbols: (
-                -math.log(symbols)
+            "All contexts read the first table.": _with(
+                Tables,
+                forward=lambda self, hashes: F.embedding(
+                    to_rows(hashes, self.rows), self.weight
+                ).sum(dim=1),
+            ),
+            "The rows are summed, not averaged.": _with(
+                Tables, forward=lambda self, hashes: Tables.forward(self, hashes) / hashes.shape[1]
+            ),
+            "Only the first context was used.": _with(
+                Tables, forward=lambda self, hashes: Tables.forward(self, hashes[:, :1])
             ),
         },
+    ),
+    Exercise(
+        Model,
+        use=use_module,
+        truth=_by_library,
+        cases=_models,
+        hints=(
+            "`read` returns the sum of three embeddings, and the ids that were found.",
+            "The norm comes after the blocks; head and strength both read what it returns.",
+            "`scatter_add(2, found.clamp(min=0), votes)` adds each vote to the logit of its id.",
+        ),
+        mistakes={
+            "The votes are missing.": _with(Model, forward=_without_votes),
+            "Where nothing was found, a vote went to id 0.": _with(
+                Model, forward=lambda self, ids: _votes(self, ids, found_only=False)
+            ),
+            "The last norm is missing.": _with(
+                Model, forward=lambda self, ids: _votes(self, ids, normed=False)
+            ),
+            "The n-grams are missing from the embedding.": _with(Model, read=_without_ngrams),
+        },
+        time_axis=1,
     ),
 )
