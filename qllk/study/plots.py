@@ -7,6 +7,7 @@ that cannot look at pictures compares.
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 
 from ..files import write_atomically
@@ -14,6 +15,7 @@ from .axes import Scale, format_number, series_colour, ticks
 from .figures import Bars, Chart, Figure, Heat, Note, Page, digest, rows_of
 
 _WIDTH_INCHES = 5.6  # of one figure
+_LABEL_LETTERS = 32  # in a line of a label
 _ROW_INCHES = 0.26  # of a table or of bars
 _DASHES = ("--", ":", "-.")  # of levels, in turn
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -88,8 +90,17 @@ def _plot_chart(chart: Chart, axes) -> None:
         axes.plot(*zip(*pairs, strict=True), ".-", color=series_colour(i), label=name)
     for i, (name, level) in enumerate(chart.levels.items()):
         dashes = _DASHES[i % len(_DASHES)]
-        axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1, label=name)
-    axes.set(xlabel=chart.x, ylabel=chart.y)
+        axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1)
+        axes.annotate(
+            *(name, (1.0, level)),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color="0.4",
+        )
+    axes.set(xlabel=chart.x, ylabel=textwrap.fill(chart.y, _LABEL_LETTERS))
     for axis in (axes.xaxis, axes.yaxis):
         if axis.axis_name in chart.log:
             axis.axes.set(**{f"{axis.axis_name}scale": "log"})
