@@ -47,7 +47,9 @@ class Together(nn.Module):
 def gain(width: int, rows: int) -> float:
     """How many times faster q, k and v are from one layer than from three, for `rows` bytes."""
     apart, x = Apart(width), torch.randn(rows, width)
-    separate, fused = measure.compare_seconds([partial(apart, x), partial(Together(apart), x)])
+    separate, fused = measure.compare_seconds(
+        [partial(apart, x), partial(Together(apart), x)], rounds=6, at_least=0.02
+    )
     return separate / fused
 
 
