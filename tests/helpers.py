@@ -106,6 +106,7 @@ def vectors(*shape):
 
 # The function that draws each lesson's widget; "training" shows the live trainer instead.
 DRAWN = {
+    "addresses": "meet",
     "assembly": "boxed",
     "attention": "look",
     "cumsum": "watch",
