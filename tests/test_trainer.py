@@ -994,6 +994,17 @@ def test_a_carried_run_that_is_resumed_equals_one_that_is_not():
     assert losses(steps(whole, 12)[10:]) == losses(steps(again, 2))
 
 
+def test_tables_learn_at_their_own_multiple_of_the_learning_rate():
+    run = trainer(spec=RECALLING, table_lr=3.0)
+    steps(run, 2)
+    factors = [group["factor"] for group in run.optimizer.param_groups if "factor" in group]
+    assert factors == [3.0]
+    slow = trainer(spec=RECALLING, table_lr=0.001)
+    steps(slow, 2)
+    moved, hardly = (run.model.recall.table.weight for run in (run, slow))
+    assert hardly.abs().max() < 0.01 * moved.abs().max()
+
+
 def test_a_model_without_a_recall_reads_a_new_text_each_step():
     run = trainer(carry=3, steps=12, batch=2)
     assert all(before is None for _, before in texts(run, 12))
