@@ -21,7 +21,7 @@ class Lab(OpenNotebook):
 
     def __init__(self, page, server, name, cells):
         notebook = nbformat.read(NOTEBOOK, as_version=4)
-        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first = next(cell for cell in notebook.cells if "panel = lab()" in cell.source)
         extra = [nbformat.v4.new_code_cell(source) for source in (*cells, CHOSEN)]
         super().__init__(page, server, name, [notebook.cells[0], first, *extra])
         self.last_cell = len(extra)
