@@ -458,9 +458,7 @@ def _add_grade(made):
 def _grade(args):
     """Judge the functions that notebooks define, by the checks of the lessons."""
     check_rate("--seconds", args.seconds)
-    grades = []
-    for one in tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None):
-        grades.append(one)
+    grades = list(tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None))
     write_atomically(args.csv, grade.to_csv(grades).encode())
     print(grade.format_grades(grades))
 
