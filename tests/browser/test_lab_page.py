@@ -82,7 +82,7 @@ class Lab(OpenNotebook):
         self.wait_for(lambda: re.search(pattern, notes.inner_text()))
 
     def picture(self, folder, name):
-        self.page.locator(".q-lab").screenshot(path=folder / f"{name}.png")
+        self.inspect(".q-lab", folder / f"{name}.png")
 
 
 @pytest.fixture
