@@ -212,6 +212,7 @@ def test_errors_are_shown_with_their_reason(open_lab, pictures):
     lab.wait_steps(3)
     lab.fill("batch", "0")
     lab.wait_note("batch must be a whole number above 0")
+    lab.picture(pictures, "6-more-notes-than-fit")
     lab.press("stop")
     lab.wait_until_no_thread(1)
 
