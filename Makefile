@@ -1,11 +1,11 @@
 # For everyone: `make lab` opens the live trainer, `make test` runs all tests.
-# For development: notebooks, bench, lint, clean.
+# For development: notebooks, lab-picture, bench, lint, clean.
 
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: lab test lint notebooks bench clean
+.PHONY: lab test lint notebooks lab-picture bench clean
 .DEFAULT_GOAL := lab
 
 lab: .venv/core
@@ -25,6 +25,10 @@ lint: .venv/dev
 # Run every notebook again and store its outputs.
 notebooks: .venv/dev
 	QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/python -m qllk.lab.notebooks refresh notebooks/*.ipynb
+
+# Train for a minute in the lab, and store a picture of its panel.
+lab-picture: .venv/dev
+	QLLK_LAB_PICTURE=$(CURDIR)/notebooks/images/lab.png $(BIN)/pytest -k front_page tests/browser/test_lab_page.py
 
 bench: .venv/core
 	$(BIN)/python -m qllk bench $(BENCH_OPTIONS)

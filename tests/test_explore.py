@@ -127,7 +127,7 @@ def test_every_lesson_has_a_widget():
 
 def values_of(control):
     match control:
-        case ipywidgets.Dropdown() | ipywidgets.SelectionSlider():
+        case ipywidgets.Dropdown() | ipywidgets.RadioButtons():
             return [value for _, value in control._options_full]
         case ipywidgets.Checkbox():
             return [False, True]

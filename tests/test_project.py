@@ -52,7 +52,7 @@ def from_pyproject():
 
 
 def from_environment():
-    lines = re.findall(r"^  - ([a-z].*[^:])$", read("environment.yml"), re.M)
+    lines = re.findall(r"^ +- ([a-z].*[^:])$", read("environment.yml"), re.M)
     found = dict(map(split, lines))
     del found["pip"]
     return {CONDA_NAMES.get(name, name): bounds for name, bounds in found.items()}

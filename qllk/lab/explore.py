@@ -55,9 +55,12 @@ def choice(name: str, options: list) -> _Control:
 
 
 def slider(name: str, options: list) -> _Control:
-    """One of several options in order: lengths, widths, rates."""
-    return lambda value: widgets.SelectionSlider(
-        options=options, value=value, description=name, continuous_update=False
+    """One of several options in order, all in sight: lengths, widths, rates.
+
+    Radio buttons in a row, since the sliders of ipywidgets have no name that a screen reader knows.
+    """
+    return lambda value: widgets.RadioButtons(
+        options=options, value=value, description=name, tooltip=name
     )
 
 

@@ -65,6 +65,7 @@ class Server:
         command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self.port}"]
         command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.work}"]
         command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        command += ["--LabApp.expose_app_in_browser=True"]  # for its themes
         command += ["--KernelManager.transport=ipc"] if os.name != "nt" else []
         with self.log.open("w") as log:
             return subprocess.Popen(command, env=env, cwd=self.work, stdout=log, stderr=log)

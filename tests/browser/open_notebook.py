@@ -1,6 +1,7 @@
 """A notebook open in JupyterLab, as a person sees it."""
 
 import nbformat
+from readable import THEMES, axe_faults, pale_texts, set_theme
 
 PATIENCE = 180  # seconds that one wait may take, for a busy machine
 THREADS = """import threading
@@ -55,3 +56,16 @@ class OpenNotebook:
     @property
     def text(self):
         return self.page.locator(".jp-Notebook").inner_text()
+
+    def assert_readable(self, selector, theme):
+        """Every text of this part contrasts with its background in a theme, which stays."""
+        set_theme(self.page, theme)
+        assert not (pale := pale_texts(self.page, selector)), (theme, pale)
+
+    def inspect(self, selector, path):
+        """A picture of this part in both themes, where axe-core finds no fault either."""
+        for theme in THEMES:
+            self.assert_readable(selector, theme)
+            shot = path.with_stem(f"{path.stem}-{theme.split()[-1].lower()}")
+            self.page.locator(selector).first.screenshot(path=shot)
+            assert not (faults := axe_faults(self.page, selector)), (theme, faults)

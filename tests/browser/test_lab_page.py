@@ -1,5 +1,6 @@
 """The lab in a real browser: every control is used, and only what the page shows counts."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,15 +14,17 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "00_lab.ipynb"
 CHOSEN = """for name, control in panel.controls.items():
     print(name, "is", getattr(control, "label", control.value))
 print("end")"""
+FULL_SIZE = "import os\n\nos.environ['QLLK_FAST'] = '0'\n"
 BUSY = "import time\nfor _ in range(10_000):\n    time.sleep(0.01)"
 
 
 class Lab(OpenNotebook):
     """The panel as a person sees it."""
 
-    def __init__(self, page, server, name, cells):
+    def __init__(self, page, server, name, cells, before=""):
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         first = next(cell for cell in notebook.cells if "panel = lab()" in cell.source)
+        first.source = before + first.source
         extra = [nbformat.v4.new_code_cell(source) for source in (*cells, CHOSEN)]
         super().__init__(page, server, name, [notebook.cells[0], first, *extra])
         self.last_cell = len(extra)
@@ -82,7 +85,7 @@ class Lab(OpenNotebook):
         self.wait_for(lambda: re.search(pattern, notes.inner_text()))
 
     def picture(self, folder, name):
-        self.page.locator(".q-lab").screenshot(path=folder / f"{name}.png")
+        self.inspect(".q-lab", folder / f"{name}.png")
 
 
 @pytest.fixture
@@ -173,6 +176,21 @@ def settled(lab):
     return seen if lab.step == seen else 0
 
 
+@pytest.mark.skipif("QLLK_LAB_PICTURE" not in os.environ, reason="`make lab-picture` runs it")
+def test_a_minute_of_training_is_the_picture_of_the_front_page(page, server):
+    page.set_viewport_size({"width": 1920, "height": 1800})
+    lab = Lab(page, server, "lab-picture.ipynb", [], before=FULL_SIZE)
+    lab.press("start")
+    page.wait_for_timeout(40_000)
+    lab.choose("precision", "bfloat16")
+    lab.press("switch")
+    lab.wait_for(lambda: lab.place == "cpu bfloat16")
+    page.wait_for_timeout(20_000)
+    panel = page.locator(".q-lab")
+    panel.evaluate("panel => panel.style.zoom = 1.5")
+    panel.screenshot(path=os.environ["QLLK_LAB_PICTURE"])
+
+
 def test_errors_are_shown_with_their_reason(open_lab, pictures):
     lab = open_lab(THREADS)
     lab.choose("corpus", "a file or folder …")
@@ -194,6 +212,7 @@ def test_errors_are_shown_with_their_reason(open_lab, pictures):
     lab.wait_steps(3)
     lab.fill("batch", "0")
     lab.wait_note("batch must be a whole number above 0")
+    lab.picture(pictures, "6-more-notes-than-fit")
     lab.press("stop")
     lab.wait_until_no_thread(1)
 

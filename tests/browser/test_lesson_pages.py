@@ -1,11 +1,13 @@
 """Each lesson in a real browser: its stored pictures, and its widget with every control used."""
 
+from itertools import cycle
 from pathlib import Path
 
 import nbformat
 import pytest
 from helpers import DRAWN
 from open_notebook import THREADS, OpenNotebook
+from readable import THEMES, axe_faults
 
 from qllk.lab.lessons.exercises import EXERCISES
 
@@ -44,10 +46,8 @@ class Widget(OpenNotebook):
         if (menu := control.locator("select")).count():
             values = range(menu.locator("option").count())
             return [lambda i=i: menu.select_option(index=i) for i in reversed(values)]
-        if (handle := control.locator(".noUi-handle")).count():
-            last = int(float(handle.get_attribute("aria-valuemax")))
-            steps = [lambda: handle.press("ArrowRight")] * last
-            return [lambda: handle.press("Home"), *steps]
+        if radios := control.locator("input[type=radio]").all():
+            return [one.check for one in (radios[-1], *radios)]
         if (box := control.locator("input[type=checkbox]")).count():
             return [box.click, box.click]
         field = control.locator("input[type=text]")
@@ -77,9 +77,9 @@ def type_in(field, text):
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_control_of_a_lesson_moves_its_picture(page, server, pictures, name):
     widget = Widget(page, server, name)
-    shot = widget.page.locator(".q-explore")
-    shot.screenshot(path=pictures / f"lesson-{name}.png")
-    size = shot.bounding_box()["height"]
+    whole = widget.page.locator(".q-explore")
+    widget.inspect(".q-explore", pictures / f"lesson-{name}.png")
+    size, themes = whole.bounding_box()["height"], cycle(THEMES)
     for control in widget.controls:
         changes = []
         for move in widget.moves(control):
@@ -87,12 +87,13 @@ def test_every_control_of_a_lesson_moves_its_picture(page, server, pictures, nam
             move()
             changes.append(widget.changed(before))
             assert not widget.page.locator(".q-bad").count(), widget.text
+            widget.assert_readable(".q-explore", next(themes))
         assert any(changes), f"{control.inner_text()} changes nothing"
-    shot.screenshot(path=pictures / f"lesson-{name}-moved.png")
+    widget.inspect(".q-explore", pictures / f"lesson-{name}-moved.png")
     widget.press("reset")
     widget.press("reset")
     widget.wait_until_no_thread(1)
-    assert abs(shot.bounding_box()["height"] - size) < 40, "the page jumps"
+    assert abs(whole.bounding_box()["height"] - size) < 40, "the page jumps"
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -107,3 +108,6 @@ def test_a_stored_lesson_shows_its_pictures(page, server, pictures, number):
     assert stored
     assert all(one.evaluate("image => image.naturalWidth > 100") for one in drawn.all())
     page.screenshot(path=pictures / f"page-{number:02}.png")
+    assert not axe_faults(page, ".jp-RenderedMarkdown")
+    found = {fault.partition(":")[0] for fault in axe_faults(page, ".jp-OutputArea-output")}
+    assert found <= {"image-alt"}  # JupyterLab has no way to give a stored PNG its words

@@ -90,9 +90,10 @@ def _tile(name: str, value: str, unit: str) -> str:
 
 def _sample(now: Snapshot) -> str:
     if not now.sample:
-        return _box("what the model writes", '<pre class="q-empty">nothing yet</pre>')
+        return _box("what the model writes", '<pre class="q-empty" tabindex="0">nothing yet</pre>')
     step, (title, prompt, answer) = now.sample
-    body = f"<pre><i>{escape(_make_printable(prompt))}</i>{escape(_make_printable(answer))}</pre>"
+    prompt, answer = (escape(_make_printable(text)) for text in (prompt, answer))
+    body = f'<pre tabindex="0"><i>{prompt}</i>{answer}</pre>'
     return _box(f"{title}, at step {step:,}", body)
 
 
@@ -107,8 +108,10 @@ def _notes(oldest_first: list[Note]) -> str:
         f'<li class="{"q-bad" if bad else "q-good"}"><small>{step:,}</small> {escape(text)}</li>'
         for step, text, bad in reversed(oldest_first[-_NOTES_SHOWN:])
     )
-    return _box("what happened", f"<ul>{rows or '<li class=q-empty>nothing yet</li>'}</ul>")
+    rows = rows or "<li class=q-empty>nothing yet</li>"
+    return _box("what happened", f'<ul tabindex="0">{rows}</ul>')
 
 
 def _box(title: str, body: str) -> str:
+    """A titled box; its body may scroll, so it takes the keyboard focus (`tabindex`)."""
     return f'<div class="q-box"><small>{escape(title)}</small>{body}</div>'
