@@ -36,5 +36,7 @@ def test_a_full_cell_is_the_largest_unless_given():
 @pytest.mark.parametrize("show", [charts.page_html, plots.picture, digest])
 def test_a_stranger_is_refused(show):
     for page in (3, [3], [(HEAT, 3)]):
-        with pytest.raises(TypeError, match="a figure is a Chart, Heat, Bars or Note, got 3"):
+        with pytest.raises(
+            TypeError, match="a figure is a Chart, Heat, Bars, Diagram or Note, got 3"
+        ):
             show(page)
