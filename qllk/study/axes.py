@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
 from typing import NamedTuple
 
 # All colours are readable on a light and on a dark background.
@@ -44,13 +44,13 @@ def series_colours(names: Iterable[str]) -> list[str]:
         kind = colour_of_kind(name)
         if kind and kind not in found.values():
             found[name] = kind
-    free = (colour for colour in chain(_FREE, _hues()) if colour not in found.values())
+    free = (colour for colour in itertools.chain(_FREE, _hues()) if colour not in found.values())
     return [found[name] if name in found else next(free) for name in names]
 
 
 def _hues() -> Iterator[str]:
     """Endless further colours, each far from the few before it."""
-    for i in count():
+    for i in itertools.count():
         red, green, blue = colorsys.hls_to_rgb(0.618 * i % 1, 0.5, 0.4)
         yield f"#{int(255 * red):02x}{int(255 * green):02x}{int(255 * blue):02x}"
 

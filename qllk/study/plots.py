@@ -155,7 +155,7 @@ def _plot_heat(heat: Heat, axes) -> None:
                 axes.text(j + 0.5, i + 0.5, words, **middle, fontsize=7, parse_math=False)
     columns, rows = len(heat.column_names), len(heat.rows)
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-    axes.set_title(heat.title, fontsize=9, parse_math=False)
+    axes.set_title(heat.title, fontsize=9, y=1.0, pad=18, parse_math=False)  # above the names
     axes.set_xticks([j + 0.5 for j in range(columns)], heat.column_names, parse_math=False)
     axes.set_yticks([i + 0.5 for i in range(rows)], heat.row_names, parse_math=False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)

@@ -46,7 +46,9 @@ def scan_tree(text: bytes = TEXT) -> Diagram:
             pairs = [(t, s) for t in needed for s in (t - distance, t) if s >= 0]
             arrows += [(f"{row - 1} {s}", f"{row} {t}") for t, s in pairs]
             needed = {s for _, s in pairs}
-    letters = {f"letter {t}": Box(chr(b), t, 0, framed=False) for t, b in enumerate(text)}
+    letters = {
+        f"letter {t}": Box(chr(b).replace(" ", "_"), t, 0, framed=False) for t, b in enumerate(text)
+    }
     title = f"how many bytes each sum holds, in {len(rounds) - 1} rounds"
     said = f"{title}: the last one {' '.join(str(int(c[-1])) for c in rounds)}."
     return Diagram(title, letters | boxes, sorted(arrows), said, down=True)
