@@ -63,10 +63,13 @@ def test_places_are_apart_and_not_beyond_the_last():
     chance = random.Random(0)
     for _ in range(200):
         wanted = sorted(chance.uniform(0, 200) for _ in range(chance.randint(1, 12)))
-        places = spread(wanted, 13, 200)
+        places = spread(wanted, 13, 0, 200)
         assert all(b - a >= 13 - 1e-9 for a, b in itertools.pairwise(places))
+        assert places[0] >= 0
         assert places[-1] <= 200
-    assert spread([10, 40, 90], 13, 200) == [10, 40, 90]
+    assert spread([10, 40, 90], 13, 0, 200) == [10, 40, 90]
+    assert spread([50, 50, 50, 120], 13, 0, 200) == [37, 50, 63, 120]
+    assert spread([0, 1], 10, 0, 5) == [-5, 5]
 
 
 # ---------------------------------------------------------------- colours

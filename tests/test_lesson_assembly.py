@@ -110,6 +110,13 @@ def test_the_diagram_has_the_parts_and_the_numbers_of_the_spec():
     assert all(left[1] < right[0] for left, right in itertools.pairwise(edges))
 
 
+def test_each_part_of_the_model_is_in_the_diagram():
+    parts = {name for name, _ in Model(8, (2,), (3,), 16, 16).named_children()}
+    boxes = set(assembly.whole_model().boxes)
+    assert parts - {"blocks"} <= boxes
+    assert boxes - parts == {"bytes", "sum", "block 0", "block 1", "total", "logits"}
+
+
 def test_each_part_reads_the_stream_and_adds_to_it():
     diagram = assembly.residual_stream(blocks=2)
     assert [diagram.boxes[f"part {i}"].text for i in range(4)] == 2 * [

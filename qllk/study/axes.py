@@ -115,11 +115,18 @@ def format_number(value: float, digits: int = 3) -> str:
     return f"{rounded:g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
-def spread(wanted: list[float], gap: float, last: float) -> list[float]:
-    """Move ascending places as little as needed to be at least `gap` apart and at most `last`."""
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap) if places else place)
-    for i in range(len(places) - 1, -1, -1):
-        places[i] = min(places[i], last - gap * (len(places) - 1 - i))
-    return places
+def spread(wanted: list[float], gap: float, first: float, last: float) -> list[float]:
+    """Move ascending places as little as needed to be at least `gap` apart.
+
+    They stay between `first` and `last`, or above `first` where there is no room for all.
+    """
+    groups: list[tuple[float, int]] = []  # of places that touch: where it starts, less the gaps
+    for i, place in enumerate(wanted):
+        start, size = place - gap * i, 1
+        while groups and groups[-1][0] > start:
+            other, more = groups.pop()
+            start, size = (start * size + other * more) / (size + more), size + more
+        groups.append((start, size))
+    starts = [start for start, size in groups for _ in range(size)]
+    most = last - gap * (len(wanted) - 1)
+    return [min(max(start, first), most) + gap * i for i, start in enumerate(starts)]

@@ -17,6 +17,7 @@ from .figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, digest, edg
 _WIDTH_INCHES = 5.6  # of one figure
 _LABEL_LETTERS = 32  # in a line of a label
 _ROW_INCHES = 0.26  # of a table or of bars
+_NUMBER_INCHES = 0.4  # the width of a table's cell with a number
 _LETTER_INCHES, _LINE_INCHES = 0.08, 0.14  # of text
 _MOST_DOTS = 40  # of a curve
 _DASHES = ("--", ":", "-.")  # of levels, in turn
@@ -88,13 +89,18 @@ def _width_inches(figure: Figure) -> float:
     match figure:
         case Heat():
             names = max(map(len, figure.row_names), default=0)
-            cells = _ROW_INCHES * len(figure.column_names)
-            return max(2.8, 0.6 + _LETTER_INCHES * names + cells)
+            cells = _cell_inches(figure) * len(figure.column_names)
+            title = _LETTER_INCHES * len(figure.title)
+            return max(2.8, 0.4 + _LETTER_INCHES * names + max(cells, title))
         case Diagram():
             return (_LETTER_INCHES * figure.letters + 0.08) * figure.size[0]
         case Note():
             return 0.3 + _LETTER_INCHES * max(map(len, [figure.title, *figure.lines]))
     return _WIDTH_INCHES
+
+
+def _cell_inches(heat: Heat) -> float:
+    return _NUMBER_INCHES if heat.numbers else _ROW_INCHES
 
 
 def _plot_chart(chart: Chart, axes) -> None:
@@ -128,7 +134,7 @@ def _label_ends(ends: list[tuple[float, str, str]], chart: Chart, axes) -> None:
     scale = Scale(*axes.get_ylim(), "y" in chart.log)
     ends = sorted(ends, key=lambda end: scale.share(end[0]))
     height = _height_inches(chart) - 0.7  # without the texts below and above
-    places = spread([scale.share(value) for value, _, _ in ends], _LINE_INCHES / height, 1.0)
+    places = spread([scale.share(value) for value, _, _ in ends], _LINE_INCHES / height, 0.0, 1.0)
     for (_, name, colour), place in zip(ends, places, strict=True):
         axes.annotate(
             *(textwrap.fill(name, _LABEL_LETTERS), (1.0, place)),
@@ -154,8 +160,9 @@ def _plot_heat(heat: Heat, axes) -> None:
                 words, middle = format_number(value, 2), {"ha": "center", "va": "center"}
                 axes.text(j + 0.5, i + 0.5, words, **middle, fontsize=7, parse_math=False)
     columns, rows = len(heat.column_names), len(heat.rows)
-    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-    axes.set_title(heat.title, fontsize=9, y=1.0, pad=18, parse_math=False)  # above the names
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect=_ROW_INCHES / _cell_inches(heat))
+    place = {"loc": "left", "y": 1.0, "pad": 18}  # above the names of the columns
+    axes.set_title(heat.title, fontsize=9, **place, parse_math=False)
     axes.set_xticks([j + 0.5 for j in range(columns)], heat.column_names, parse_math=False)
     axes.set_yticks([i + 0.5 for i in range(rows)], heat.row_names, parse_math=False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)

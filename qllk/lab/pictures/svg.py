@@ -112,7 +112,7 @@ class Frame(NamedTuple):
         """Texts at the right edge, each close to its (value, text, colour), without overlaps."""
         items = sorted(items, key=lambda item: self.y(item[0]))
         wanted = [self.y(value) + 4 for value, _, _ in items]
-        places = spread(wanted, LINE_HEIGHT, self.y_end + 4)
+        places = spread(wanted, LINE_HEIGHT, self.top + 4, self.y_end + 4)
         return "".join(
             text(self.x_end + 6, y, words, colour=colour)
             for y, (_, words, colour) in zip(places, items, strict=True)
