@@ -7,7 +7,7 @@ from figure_examples import CHART, DIAGRAM, HEAT, NOTE
 
 from qllk.lab.pictures import charts
 from qllk.study import plots
-from qllk.study.figures import Box, Chart, Diagram, Heat, digest, edges_of, rows_of
+from qllk.study.figures import Box, Chart, Diagram, Heat, digest, rows_of
 
 
 def test_a_page_is_rows_of_figures():
@@ -56,7 +56,7 @@ def test_a_diagram_says_where_its_arrows_lead():
 
 def test_arrows_run_from_edge_to_edge():
     boxes = {"a": Box("a", 0, 0), "right": Box("b", 3, 0, 2), "below": Box("c", 0, 4)}
-    a, right, below = map(edges_of, boxes.values())
+    a, right, below = (box.edges for box in boxes.values())
     diagram = Diagram("d", boxes, [("a", "right"), ("below", "a")])
     (start, end), (up, top) = diagram.paths
     assert start == pytest.approx((a.right, 0.5))

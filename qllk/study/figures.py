@@ -96,6 +96,29 @@ class Bars(NamedTuple):
         return f"{self.title}: {', '.join(words)}."
 
 
+_SIDE, _ABOVE = 0.06, 0.2  # columns left and right of a box, and rows above and below it, left free
+
+
+class _Edges(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    def towards(self, other: _Edges) -> tuple[float, float]:
+        """Where the straight way from this centre to the other's leaves the box."""
+        (x, y), (to_x, to_y) = self.centre, other.centre
+        dx, dy = to_x - x, to_y - y
+        to_side = (self.right - x) / abs(dx) if dx else math.inf
+        to_top = (self.bottom - y) / abs(dy) if dy else math.inf
+        share = min(to_side, to_top, 1.0)
+        return x + share * dx, y + share * dy
+
+
 class Box(NamedTuple):
     """A box of a diagram; its place and its width are in columns and rows of a grid."""
 
@@ -105,6 +128,12 @@ class Box(NamedTuple):
     width: float = 1.0
     colour: str | None = None  # default: a frame and no filling
     framed: bool = True  # else only the text
+
+    @property
+    def edges(self) -> _Edges:
+        """Where the box is drawn, in columns and rows."""
+        right, bottom = self.column + self.width - _SIDE, self.row + 1 - _ABOVE
+        return _Edges(self.column + _SIDE, self.row + _ABOVE, right, bottom)
 
 
 class Diagram(NamedTuple):
@@ -138,10 +167,10 @@ class Diagram(NamedTuple):
     @property
     def paths(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         """Start and end of each arrow; default: the straight way between the centres of boxes."""
-        edges = [(edges_of(self.boxes[a]), edges_of(self.boxes[b])) for a, b in self.arrows]
+        edges = [(self.boxes[a].edges, self.boxes[b].edges) for a, b in self.arrows]
         if self.down:
-            return [((_centre(a)[0], a.bottom), (_centre(b)[0], b.top)) for a, b in edges]
-        return [(_leave(a, _centre(b)), _leave(b, _centre(a))) for a, b in edges]
+            return [((a.centre[0], a.bottom), (b.centre[0], b.top)) for a, b in edges]
+        return [(a.towards(b), b.towards(a)) for a, b in edges]
 
     @property
     def digest(self) -> str:
@@ -153,36 +182,6 @@ class Diagram(NamedTuple):
 
     def _say(self, name):
         return self.boxes[name].text.replace("\n", " ")
-
-
-_SIDE, _ABOVE = 0.06, 0.2  # columns left and right of a box, and rows above and below it, left free
-
-
-class _Edges(NamedTuple):
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-def edges_of(box: Box) -> _Edges:
-    """Where a box is drawn, in columns and rows."""
-    right, bottom = box.column + box.width - _SIDE, box.row + 1 - _ABOVE
-    return _Edges(box.column + _SIDE, box.row + _ABOVE, right, bottom)
-
-
-def _centre(edges):
-    return (edges.left + edges.right) / 2, (edges.top + edges.bottom) / 2
-
-
-def _leave(edges: _Edges, towards: tuple[float, float]) -> tuple[float, float]:
-    """Where the straight way from the centre of a box towards a point leaves the box."""
-    x, y = _centre(edges)
-    dx, dy = towards[0] - x, towards[1] - y
-    to_side = (edges.right - x) / abs(dx) if dx else math.inf
-    to_top = (edges.bottom - y) / abs(dy) if dy else math.inf
-    share = min(to_side, to_top, 1.0)
-    return x + share * dx, y + share * dy
 
 
 class Note(NamedTuple):

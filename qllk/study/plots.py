@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .axes import GREY, Scale, bar_colours, format_number, series_colours, spread, ticks
-from .figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, digest, edges_of, rows_of
+from .figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, digest, rows_of
 
 _WIDTH_INCHES = 5.6  # of one figure
 _LABEL_LETTERS = 32  # in a line of a label
@@ -93,7 +93,8 @@ def _width_inches(figure: Figure) -> float:
             title = _LETTER_INCHES * len(figure.title)
             return max(2.8, 0.4 + _LETTER_INCHES * names + max(cells, title))
         case Diagram():
-            return (_LETTER_INCHES * figure.letters + 0.08) * figure.size[0]
+            boxes = (_LETTER_INCHES * figure.letters + 0.08) * figure.size[0]
+            return max(boxes, 0.3 + _LETTER_INCHES * len(figure.title))
         case Note():
             return 0.3 + _LETTER_INCHES * max(map(len, [figure.title, *figure.lines]))
     return _WIDTH_INCHES
@@ -187,13 +188,14 @@ def _plot_diagram(diagram: Diagram, axes) -> None:
     axes.set_axis_off()
     axes.set_title(diagram.title, fontsize=9, loc="left", parse_math=False)
     for box in diagram.boxes.values():
-        left, top, right, bottom = edges_of(box)
+        left, top, right, bottom = box.edges
         if box.framed:
             fill = (box.colour, 0.35) if box.colour else "none"
             size = (right - left, bottom - top)
             axes.add_patch(Rectangle((left, top), *size, fc=fill, ec=box.colour or "0.5"))
-        middle = ((left + right) / 2, (top + bottom) / 2)
-        axes.text(*middle, box.text, ha="center", va="center", fontsize=8, parse_math=False)
+        axes.text(
+            *box.edges.centre, box.text, ha="center", va="center", fontsize=8, parse_math=False
+        )
     for start, end in diagram.paths:
         look = {"arrowstyle": "-|>", "color": "0.4", "mutation_scale": 8}
         axes.annotate("", end, start, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})

@@ -5,13 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from ...study.axes import Scale, bar_colours, format_number, series_colours
-from ...study.figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, edges_of, rows_of
+from ...study.figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, rows_of
 from .svg import LINE_HEIGHT, Frame, arrow, document, text, text_width
 
 _WIDTH, _HEIGHT = 560, 300
 _CELL, _NUMBER_CELL = 24, 46  # px, the width of a table's cell without and with a number
 _BAR_ROW, _NOTE_ROW = 26, 18  # px
-_BOX_ROW = 26  # px of a row of boxes that are not text
 _MOST_DOTS = 40  # of a curve
 
 
@@ -100,28 +99,26 @@ def _draw_bars(bars: Bars) -> str:
 
 def _draw_diagram(diagram: Diagram) -> str:
     columns, rows = diagram.size
-    wide = text_width(["x"], diagram.letters) + 8
-    high, top = LINE_HEIGHT * diagram.lines_of_text + _BOX_ROW, 24
-    parts = [_title(diagram)]
+    wide, high = text_width(["x"], diagram.letters) + 8, LINE_HEIGHT * diagram.lines_of_text + 26
+    top, parts = 24, [_title(diagram)]
+
+    def place(column, row):
+        return wide * column, top + high * row
+
     for box in diagram.boxes.values():
-        left, upper, right, lower = edges_of(box)
-        x, y, width, height = (
-            *(wide * left, top + high * upper),
-            *(wide * (right - left), high * (lower - upper)),
-        )
+        (left, upper), (right, lower) = place(*box.edges[:2]), place(*box.edges[2:])
         if box.framed:
             parts.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="3" '
+                f'<rect x="{left:.1f}" y="{upper:.1f}" width="{right - left:.1f}" '
+                f'height="{lower - upper:.1f}" rx="3" '
                 f'fill="{box.colour or "none"}" fill-opacity="0.35" '
                 f'stroke="{box.colour or "currentColor"}" stroke-opacity="0.7"/>'
             )
-        lines = box.text.split("\n")
-        first = y + height / 2 + 4 - LINE_HEIGHT * (len(lines) - 1) / 2
+        (x, y), lines = place(*box.edges.centre), box.text.split("\n")
         for i, line in enumerate(lines):
-            middle = first + LINE_HEIGHT * i
-            parts.append(text(x + width / 2, middle, line, anchor="middle", opacity=1))
-    for (x1, y1), (x2, y2) in diagram.paths:
-        parts.append(arrow(wide * x1, top + high * y1, wide * x2, top + high * y2))
+            below = LINE_HEIGHT * (i - (len(lines) - 1) / 2)
+            parts.append(text(x, y + 4 + below, line, anchor="middle", opacity=1))
+    parts += [arrow(*place(*start), *place(*end)) for start, end in diagram.paths]
     width = max(int(wide * columns) + 8, text_width([diagram.title], 1.1))
     return document(width, int(top + high * rows), diagram.digest, parts)
 
