@@ -70,4 +70,4 @@ def test_arrows_run_from_edge_to_edge():
 
 def test_whole_numbers_along_x_are_noticed():
     assert Chart({"a": [(0, 0.5), (3.0, 1.5)]}, "x", "y", "").counts_in_x
-    assert not CHART._replace(lines={"a": [(1.5, 1.0)]}).counts_in_x
+    assert not CHART._replace(lines={"a": [(1, 1.0), (1.5, 1.0)]}).counts_in_x
