@@ -2,7 +2,8 @@
 
 import math
 
-from qllk.study.figures import Bars, Chart, Heat, Note
+from qllk.study.axes import BLUE
+from qllk.study.figures import Bars, Box, Chart, Diagram, Heat, Note
 
 NASTY = "<script>&\"'"
 CHART = Chart(
@@ -11,4 +12,13 @@ CHART = Chart(
 HEAT = Heat(NASTY, [[1.0, -2.0], [0.0, math.inf]], ["a", NASTY], ["x", "y"], numbers=True)
 BARS = Bars("size", {"kernel": 3, NASTY: 9000}, "KB")
 NOTE = Note("said", ["a  b", NASTY])
-FIGURES = [CHART, HEAT, BARS, NOTE]
+DIAGRAM = Diagram(
+    NASTY,
+    {
+        "a": Box("a", 0, 0),
+        "b": Box("two\nlines", 2, 0, colour=BLUE),
+        "c": Box(NASTY, 1, 1, 2, framed=False),
+    },
+    [("a", "b"), ("a", "c")],
+)
+FIGURES = [CHART, HEAT, BARS, DIAGRAM, NOTE]

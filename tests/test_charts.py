@@ -7,7 +7,7 @@ from figure_examples import FIGURES
 
 from qllk.lab.pictures import charts
 from qllk.study.axes import Scale
-from qllk.study.figures import Bars, Chart, Heat
+from qllk.study.figures import Bars, Box, Chart, Diagram, Heat
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda f: type(f).__name__)
@@ -39,3 +39,21 @@ def test_a_number_fits_into_its_cell():
     cells = [float(one.get("width")) for one in root.findall(".//{*}rect")]
     assert len(cells) == 2
     assert min(cells) > 6 * len("-0.0073")
+
+
+def test_a_text_fits_into_its_box():
+    boxes = {"a": Box("a", 0, 0), "b": Box("twelve words", 0, 1, 0.5), "c": Box("x\ny\nz", 1, 0)}
+    root = ElementTree.fromstring(charts.draw_svg(Diagram("d", boxes, [("a", "b")])))
+    _, narrow, high = root.findall(".//{*}rect")
+    assert float(narrow.get("width")) > 6 * len("twelve words")
+    assert float(high.get("height")) > 3 * 11
+    lines = [float(one.get("y")) for one in root.findall(".//{*}text") if one.text in "xyz"]
+    assert lines == sorted(lines)
+    assert float(high.get("y")) < lines[0] - 8
+    assert lines[-1] < float(high.get("y")) + float(high.get("height"))
+
+
+def test_a_long_curve_has_a_dot_at_its_end_only():
+    for n, dots in ((40, 40), (41, 1)):
+        svg = charts.draw_svg(Chart({"a": [(i, 1.0 + i) for i in range(n)]}, "x", "y", ""))
+        assert svg.count("<circle") == dots

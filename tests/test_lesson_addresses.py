@@ -33,3 +33,22 @@ def test_the_probes_of_exercise_4_are_what_their_names_say():
     x = torch.arange(12)
     assert not looks_ahead(last_two, x)
     assert looks_ahead(five_ahead, x)
+
+
+def test_positions_lead_to_the_rows_they_choose_and_rows_to_what_followed():
+    diagram, text = addresses.paths_to_rows(2, 64), addresses.TEXT
+    leads = dict(diagram.arrows)
+    assert len(leads) == len(text)
+    assert len(set(leads.values())) == 10
+    assert leads["at 2"] == leads["at 9"] == leads["at 14"]
+    assert diagram.boxes[leads["at 2"]].text.endswith("then a")
+    assert diagram.boxes[leads["at 3"]].text.endswith("then c _")
+    again = {t for t in range(len(text)) if diagram.boxes[f"at {t}"].colour}
+    assert again == {t for t in range(1, 16) if text.count(text[t - 1 : t + 1]) > 1}
+    assert len(diagram.boxes) == 16 + 10
+
+
+def test_a_row_that_nothing_followed_says_so():
+    assert addresses.paths_to_rows(2, 4096, b"ab").boxes["at 1"].text == "ab"
+    texts = [box.text for box in addresses.paths_to_rows(2, 4096, b"ab").boxes.values()]
+    assert any(text.endswith("then ?") for text in texts)

@@ -91,3 +91,44 @@ def test_every_box_can_be_built_and_patches_take_work_away():
             spec = assembly.assembled(mixer, mlp, patch, size)
             work[patch] = assembly.counts(spec.to_json())[1]
         assert work["none"] > work[4] > work[16]
+
+
+def test_the_diagram_has_the_parts_and_the_numbers_of_the_spec():
+    spec = PRESETS["qllk-3"].but(layers=3)
+    diagram = assembly.whole_model(spec)
+    texts = " ".join(box.text for box in diagram.boxes.values())
+    assert "n-grams: 8 x\n65,536 rows" in texts
+    assert "recall: 10 x\n65,536 rows" in texts
+    assert "block 2" in texts
+    ends = {name: [end for start, end in diagram.arrows if start == name] for name in diagram.boxes}
+    assert ends["bytes"] == ["embed", "ngrams", "recall"]
+    assert ends["recall"] == ["sum", "strength"]
+    assert [name for name, led in ends.items() if not led] == ["logits"]
+    edges = sorted(
+        (box.column, box.column + box.width) for box in diagram.boxes.values() if box.row == 1
+    )
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(edges))
+
+
+def test_each_part_of_the_model_is_in_the_diagram():
+    parts = {name for name, _ in Model(8, (2,), (3,), 16, 16).named_children()}
+    boxes = set(assembly.whole_model().boxes)
+    assert parts - {"blocks"} <= boxes
+    assert boxes - parts == {"bytes", "sum", "block 0", "block 1", "total", "logits"}
+
+
+def test_each_part_reads_the_stream_and_adds_to_it():
+    diagram = assembly.residual_stream(blocks=2)
+    assert [diagram.boxes[f"part {i}"].text for i in range(4)] == 2 * [
+        "norm\nbyte mixer",
+        "norm\nMLP",
+    ]
+    assert {("x", "part 0"), ("x", "sum 0"), ("part 0", "sum 0")} <= set(diagram.arrows)
+    assert {("sum 2", "part 3"), ("sum 2", "sum 3"), ("part 3", "sum 3")} <= set(diagram.arrows)
+
+
+def test_the_reach_is_that_of_the_convolutions_the_ngrams_and_the_recall():
+    heat = assembly.reach()
+    seen = dict(zip(heat.row_names, map(sum, heat.rows), strict=True))
+    assert list(seen.values()) == [8, 15, 22, 33, 33]
+    assert "two byte layers 15, two, and n-grams 22, two, and recall 33" in heat.digest

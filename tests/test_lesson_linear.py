@@ -63,3 +63,23 @@ def test_the_widget_draws_and_returns_to_its_first_settings():
     shown.wait()
     assert shown.controls["length"].value == 1024
     assert "operations, counted" in shown.picture.value
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 16])
+def test_the_triangle_is_cut_into_tables_and_what_the_state_gives(chunk):
+    ((heat, diagram),) = linear.triangle(chunk)
+    cells = torch.tensor(heat.rows)
+    assert torch.equal(cells != 0, torch.ones(16, 16).tril().bool())
+    i, j = (cells > 0).nonzero().T
+    assert torch.equal(i // chunk, j // chunk)
+    words = [b.text for name, b in diagram.boxes.items() if name.startswith("chunk")]
+    assert "".join(words) == "abracadabra_abra"
+    assert max(map(len, words)) == chunk
+
+
+def test_each_chunk_reads_the_state_of_the_one_before_it():
+    ((_, diagram),) = linear.triangle(4)
+    assert ("S 0", "chunk 1") in diagram.arrows
+    assert ("chunk 1", "S 1") in diagram.arrows
+    assert not any(end == "chunk 0" for _, end in diagram.arrows)
+    assert [diagram.boxes[f"S {i}"].text for i in (0, 3)] == ["S of 4 bytes", "S of 16 bytes"]

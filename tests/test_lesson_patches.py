@@ -135,3 +135,17 @@ def test_learning_steps_down_to_a_rate_of_almost_nothing():
     assert len(losses) == 100
     assert losses[0] > 5.8
     assert losses[-1] < 5.6
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_on_the_timeline_hints_begin_where_their_patch_is_complete(size):
+    diagram = patches.timeline(size)
+    assert len(diagram.arrows) == LENGTH // size
+    for patch, hints in diagram.arrows:
+        folded, read = diagram.boxes[patch], diagram.boxes[hints]
+        assert read.column == pytest.approx(folded.column + size - 1)
+        assert read.colour == folded.colour
+    path = PatchPath(2, size, straight, 2).double()
+    hints = path(torch.randn(1, LENGTH, 2, dtype=torch.float64))[0]
+    silent = (hints[0] == 0).all(dim=1).sum().item()  # before the first patch is complete
+    assert f"patch 0 is complete at {silent} and read from {silent} to" in diagram.digest

@@ -3,6 +3,7 @@
 import ast
 import json
 import pkgutil
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_a_notebook_downloads_and_installs_nothing(path):
 
 def test_the_cells_are_short(path):
     assert all(len(source.splitlines()) <= 25 for source in code_of(path))
+
+
+def test_a_picture_ends_its_cell_or_nobody_sees_it(path):
+    for source in code_of(path):
+        if re.search(r"^picture\(", source, re.M):
+            last = ast.parse(source).body[-1]
+            assert ast.unparse(last).startswith("picture("), source
 
 
 # ---------------------------------------------------------------- the tool itself

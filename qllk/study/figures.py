@@ -36,6 +36,11 @@ class Chart(NamedTuple):
         return {name: pairs for name, pairs in lines.items() if pairs}
 
     @property
+    def counts_in_x(self) -> bool:
+        """Whether all x are whole numbers."""
+        return all(float(x).is_integer() for pairs in self.drawable.values() for x, _ in pairs)
+
+    @property
     def digest(self) -> str:
         ends = {name: pairs[-1][1] for name, pairs in self.drawable.items()} | self.levels
         words = ", ".join(f"{name} {format_number(value)}" for name, value in ends.items())
@@ -66,7 +71,12 @@ class Heat(NamedTuple):
 
     @property
     def digest(self) -> str:
-        return self.said or f"{self.title}: {len(self.rows)} rows of {len(self.column_names)}."
+        if self.said:
+            return self.said
+        values = [value for row in self.rows for value in row if math.isfinite(value)] or [0.0]
+        low, high = format_number(min(values)), format_number(max(values))
+        size = f"{len(self.rows)} rows of {len(self.column_names)}"
+        return f"{self.title}: {size}, from {low} to {high}."
 
 
 class Bars(NamedTuple):
@@ -86,6 +96,94 @@ class Bars(NamedTuple):
         return f"{self.title}: {', '.join(words)}."
 
 
+_SIDE, _ABOVE = 0.06, 0.2  # columns left and right of a box, and rows above and below it, left free
+
+
+class _Edges(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    def towards(self, other: _Edges) -> tuple[float, float]:
+        """Where the straight way from this centre to the other's leaves the box."""
+        (x, y), (to_x, to_y) = self.centre, other.centre
+        dx, dy = to_x - x, to_y - y
+        to_side = (self.right - x) / abs(dx) if dx else math.inf
+        to_top = (self.bottom - y) / abs(dy) if dy else math.inf
+        share = min(to_side, to_top, 1.0)
+        return x + share * dx, y + share * dy
+
+
+class Box(NamedTuple):
+    """A box of a diagram; its place and its width are in columns and rows of a grid."""
+
+    text: str  # of one line or several
+    column: float
+    row: float
+    width: float = 1.0
+    colour: str | None = None  # default: a frame and no filling
+    framed: bool = True  # else only the text
+
+    @property
+    def edges(self) -> _Edges:
+        """Where the box is drawn, in columns and rows."""
+        right, bottom = self.column + self.width - _SIDE, self.row + 1 - _ABOVE
+        return _Edges(self.column + _SIDE, self.row + _ABOVE, right, bottom)
+
+
+class Diagram(NamedTuple):
+    """Boxes on a grid, and arrows from box to box, both given by the names of the boxes."""
+
+    title: str
+    boxes: dict[str, Box]
+    arrows: list[tuple[str, str]] = []  # noqa: RUF012
+    said: str = ""  # the digest; default: which box leads to which
+    down: bool = False  # arrows lead from the bottom of a box to the top of another
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Columns and rows."""
+        boxes = self.boxes.values()
+        return max(b.column + b.width for b in boxes), max(b.row for b in boxes) + 1
+
+    @property
+    def letters(self) -> float:
+        """How many letters a column must hold, so that each text fits into its box."""
+        return max(
+            max(map(len, box.text.split("\n"))) / (box.width - 2 * _SIDE)
+            for box in self.boxes.values()
+        )
+
+    @property
+    def lines_of_text(self) -> int:
+        """How many lines of text a row must hold."""
+        return max(box.text.count("\n") + 1 for box in self.boxes.values())
+
+    @property
+    def paths(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """Start and end of each arrow; default: the straight way between the centres of boxes."""
+        edges = [(self.boxes[a].edges, self.boxes[b].edges) for a, b in self.arrows]
+        if self.down:
+            return [((a.centre[0], a.bottom), (b.centre[0], b.top)) for a, b in edges]
+        return [(a.towards(b), b.towards(a)) for a, b in edges]
+
+    @property
+    def digest(self) -> str:
+        leads: dict[str, list[str]] = {}
+        for start, end in self.arrows:
+            leads.setdefault(start, []).append(self._say(end))
+        words = (f"{self._say(start)} → {', '.join(ends)}" for start, ends in leads.items())
+        return self.said or f"{self.title}: {'; '.join(words)}."
+
+    def _say(self, name):
+        return self.boxes[name].text.replace("\n", " ")
+
+
 class Note(NamedTuple):
     """A title and a few lines of text."""
 
@@ -97,7 +195,7 @@ class Note(NamedTuple):
         return " ".join([self.title, *self.lines])
 
 
-Figure = Chart | Heat | Bars | Note
+Figure = Chart | Heat | Bars | Diagram | Note
 Page = Figure | list  # a figure, or rows from top to bottom; a row is a figure or a tuple of them
 
 
@@ -109,7 +207,7 @@ def rows_of(page: Page) -> list[tuple[Figure, ...]]:
     rows = [tuple(_as_list(row)) for row in _as_list(page)]
     for figure in (figure for row in rows for figure in row):
         if not isinstance(figure, Figure):
-            raise TypeError(f"a figure is a Chart, Heat, Bars or Note, got {figure!r}")
+            raise TypeError(f"a figure is a Chart, Heat, Bars, Diagram or Note, got {figure!r}")
     return rows
 
 

@@ -11,12 +11,15 @@ import textwrap
 from pathlib import Path
 
 from ..files import write_atomically
-from .axes import Scale, format_number, series_colour, ticks
-from .figures import Bars, Chart, Figure, Heat, Note, Page, digest, rows_of
+from .axes import GREY, Scale, bar_colours, format_number, series_colours, spread, ticks
+from .figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, digest, rows_of
 
 _WIDTH_INCHES = 5.6  # of one figure
 _LABEL_LETTERS = 32  # in a line of a label
 _ROW_INCHES = 0.26  # of a table or of bars
+_NUMBER_INCHES = 0.4  # the width of a table's cell with a number
+_LETTER_INCHES, _LINE_INCHES = 0.08, 0.14  # of text
+_MOST_DOTS = 40  # of a curve
 _DASHES = ("--", ":", "-.")  # of levels, in turn
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -53,7 +56,7 @@ class _Picture:
         heights = [max(_height_inches(figure) for figure in row) for row in rows]
         width = max(sum(_width_inches(figure) for figure in row) for row in rows)
         whole = Figure(figsize=(width, sum(heights)))
-        whole.set_layout_engine("constrained", w_pad=0.1)
+        whole.set_layout_engine("constrained", w_pad=0.1, h_pad=0.07)
         parts = whole.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
             ratios = [_width_inches(figure) for figure in row]
@@ -74,44 +77,76 @@ def _height_inches(figure: Figure) -> float:
             return 0.8 + _ROW_INCHES * len(figure.rows)
         case Bars():
             return 0.6 + _ROW_INCHES * len(figure.values)
+        case Diagram():
+            row = 0.26 + _LINE_INCHES * figure.lines_of_text
+            return 0.35 + row * figure.size[1]
         case Note():
             return 0.5 + 0.2 * len(figure.lines)
     return 2.9
 
 
 def _width_inches(figure: Figure) -> float:
-    if isinstance(figure, Heat):
-        return max(2.8, 0.9 + _ROW_INCHES * len(figure.column_names))
+    match figure:
+        case Heat():
+            names = max(map(len, figure.row_names), default=0)
+            cells = _cell_inches(figure) * len(figure.column_names)
+            title = _LETTER_INCHES * len(figure.title)
+            return max(2.8, 0.4 + _LETTER_INCHES * names + max(cells, title))
+        case Diagram():
+            boxes = (_LETTER_INCHES * figure.letters + 0.08) * figure.size[0]
+            return max(boxes, 0.3 + _LETTER_INCHES * len(figure.title))
+        case Note():
+            return 0.3 + _LETTER_INCHES * max(map(len, [figure.title, *figure.lines]))
     return _WIDTH_INCHES
 
 
+def _cell_inches(heat: Heat) -> float:
+    return _NUMBER_INCHES if heat.numbers else _ROW_INCHES
+
+
 def _plot_chart(chart: Chart, axes) -> None:
-    for i, (name, pairs) in enumerate(chart.drawable.items()):
-        axes.plot(*zip(*pairs, strict=True), ".-", color=series_colour(i), label=name)
-    for i, (name, level) in enumerate(chart.levels.items()):
-        dashes = _DASHES[i % len(_DASHES)]
-        axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1)
+    lines = chart.drawable
+    colours = series_colours(lines)
+    for pairs, colour in zip(lines.values(), colours, strict=True):
+        style = ".-" if len(pairs) <= _MOST_DOTS else "-"
+        axes.plot(*zip(*pairs, strict=True), style, color=colour)
+    for i, level in enumerate(chart.levels.values()):
+        axes.axhline(level, color=GREY, linestyle=_DASHES[i % len(_DASHES)], linewidth=1)
+    axes.set(xlabel=chart.x, ylabel=textwrap.fill(chart.y, _LABEL_LETTERS))
+    if "y" not in chart.log:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    for axis, whole in ((axes.xaxis, chart.counts_in_x), (axes.yaxis, False)):
+        log = axis.axis_name in chart.log
+        if log:
+            axes.set(**{f"{axis.axis_name}scale": "log"})
+        found = ticks(Scale(*axis.get_view_interval(), log, whole))
+        axis.set_ticks([value for value, _ in found], [words for _, words in found])
+        axis.set_ticks([], minor=True)
+    axes.grid(alpha=0.2)
+    ends = [
+        (pairs[-1][1], name, colour)
+        for (name, pairs), colour in zip(lines.items(), colours, strict=True)
+    ]
+    _label_ends(ends + [(level, name, "0.4") for name, level in chart.levels.items()], chart, axes)
+
+
+def _label_ends(ends: list[tuple[float, str, str]], chart: Chart, axes) -> None:
+    """Name each (value, name, colour) at the right edge, close to its value, without overlaps."""
+    scale = Scale(*axes.get_ylim(), "y" in chart.log)
+    ends = sorted(ends, key=lambda end: scale.share(end[0]))
+    height = _height_inches(chart) - 0.7  # without the texts below and above
+    places = spread([scale.share(value) for value, _, _ in ends], _LINE_INCHES / height, 0.0, 1.0)
+    for (_, name, colour), place in zip(ends, places, strict=True):
         axes.annotate(
-            *(name, (1.0, level)),
-            xycoords=("axes fraction", "data"),
+            *(textwrap.fill(name, _LABEL_LETTERS), (1.0, place)),
+            xycoords="axes fraction",
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
             fontsize="small",
-            color="0.4",
+            color=colour,
+            parse_math=False,
         )
-    axes.set(xlabel=chart.x, ylabel=textwrap.fill(chart.y, _LABEL_LETTERS))
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.axis_name in chart.log:
-            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-            found = ticks(Scale(*axis.get_view_interval(), log=True))
-            axis.set_ticks([value for value, _ in found], [words for _, words in found])
-            axis.set_ticks([], minor=True)
-    if "y" not in chart.log:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.grid(alpha=0.2)
-    if chart.drawable:
-        axes.legend(frameon=False)
 
 
 def _plot_heat(heat: Heat, axes) -> None:
@@ -126,8 +161,9 @@ def _plot_heat(heat: Heat, axes) -> None:
                 words, middle = format_number(value, 2), {"ha": "center", "va": "center"}
                 axes.text(j + 0.5, i + 0.5, words, **middle, fontsize=7, parse_math=False)
     columns, rows = len(heat.column_names), len(heat.rows)
-    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
-    axes.set_title(heat.title, fontsize=9, parse_math=False)
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect=_ROW_INCHES / _cell_inches(heat))
+    place = {"loc": "left", "y": 1.0, "pad": 18}  # above the names of the columns
+    axes.set_title(heat.title, fontsize=9, **place, parse_math=False)
     axes.set_xticks([j + 0.5 for j in range(columns)], heat.column_names, parse_math=False)
     axes.set_yticks([i + 0.5 for i in range(rows)], heat.row_names, parse_math=False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -135,14 +171,34 @@ def _plot_heat(heat: Heat, axes) -> None:
 
 
 def _plot_bars(bars: Bars, axes) -> None:
-    colours = [series_colour(i) for i in range(len(bars.values))]
-    drawn = axes.barh(list(bars.values), list(bars.values.values()), color=colours)
+    drawn = axes.barh(list(bars.values), list(bars.values.values()), color=bar_colours(bars.values))
     axes.bar_label(drawn, bars.labels, padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.25)
     axes.set_title(bars.title, fontsize=9, loc="left", parse_math=False)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
+
+
+def _plot_diagram(diagram: Diagram, axes) -> None:
+    from matplotlib.patches import Rectangle
+
+    columns, rows = diagram.size
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_axis_off()
+    axes.set_title(diagram.title, fontsize=9, loc="left", parse_math=False)
+    for box in diagram.boxes.values():
+        left, top, right, bottom = box.edges
+        if box.framed:
+            fill = (box.colour, 0.35) if box.colour else "none"
+            size = (right - left, bottom - top)
+            axes.add_patch(Rectangle((left, top), *size, fc=fill, ec=box.colour or "0.5"))
+        axes.text(
+            *box.edges.centre, box.text, ha="center", va="center", fontsize=8, parse_math=False
+        )
+    for start, end in diagram.paths:
+        look = {"arrowstyle": "-|>", "color": "0.4", "mutation_scale": 8}
+        axes.annotate("", end, start, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
 
 
 def _plot_note(note: Note, axes) -> None:
@@ -152,4 +208,10 @@ def _plot_note(note: Note, axes) -> None:
     axes.text(0, 1, lines, va="top", family="monospace", transform=place, parse_math=False)
 
 
-_PLOTTERS = {Chart: _plot_chart, Heat: _plot_heat, Bars: _plot_bars, Note: _plot_note}
+_PLOTTERS = {
+    Chart: _plot_chart,
+    Heat: _plot_heat,
+    Bars: _plot_bars,
+    Diagram: _plot_diagram,
+    Note: _plot_note,
+}

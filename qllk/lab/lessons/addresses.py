@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...study.figures import Heat, Note
+from ...study.axes import BLUE
+from ...study.figures import Box, Diagram, Heat, Note
 from ..explore import choice, explorer, slider
 from ..show import TEXT
 from .exercises.addresses import address
@@ -14,6 +15,29 @@ TEXTS = {
     "code": b"for a in b: a.add(b)\nfor b in c: b.add(c)",
     "a name": b"my_sum = my_sum + 1; return my_sum",
 }
+
+
+def paths_to_rows(n: int, rows: int, text: bytes = TEXT) -> Diagram:
+    """Which row each position of a text chooses by its last n bytes, and what followed there."""
+    letters = [chr(byte).replace(" ", "_") for byte in text]
+    chosen = address(torch.tensor(list(text)), n, rows).tolist()
+    followed = {row: [] for row in chosen}  # in the order of their first use
+    for row, following in zip(chosen, letters[1:], strict=False):
+        followed[row].append(following)
+    step = len(text) / len(followed)
+    boxes = {}
+    for t, row in enumerate(chosen):
+        read, again = letters[max(0, t + 1 - n) : t + 1], chosen.count(row) > 1
+        boxes[f"at {t}"] = Box("".join(read), t, 0, colour=BLUE if again else None)
+    for i, (row, after) in enumerate(followed.items()):
+        words = f"row {row}\nthen {' '.join(dict.fromkeys(after)) or '?'}"
+        boxes[f"row {row}"] = Box(words, i * step, 2, step, BLUE if len(after) > 1 else None)
+    arrows = [(f"at {t}", f"row {row}") for t, row in enumerate(chosen)]
+    title = f"the row of each position, by its last {n} bytes, and what followed"
+    met = [f"row {row} {len(after)} times" for row, after in followed.items() if len(after) > 1]
+    return Diagram(
+        title, boxes, arrows, f"{title}: {len(followed)} rows, {', '.join(met)}.", down=True
+    )
 
 
 @explorer(
@@ -33,7 +57,7 @@ def meet(text: str = "abracadabra", n: int = 2, rows: int = 64):
         (same_row & ~same_context).any(dim=1).sum().item(),
         len(chosen.unique()),
     )
-    names = [chr(byte).replace("\n", "⏎") for byte in TEXTS[text]]
+    names = [chr(byte).replace("\n", "⏎").replace(" ", "␣") for byte in TEXTS[text]]
     table = Heat(
         title="reading position (down), earlier position (across)",
         rows=(same_context.double() - (same_row & ~same_context).double()).tolist(),

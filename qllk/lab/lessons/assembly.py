@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -14,10 +15,12 @@ from ...presets import CONV, FADING_SUM, PRESETS
 from ...probes import measure
 from ...spec import Patch, Spec
 from ...study import published
-from ...study.figures import Bars
+from ...study.axes import BLUE, ORANGE
+from ...study.figures import Bars, Box, Diagram, Heat
 from ...text import objectives
 from ..explore import choice, explorer, slider
 from ..minimize import minimize
+from ..show import TEXT
 from .exercises.assembly import weights_for_model
 
 __all__ = ["weights_for_model"]
@@ -33,6 +36,77 @@ _PARTS = (
     ("head", r"head"),
 )
 _ORDER = ("embedding", "hashing", "patches", "mixers", "MLPs", "norms", "head")
+
+_NANO = PRESETS["qllk-3-nano"]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def whole_model(spec: Spec = _NANO) -> Diagram:
+    """qllk-3 from the bytes to the logits."""
+    ngrams, recall = len(spec.ngrams.contexts), len(spec.recall.contexts)
+    head = 5.4 + 0.9 * spec.layers
+    boxes = {
+        "bytes": Box("bytes", 0, 1, 0.7),
+        "embed": Box(f"embedding\n{spec.vocab_size} rows", 1.1, 0, 1.6),
+        "ngrams": Box(f"n-grams: {ngrams} x\n{spec.ngrams.rows:,} rows", 1.1, 1, 1.6),
+        "recall": Box(f"recall: {recall} x\n{spec.recall.addresses:,} rows", 1.1, 2, 1.6, ORANGE),
+        "sum": Box("+", 3.1, 1, 0.4),
+        **{
+            f"block {i}": Box(f"block {i}", 3.9 + 0.9 * i, 1, 0.7, BLUE) for i in range(spec.layers)
+        },
+        "norm": Box("norm", head - 1.3, 1, 0.6),
+        "head": Box("head", head - 0.3, 1, 0.7),
+        "strength": Box("votes", head - 0.3, 2, 0.7, ORANGE),
+        "total": Box("+", head + 0.8, 1, 0.4),
+        "logits": Box(f"{spec.vocab_size}\nlogits", head + 1.6, 1, 0.8),
+    }
+    line = ["sum", *(f"block {i}" for i in range(spec.layers)), "norm"]
+    arrows = [("bytes", part) for part in ("embed", "ngrams", "recall")]
+    arrows += [(part, "sum") for part in ("embed", "ngrams", "recall")]
+    arrows += [*pairwise(line), ("norm", "head"), ("norm", "strength"), ("recall", "strength")]
+    arrows += [("head", "total"), ("strength", "total"), ("total", "logits")]
+    return Diagram(f"qllk-3, {spec.d_model} wide", boxes, arrows)
+
+
+def residual_stream(blocks: int = 2) -> Diagram:
+    """What runs past the parts of the blocks, and what they add to it."""
+    boxes, arrows, last = {"x": Box("x", 0, 0, 0.6)}, [], "x"
+    for i in range(2 * blocks):
+        part, total, column = f"part {i}", f"sum {i}", 1.9 * i
+        words = "norm\n" + ("MLP" if i % 2 else "byte mixer")
+        boxes[part] = Box(words, column + 0.7, 1, 1.1, BLUE)
+        boxes[total] = Box("+", column + 1.9, 0, 0.6)
+        arrows += [(last, part), (last, total), (part, total)]
+        last = total
+    title = f"the residual stream through {blocks} blocks"
+    return Diagram(title, boxes, arrows, f"{title}: x and {2 * blocks} parts, each added to it.")
+
+
+def reach(text: bytes = TEXT + b" " + TEXT) -> Heat:
+    """Which bytes the last output depends on, with some parts of qllk-3-nano and others left out.
+
+    The rows of the tables are random, since those of a new model are all zero.
+    """
+    local = _NANO.but(ngrams=None, recall=None)
+    specs = {
+        "one byte layer": local.but(layers=1),
+        "two byte layers": local,
+        "two, and n-grams": _NANO.but(recall=None),
+        "two, and recall": _NANO.but(ngrams=None),
+        "a running sum": local.but(layers=1, mixers=(("cumsum", {}),)),
+    }
+    seen, ids = {}, torch.tensor([list(text)])
+    for name, spec in specs.items():
+        model = families.build(spec, seed=0).double()
+        for part in filter(None, (model.ngrams, model.recall)):
+            torch.nn.init.normal_(part.table.weight)
+        seen[name] = probes.positions_seen(model, len(text) - 1, len(text), ids).int().tolist()
+    counts = ", ".join(f"{name} {sum(row)}" for name, row in seen.items())
+    title = f"what the last of {len(text)} outputs depends on"
+    letters = [chr(byte).replace(" ", "_") for byte in text]
+    return Heat(title, [*seen.values()], [*seen], letters, said=f"{title}: {counts}.")
 
 
 # ---------------------------------------------------------------- measurements

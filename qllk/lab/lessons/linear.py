@@ -9,8 +9,10 @@ import torch
 
 from ...model import kernels
 from ...probes import measure
-from ...study.figures import Chart, Note
+from ...study.axes import BLUE, ORANGE
+from ...study.figures import Box, Chart, Diagram, Heat, Note
 from ..explore import explorer, slider
+from ..show import TEXT
 from .exercises.linear import masked_table
 
 HEADS = 4
@@ -51,6 +53,33 @@ def cheaper_from(lengths, table, chunks) -> float | None:
     dearer = [i for i, (a, b) in enumerate(zip(table, chunks, strict=True)) if a <= b]
     last = dearer[-1] if dearer else 0
     return measure.crossover(lengths[last:], table[last:], chunks[last:])
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def triangle(chunk: int, text: bytes = TEXT) -> list[tuple[Heat, Diagram]]:
+    """Where chunks compute a small table (blue), and what they read from the state (orange)."""
+    letters = [chr(byte).replace(" ", "_") for byte in text]
+    of = torch.arange(len(text)) // chunk  # the chunk of each byte
+    table, past = (of[:, None] == of).tril(), of[:, None] > of
+    heat = Heat(
+        f"the triangle in chunks of {chunk}",
+        (table.int() - 0.4 * past.int()).tolist(),
+        letters,
+        letters,
+        said=f"In chunks of {chunk}, {table.sum()} pairs are in small tables and {past.sum()} "
+        "are read from S.",
+    )
+    boxes, arrows = {}, []
+    for i, start in enumerate(range(0, len(text), chunk)):
+        end = min(start + chunk, len(text))
+        boxes[f"chunk {i}"] = Box("".join(letters[start:end]), 0, 2 * i, 0.8, BLUE)
+        boxes[f"S {i}"] = Box(f"S of {end} bytes", 1.2, 2 * i + 1, 1.2, ORANGE)
+        arrows += [(f"chunk {i}", f"S {i}")]
+        if i:
+            arrows += [(f"S {i - 1}", f"S {i}"), (f"S {i - 1}", f"chunk {i}")]
+    return [(heat, Diagram("what is carried from chunk to chunk", boxes, arrows))]
 
 
 # ---------------------------------------------------------------- widget

@@ -11,13 +11,15 @@ from torch.nn.functional import pad
 from ... import probes
 from ...model.families import build
 from ...spec import Patch, Spec
-from ...study.figures import Heat, Note
+from ...study.axes import BLUE, ORANGE
+from ...study.figures import Box, Diagram, Heat, Note
 from ...text import objectives
 from ...text.corpora import Corpus
 from ...text.windows import sample_windows
 from ..explore import choice, explorer, slider, switch
 from ..minimize import minimize
 from ..show import TEXT
+from .exercises.patches import hint_index
 
 SIZES = [1, 2, 4, 8]
 IN_PLACE, BY_TARGET = "in place", "by target"
@@ -54,6 +56,33 @@ def loss_when_hidden(model, text, window=64, size=8) -> float:
             logits = model(covered)[:, t : t + 1]
         losses.append(objectives.token_losses(logits, rows[:, t + 1 : t + 2]).mean().item())
     return sum(losses) / len(losses)
+
+
+# ---------------------------------------------------------------- alignment
+
+
+def timeline(size: int, text: bytes = TEXT) -> Diagram:
+    """When each patch is complete, and at which positions its hints are read."""
+    left = 2.6  # columns for the names of the rows
+    letters = [chr(byte).replace(" ", "_") for byte in text]
+    said = {"position": [*map(str, range(len(text)))], "reads": letters, "predicts": letters[1:]}
+    names = [*said, "patches", "hints"]
+    boxes = {name: Box(name, 0, row, left, framed=False) for row, name in enumerate(names)}
+    for row, texts in enumerate(said.values()):
+        for t, letter in enumerate(texts):
+            boxes[f"{row} {t}"] = Box(letter, left + t, row, framed=row > 0)
+    arrows, served = [], []
+    for i in range(len(text) // size):
+        at = [t for t in range(len(text)) if hint_index(t, size)[0] == i]
+        complete, colour = (i + 1) * size - 1, (BLUE, ORANGE)[i % 2]
+        words = f"patch {i}, complete at {complete}"
+        boxes[f"patch {i}"] = Box(words, left + i * size, 3, size, colour)
+        words = f"hints of patch {i}" if len(at) == size else "…"
+        boxes[f"hints {i}"] = Box(words, left + at[0], 4, len(at), colour)
+        arrows.append((f"patch {i}", f"hints {i}"))
+        served.append(f"patch {i} is complete at {complete} and read from {at[0]} to {at[-1]}")
+    title = f"patches of {size}, aligned by target"
+    return Diagram(title, boxes, arrows, f"{title}: {'; '.join(served)}.")
 
 
 # ---------------------------------------------------------------- who sees whom

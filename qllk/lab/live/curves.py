@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...study.axes import BLUE, ORANGE, Scale, format_number, series_colour
+from ...study.axes import BLUE, ORANGE, Scale, format_number, series_colours
 from ..pictures.svg import LINE_HEIGHT, Frame, document, stroke, text, text_width
 from .history import Point
 
@@ -74,8 +74,8 @@ def state_curves(
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     y_scale = Scale(10.0**low, 10.0 ** max(high, low + 1), log=True)
     ends = [
-        (pairs[-1][1], f"{name} {format_number(pairs[-1][1])}", series_colour(i))
-        for i, (name, pairs) in enumerate(lines.items())
+        (pairs[-1][1], f"{name} {format_number(pairs[-1][1])}", colour)
+        for (name, pairs), colour in zip(lines.items(), series_colours(lines), strict=True)
     ]
     right = max(130, text_width(lines) + 46)  # numbers change, so only the names may decide
     frame = Frame(_STATES_WIDTH, height, _step_scale(steps), y_scale, left=40, right=right)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
-from ...study.axes import Scale, format_number, series_colour
-from ...study.figures import Bars, Chart, Figure, Heat, Note, Page, rows_of
-from .svg import Frame, document, text, text_width
+from ...study.axes import Scale, bar_colours, format_number, series_colours
+from ...study.figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, rows_of
+from .svg import LINE_HEIGHT, Frame, arrow, document, text, text_width
 
 _WIDTH, _HEIGHT = 560, 300
 _CELL, _NUMBER_CELL = 24, 46  # px, the width of a table's cell without and with a number
 _BAR_ROW, _NOTE_ROW = 26, 18  # px
+_MOST_DOTS = 40  # of a curve
 
 
 def page_html(page: Page) -> str:
@@ -32,13 +33,14 @@ def _draw_chart(chart: Chart) -> str:
     lines, levels = chart.drawable, chart.levels
     xs = [x for pairs in lines.values() for x, _ in pairs]
     ys = [y for pairs in lines.values() for _, y in pairs] + list(levels.values())
-    x_scale, y_scale = _fit_scale(xs, "x" in chart.log), _fit_scale(ys, "y" in chart.log)
+    x_scale = _fit_scale(xs, "x" in chart.log)._replace(whole=chart.counts_in_x)
+    y_scale = _fit_scale(ys, "y" in chart.log)
     right = text_width([*lines, *levels] or [" " * 8]) + 60
     frame = Frame(_WIDTH, _HEIGHT, x_scale, y_scale, left=58, right=right, bottom=46)
     parts, ends = [frame.grid(), *map(frame.level, levels.values())], []
-    for i, (name, pairs) in enumerate(lines.items()):
-        colour = series_colour(i)
-        parts += [frame.curve(pairs, colour), *(frame.dot(x, y, colour) for x, y in pairs)]
+    for (name, pairs), colour in zip(lines.items(), series_colours(lines), strict=True):
+        dots = pairs if len(pairs) <= _MOST_DOTS else pairs[-1:]
+        parts += [frame.curve(pairs, colour), *(frame.dot(x, y, colour) for x, y in dots)]
         ends.append((pairs[-1][1], f"{name} {format_number(pairs[-1][1])}", colour))
     ends += [(level, f"{name} {format_number(level)}", None) for name, level in levels.items()]
     middle = (frame.left + frame.x_end) / 2
@@ -83,17 +85,42 @@ def _draw_heat(heat: Heat) -> str:
 def _draw_bars(bars: Bars) -> str:
     left, right = 14 + text_width(bars.values, 1.2), 14 + text_width(bars.labels)
     longest = max(bars.values.values(), default=1.0) or 1.0
-    parts = [_title(bars)]
+    parts, colours = [_title(bars)], bar_colours(bars.values)
     for i, (name, value) in enumerate(bars.values.items()):
         y, size = 28 + _BAR_ROW * i, (_WIDTH - left - right) * max(value, 0.0) / longest
         size = max(1.0, size)  # so that zero is seen
         parts.append(text(left - 8, y + 13, name, anchor="end"))
         parts.append(
-            f'<rect x="{left}" y="{y}" width="{size:.1f}" height="18" rx="2" '
-            f'fill="{series_colour(i)}"/>'
+            f'<rect x="{left}" y="{y}" width="{size:.1f}" height="18" rx="2" fill="{colours[i]}"/>'
         )
         parts.append(text(left + size + 6, y + 13, bars.labels[i]))
     return document(_WIDTH, 34 + _BAR_ROW * len(bars.values), bars.digest, parts)
+
+
+def _draw_diagram(diagram: Diagram) -> str:
+    columns, rows = diagram.size
+    wide, high = text_width(["x"], diagram.letters) + 8, LINE_HEIGHT * diagram.lines_of_text + 26
+    top, parts = 24, [_title(diagram)]
+
+    def place(column, row):
+        return wide * column, top + high * row
+
+    for box in diagram.boxes.values():
+        (left, upper), (right, lower) = place(*box.edges[:2]), place(*box.edges[2:])
+        if box.framed:
+            parts.append(
+                f'<rect x="{left:.1f}" y="{upper:.1f}" width="{right - left:.1f}" '
+                f'height="{lower - upper:.1f}" rx="3" '
+                f'fill="{box.colour or "none"}" fill-opacity="0.35" '
+                f'stroke="{box.colour or "currentColor"}" stroke-opacity="0.7"/>'
+            )
+        (x, y), lines = place(*box.edges.centre), box.text.split("\n")
+        for i, line in enumerate(lines):
+            below = LINE_HEIGHT * (i - (len(lines) - 1) / 2)
+            parts.append(text(x, y + 4 + below, line, anchor="middle", opacity=1))
+    parts += [arrow(*place(*start), *place(*end)) for start, end in diagram.paths]
+    width = max(int(wide * columns) + 8, text_width([diagram.title], 1.1))
+    return document(width, int(top + high * rows), diagram.digest, parts)
 
 
 def _draw_note(note: Note) -> str:
@@ -106,8 +133,14 @@ def _draw_note(note: Note) -> str:
     return document(width, 26 + _NOTE_ROW * len(note.lines), note.digest, parts)
 
 
-def _title(figure: Heat | Bars | Note) -> str:
+def _title(figure: Heat | Bars | Diagram | Note) -> str:
     return text(0, 14, figure.title, opacity=1)
 
 
-_PAINTERS = {Chart: _draw_chart, Heat: _draw_heat, Bars: _draw_bars, Note: _draw_note}
+_PAINTERS = {
+    Chart: _draw_chart,
+    Heat: _draw_heat,
+    Bars: _draw_bars,
+    Diagram: _draw_diagram,
+    Note: _draw_note,
+}

@@ -6,11 +6,12 @@ it. A document repeats its numbers in words, in `aria-label`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
 
-from ...study.axes import Scale, ticks
+from ...study.axes import Scale, spread, ticks
 
 LETTER_WIDTH = 6.0  # px, on average
 LINE_HEIGHT = 13  # px between two baselines of text
@@ -111,7 +112,7 @@ class Frame(NamedTuple):
         """Texts at the right edge, each close to its (value, text, colour), without overlaps."""
         items = sorted(items, key=lambda item: self.y(item[0]))
         wanted = [self.y(value) + 4 for value, _, _ in items]
-        places = _spread(wanted, LINE_HEIGHT, self.y_end + 4)
+        places = spread(wanted, LINE_HEIGHT, self.top + 4, self.y_end + 4)
         return "".join(
             text(self.x_end + 6, y, words, colour=colour)
             for y, (_, words, colour) in zip(places, items, strict=True)
@@ -131,11 +132,12 @@ def stroke(x1: float, y1: float, x2: float, y2: float, opacity: float, dashes: s
     )
 
 
-def _spread(wanted: list[float], gap: float, last: float) -> list[float]:
-    """Move ascending places as little as needed to be at least `gap` apart and at most `last`."""
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap) if places else place)
-    for i in range(len(places) - 1, -1, -1):
-        places[i] = min(places[i], last - gap * (len(places) - 1 - i))
-    return places
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    """A straight line with a head at its end."""
+    length = math.hypot(x2 - x1, y2 - y1) or 1.0
+    ux, uy = (x2 - x1) / length, (y2 - y1) / length
+    x, y = x2 - 6 * ux, y2 - 6 * uy  # where the head begins
+    corners = ((x2, y2), (x - 3 * uy, y + 3 * ux), (x + 3 * uy, y - 3 * ux))
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+    head = f'<polygon points="{points}" fill="currentColor" opacity="0.7"/>'
+    return stroke(x1, y1, x, y, 0.7) + head
