@@ -4,7 +4,7 @@ import pytest
 from figure_examples import CHART, FIGURES, HEAT, NOTE
 
 from qllk.study import plots
-from qllk.study.figures import Heat, Note, digest
+from qllk.study.figures import Chart, Heat, Note, digest
 
 
 @pytest.mark.parametrize("page", [*FIGURES, FIGURES, [(HEAT, CHART), NOTE]])
@@ -21,3 +21,11 @@ def test_a_dollar_in_a_text_is_no_formula():
 
 def test_the_same_figure_gives_the_same_png():
     assert plots.picture(CHART)._repr_png_() == plots.picture(CHART)._repr_png_()
+
+
+@pytest.mark.parametrize("log", ["", "xy"])
+def test_levels_that_lie_close_together_share_a_label(log):
+    levels = {"bz2": 1.74, "uniform": 8.0, "lzma": 1.73}
+    chart = Chart({"loss": [(1, 8.0), (20, 1.5)]}, "step", "bits", log=log, levels=levels)
+    (axes,) = plots.picture(chart)._draw().axes
+    assert [label.get_text() for label in axes.texts] == ["lzma, bz2", "uniform"]

@@ -16,6 +16,7 @@ from .figures import Bars, Chart, Figure, Heat, Note, Page, digest, rows_of
 
 _WIDTH_INCHES = 5.6  # of one figure
 _LABEL_LETTERS = 32  # in a line of a label
+_LABEL_HEIGHT = 0.05  # of a level's label, as a share of the axes
 _ROW_INCHES = 0.26  # of a table or of bars
 _DASHES = ("--", ":", "-.")  # of levels, in turn
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -88,18 +89,9 @@ def _width_inches(figure: Figure) -> float:
 def _plot_chart(chart: Chart, axes) -> None:
     for i, (name, pairs) in enumerate(chart.drawable.items()):
         axes.plot(*zip(*pairs, strict=True), ".-", color=series_colour(i), label=name)
-    for i, (name, level) in enumerate(chart.levels.items()):
+    for i, level in enumerate(chart.levels.values()):
         dashes = _DASHES[i % len(_DASHES)]
         axes.axhline(level, color="0.5", linestyle=dashes, linewidth=1)
-        axes.annotate(
-            *(name, (1.0, level)),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            color="0.4",
-        )
     axes.set(xlabel=chart.x, ylabel=textwrap.fill(chart.y, _LABEL_LETTERS))
     for axis in (axes.xaxis, axes.yaxis):
         if axis.axis_name in chart.log:
@@ -109,9 +101,32 @@ def _plot_chart(chart: Chart, axes) -> None:
             axis.set_ticks([], minor=True)
     if "y" not in chart.log:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    _label_levels(chart.levels, axes)
     axes.grid(alpha=0.2)
     if chart.drawable:
         axes.legend(frameon=False)
+
+
+def _label_levels(levels: dict[str, float], axes) -> None:
+    """Write the name of each level at its right end, and those of neighbours as one label."""
+    to_height = axes.transData + axes.transAxes.inverted()
+    labels: list[tuple[float, list[str]]] = []  # from the bottom, each with its height
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        height = to_height.transform((axes.get_xlim()[1], level))[1]
+        if labels and height - labels[-1][0] < _LABEL_HEIGHT:
+            labels[-1][1].append(name)
+        else:
+            labels.append((height, [name]))
+    for height, names in labels:
+        axes.annotate(
+            *(", ".join(names), (1.0, height)),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color="0.4",
+        )
 
 
 def _plot_heat(heat: Heat, axes) -> None:
