@@ -169,6 +169,8 @@ def _wrong_train(model, data, recipe, optimizer, mistake):
         if mistake != "kept":
             optimizer.zero_grad()
         loss.backward()
+        if mistake == "wiped":
+            optimizer.zero_grad()
         if mistake != "clipped late":
             optim.clip_gradients(model.parameters(), recipe.clip)
         progress = (step + (mistake == "rate early")) / recipe.steps
@@ -285,6 +287,9 @@ EXERCISES = (
         mistakes={
             "The gradients of earlier steps were not set to zero.": partial(
                 _wrong_train, mistake="kept"
+            ),
+            "The gradients were set to zero after `backward`, so the step had none.": partial(
+                _wrong_train, mistake="wiped"
             ),
             "The gradient was not clipped before the step.": partial(
                 _wrong_train, mistake="clipped late"
