@@ -130,6 +130,13 @@ def test_a_verdict_names_the_call_the_kind_and_the_precision(answer, told):
     assert told in SCALED.judge(answer).cause
 
 
+def test_a_verdict_tells_close_numbers_apart_and_why_bits_differ():
+    wanted = torch.tensor([5.9521, 100.0], dtype=torch.float64)
+    near = difference(wanted + torch.tensor([3e-4, 1.0]), wanted, 1e-9)
+    assert near.cause == "At (0,) wanted 5.9521, got 5.9524."
+    assert "in another order?" in difference(wanted + 1e-6, wanted, 0.0).cause
+
+
 def test_an_infinity_that_is_wanted_is_right_and_nan_never_is():
     wanted = torch.tensor([math.inf, 1.0])
     assert difference(wanted.clone(), wanted, 1e-9).state == CORRECT

@@ -133,7 +133,7 @@ def test_each_exercise_has_its_heading_stub_and_check(lesson):
 
 
 def test_its_widget_has_a_picture_beside_it(lesson):
-    call = re.compile(rf"^{lesson.name}\.(\w+\.)?widget\(\)", re.M)
+    call = re.compile(rf"^{lesson.name}\.(\w+\.)?widget\(", re.M)
     shown = next(i for i, s in enumerate(lesson.code) if call.search(s))
     assert "picture(" in lesson.code[shown + 1]
 

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import torch
 from helpers import TINY
 from run_helpers import (  # noqa: F401 - the fixture acts on every test here
     CORPUS,
@@ -12,10 +13,12 @@ from run_helpers import (  # noqa: F401 - the fixture acts on every test here
     wait_steps,
 )
 
+from qllk.lab.lessons.exercises.assembly import Model
 from qllk.lab.live import panels
 from qllk.presets import PRESETS
 from qllk.training import devices
 from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -36,8 +39,7 @@ def says(panel, name, text):
 
 
 def test_the_panel_offers_every_preset_and_everything_this_machine_can_do(panel):
-    offered = set(panel.controls["model"].options)
-    assert offered == set(PRESETS)
+    assert dict(panel.controls["model"].options) == {name: name for name in PRESETS}
     assert "noise (task)" in dict(panel.controls["corpus"].options)
     offered = panel._precisions[panel.controls["device"].value]
     assert panel.controls["precision"].options == offered
@@ -226,3 +228,64 @@ def test_fast_sizes_are_chosen_by_the_environment(monkeypatch):
     full = panels.lab("full")
     assert (fast.controls["model"].value, fast._recipe.window) == ("qllk-3-nano", 256)
     assert (full.controls["model"].value, full._recipe.window) == ("qllk-3", 2048)
+
+
+# ---------------------------------------------------------------- a model of one's own
+
+
+def make_own():
+    torch.manual_seed(0)
+    return Model(8, (2, "word"), (3,), 64, 64)
+
+
+@pytest.fixture
+def own():
+    sizes = {"window": 64, "batch": 1, "validate_every": 5, "validate_bytes": 256}
+    panel = panels.lab("test", model=make_own, corpus=CORPUS.source, **sizes)
+    yield panel
+    panel.run.stop(wait=60)
+
+
+def test_a_module_of_ones_own_trains_writes_switches_and_is_replayed_from_its_log(own):
+    assert own.controls["model"].label == "your own model"
+    own.advance(3)
+    own.controls["precision"].value = "bfloat16"
+    own.switch()
+    own.run.send("lr", 2e-3)
+    own.advance(3)
+    says(own, "status", "Model on copy")
+    says(own, "facts", "cpu bfloat16")
+    assert "nothing yet" not in own.outputs["sample"].value
+    live = own.run.trainer
+    replay = Trainer(make_own(), CORPUS, live.recipe)
+    replay.replay(live.log)
+    for _ in range(6):
+        next(replay)
+    assert [name for _, name, _ in live.log] == ["precision", "lr"]
+    for a, b in zip(replay.model.parameters(), live.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reset_makes_the_own_model_anew_and_a_preset_can_be_chosen_instead(own):
+    own.advance(2)
+    trained = own.run.trainer.model
+    own.reset()
+    own.advance(1)
+    assert own.run.trainer.model is not trained
+    own.controls["model"].value = "qllk-2-nano"
+    own.start()
+    says(own, "status", "qllk-2-nano on copy")
+
+
+def test_a_saved_run_of_ones_own_model_says_what_loading_it_needs(own, tmp_path):
+    own.controls["path"].value = str(tmp_path / "saved")
+    own.advance(1)
+    own.save()
+    says(own, "notes", "saved to")
+    own.load()
+    says(own, "notes", "the run of a module without a Spec")
+
+
+def test_a_module_itself_is_refused_since_a_second_run_would_continue_from_its_weights():
+    with pytest.raises(ValueError, match=r"needs a function that makes a Model.*lab\(model="):
+        panels.lab("test", model=make_own())

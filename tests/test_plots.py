@@ -5,7 +5,7 @@ import itertools
 import pytest
 from figure_examples import CHART, FIGURES, HEAT, NOTE
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_rgb
 
 from qllk.lab.lessons import addresses, assembly, cumsum, linear, patches
 from qllk.study import plots
@@ -40,7 +40,8 @@ def test_each_line_is_named_at_its_end_in_its_colour():
     lines = {name: [(1, 1.0), (100, 2.0 + 0.01 * i)] for i, name in enumerate(names)}
     (axes,), renderer = drawn_axes(Chart(lines, "x", "y", levels={"level": 2.02}))
     labels = {text.get_text(): text for text in axes.texts}
-    assert [to_hex(labels[name].get_color()) for name in names] == series_colours(names)
+    for name, colour in zip(names, series_colours(names), strict=True):
+        assert to_rgb(labels[name].get_color()) == pytest.approx([0.75 * c for c in to_rgb(colour)])
     boxes = sorted((label.get_window_extent(renderer) for label in axes.texts), key=lambda b: b.y0)
     assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
     assert all(box.x0 >= axes.get_window_extent(renderer).x1 for box in boxes)

@@ -58,6 +58,21 @@ def test_a_greedy_stream_equals_recomputing_the_prefix(spec):
     assert len(set(streamed[0].tolist())) > 3
 
 
+def test_a_module_without_run_writes_the_same_by_reading_everything_again():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = made(PATCHED)
+
+        def forward(self, ids):
+            return self.inner(ids)
+
+    written = generate(made(PATCHED), "import ", 12)
+    assert generate(Plain(), "import ", 12) == written
+    assert generate(Plain(), "import ", 12, tokenizer=tokens.Bytes()) == written
+    assert sample.positions_left(Plain(), torch.zeros(1, 5), 9) == 9
+
+
 def test_generate_gives_the_bytes_that_follow():
     model = made(PATCHED)
     prompt = torch.tensor([list(b"def")])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
+from qllk.lab.lessons.exercises import assembly
 from qllk.model.families import ModelState, build
 from qllk.model.layers import Dropout
 from qllk.presets import PRESETS, recipe_of
@@ -22,7 +23,7 @@ from qllk.training import checkpoint, devices, optim
 from qllk.training.place import _trial_step, move_to
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import Snapshot, restore_snapshot, take_snapshot
-from qllk.training.trainer import Diverged, Trainer, _mix_seeds
+from qllk.training.trainer import Diverged, Trainer, mix_seeds
 
 RECIPE = Recipe(steps=40, batch=4, window=24, warmup=0.1, validate_every=1000, validate_bytes=200)
 CORPUS = task("markov", 4000)
@@ -69,7 +70,7 @@ def test_a_run_equals_the_same_written_by_hand():
         foreach=False,
     )
     for step, record in enumerate(steps(run, 12)):
-        generator = torch.Generator().manual_seed(_mix_seeds(0, step))
+        generator = torch.Generator().manual_seed(mix_seeds(0, step))
         starts = torch.randint(len(CORPUS.train) - 24, (4,), generator=generator).tolist()
         ids = torch.tensor(np.stack([CORPUS.train[s : s + 25] for s in starts])).long()
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -243,7 +244,7 @@ def test_dropout_is_on_while_training_and_depends_on_seed_and_step_alone(monkeyp
 
 
 def test_the_batches_of_neighbouring_steps_and_seeds_differ():
-    seeds = {_mix_seeds(seed, step) for seed in range(50) for step in range(-50, 50)}
+    seeds = {mix_seeds(seed, step) for seed in range(50) for step in range(-50, 50)}
     assert len(seeds) == 5000
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -757,7 +758,7 @@ def test_validation_asks_the_same_each_time_about_all_held_out_bytes_and_text_al
     with torch.no_grad():  # whatever it thinks of sentinels: text is what counts
         run.model.head.weight[257:] += 5.0
     run.ask = ask
-    generator = torch.Generator().manual_seed(_mix_seeds(0, 0))
+    generator = torch.Generator().manual_seed(mix_seeds(0, 0))
     total = count = 0
     for ids in windows.iterate_windows(PERIODIC.valid, 16, 24):
         inputs, targets = ask(ids, generator)
@@ -1007,6 +1008,12 @@ def test_tables_learn_at_their_own_multiple_of_the_learning_rate():
 
 def test_a_model_without_a_recall_reads_a_new_text_each_step():
     run = trainer(carry=3, steps=12, batch=2)
+    assert all(before is None for _, before in texts(run, 12))
+
+
+def test_a_module_that_cannot_remember_reads_a_new_text_each_step_although_it_has_a_recall():
+    model = assembly.Model(8, (2, "word"), (3,), 64, 64)
+    run = Trainer(model, CORPUS, replace(RECIPE, carry=3, steps=12))
     assert all(before is None for _, before in texts(run, 12))
 
 

@@ -66,8 +66,8 @@ class Exercise:
     steepest    the largest allowed exponent of work (numbers made) with length; `sized` makes the
                 inputs of a given length
     within      the allowed error
-    use         how an answer that is a class is used: called with it and with the arguments of a
-                case, it returns the result; see `use_module`
+    use         how an answer is used that is a class, or is called several times: called with it
+                and with the arguments of a case, it returns the result; see `use_module`
     """
 
     answer: Callable
@@ -335,13 +335,21 @@ def difference(got, wanted, within) -> Verdict:
         scale = max(1.0, b.abs().max().item() if b.numel() else 1.0)
         wrong = ~((a == b) | ((a - b).abs() <= within * scale))  # so that nan is wrong
         if wrong.any() and ((a - b).abs() <= _LAST_DIGITS * scale).all():
-            return Verdict(WRONG_VALUES, "Off in the last digits only: is a part of it float32?")
+            guess = "is a part of it float32?" if within else "is a sum taken in another order?"
+            return Verdict(WRONG_VALUES, f"Off in the last digits only: {guess}")
         if wrong.any():
             where = tuple(wrong.nonzero()[0].tolist())
             place = f"At {where} " if where else ""
-            text = f"{place}wanted {b[where].item():.4g}, got {a[where].item():.4g}."
+            ours, theirs = _tell_apart(b[where].item(), a[where].item())
+            text = f"{place}wanted {ours}, got {theirs}."
             return Verdict(WRONG_VALUES, text[0].upper() + text[1:])
     return Verdict(CORRECT)
+
+
+def _tell_apart(*values: float) -> list[str]:
+    """The values with as few digits as show that they differ."""
+    short, exact = ([f"{value:.{digits}g}" for value in values] for digits in (4, 9))
+    return exact if len(set(short)) == 1 else short
 
 
 def _format_argument(name, value) -> str:

@@ -13,6 +13,7 @@ model checks in one call; the ids have the same distribution. Both expect models
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 import torch
@@ -30,18 +31,26 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield ids without end, each drawn by `sampler` from the last logits.
 
-    The model reads every id once, since its state carries what came before. `state` is the state
-    after the text before the prompt; default: the text starts with the prompt.
+    The model reads every id once, since its state carries what came before. A module without `run`
+    reads the whole text again for each id. `state` is the state after the text before the prompt;
+    default: the text starts with the prompt.
 
     Shapes   prompt (B,T) ids, T >= 1  ->  yields (B,)
     """
+    run = getattr(model, "run", None) or partial(_read_again, model)
     with torch.no_grad():
-        logits, state = model.run(prompt, state)
+        logits, state = run(prompt, state)
     while True:
         ids = sampler(logits[:, -1])
         yield ids
         with torch.no_grad():
-            logits, state = model.run(ids[:, None], state)
+            logits, state = run(ids[:, None], state)
+
+
+def _read_again(model, ids, before):
+    """`run` of a module that has none: its state is the text itself."""
+    text = ids if before is None else torch.cat((before, ids), dim=1)
+    return model(text), text
 
 
 def generate(
@@ -71,9 +80,10 @@ def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tens
 
     Raises   ValueError when it is empty, or the tokenizer has more ids than the model
     """
-    if tokenizer and tokenizer.vocab_size > model.spec.vocab_size:
+    spec = getattr(model, "spec", None)  # a module without one is trusted to have enough ids
+    if tokenizer and spec and tokenizer.vocab_size > spec.vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.spec.vocab_size}; "
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {spec.vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
     as_bytes = prompt.encode() if isinstance(prompt, str) else prompt
@@ -85,7 +95,7 @@ def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tens
 
 def positions_left(model: nn.Module, prompt: Tensor, length: int) -> int:
     """Return `length`, or less if the model's context ends earlier."""
-    context = model.spec.context
+    context = getattr(getattr(model, "spec", None), "context", None)
     return min(length, max(0, context - prompt.shape[1])) if context else length
 
 

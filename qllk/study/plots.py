@@ -144,9 +144,16 @@ def _label_ends(ends: list[tuple[float, str, str]], chart: Chart, axes) -> None:
             textcoords="offset points",
             va="center",
             fontsize="small",
-            color=colour,
+            color=_darkened(colour),
             parse_math=False,
         )
+
+
+def _darkened(colour: str) -> tuple[float, ...]:
+    """The colour as text: a line's own would be too pale to read on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.75 * part for part in to_rgb(colour))
 
 
 def _plot_heat(heat: Heat, axes) -> None:

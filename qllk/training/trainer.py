@@ -117,8 +117,8 @@ class Trainer:
         self.last_good = take_snapshot(self)
 
     def _longest_carry(self):
-        """The windows that are read one after another: 1 without a recall."""
-        if getattr(self.model, "recall", None) is None:
+        """The windows that are read one after another: 1 without a recall that can be carried."""
+        if not hasattr(self.model, "remember") or self.model.recall is None:
             return 1
         return min(self.recipe.carry, (len(self.corpus.train) - 1) // self.window)
 
@@ -251,11 +251,11 @@ class Trainer:
         """
         carry = self._carry if self.progress >= _LATE else 1
         read = self.step % carry  # windows of this text
-        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, self.step - read))
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step - read))
         rows, start = self.batch * self._rows_per_window, read * self.window
         ids = sample_windows(self.corpus.train, rows, carry * self.window, generator)
         batch = self.ask(ids[:, start : start + self.window + 1], generator)
-        self.place.masks.manual_seed(_mix_seeds(self.recipe.seed, ~self.step))
+        self.place.masks.manual_seed(mix_seeds(self.recipe.seed, ~self.step))
         return batch.to(self.place.device), None if carry == 1 else ids[:, :start]
 
     def _forward(self, inputs, before):
@@ -333,7 +333,7 @@ class Trainer:
         self, limit: int | None = None, window: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats per byte and target counts by position, see `evaluate.loss_by_position`."""
-        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
 
         def ask(ids):
             return self.ask(ids, generator).ignore_specials(self.corpus.tokenizer.vocab_size)
@@ -377,7 +377,7 @@ class Trainer:
         device = devices.require(device, precision)
         float8.check(self.recipe.matmul, device, precision)
         ids = torch.from_numpy(self.corpus.train[None, : min(self.window, 256) + 1].copy())
-        generator = torch.Generator().manual_seed(_mix_seeds(self.recipe.seed, 0))
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
         check_parity(self.model, self.ask(ids, generator), device, precision)
         parts, home = (self.model, self.optimizer, self.recipe), self.place
         self._remembered = (None, None, None)
@@ -461,8 +461,11 @@ def defer_interrupts():
             signal.raise_signal(signal.SIGINT)
 
 
-def _mix_seeds(seed: int, step: int) -> int:
-    """One 63-bit seed from two numbers; neighbours give unrelated seeds (splitmix64)."""
+def mix_seeds(seed: int, step: int) -> int:
+    """One 63-bit seed from two numbers; neighbours give unrelated seeds (splitmix64).
+
+    Of the recipe's seed and the steps done, it seeds the generator that draws the next windows.
+    """
     z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 64)
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % (1 << 64)

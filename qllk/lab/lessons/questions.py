@@ -141,7 +141,7 @@ QUESTIONS = {
         "An output that changes depends on that byte; if it comes earlier, the model leaks.",
     ),
     "09.1": Question(
-        "A new model predicts 256 bytes equally well. What is its loss?",
+        "A new model gives each of the 256 bytes the same probability. What is its loss?",
         ("0 nats", "About 5.5 nats, ln 256", "256 nats"),
         "b",
         "Each byte has a probability of 1/256, and the loss is minus its logarithm.",
@@ -160,7 +160,7 @@ QUESTIONS = {
         "Training loss falls while the loss on held-out text rises. What is it called?",
         ("Divergence", "Overfitting", "Warm-up"),
         "b",
-        "The model learns its training text by heart, which does not help with other text.",
+        "The model memorises its training text, which does not help with other text.",
     ),
     "10.2": Question(
         "What is the learning rate during warm-up?",

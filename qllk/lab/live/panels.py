@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import resources
 
 import ipywidgets as widgets
+from torch import nn
 
 from ...presets import PRESETS, recipe_of
 from ...text.corpora import corpus, corpus_names
@@ -33,18 +34,30 @@ _HINT = (
 
 
 def lab(
-    name: str = "lab", *, model: str | None = None, corpus: str = "stdlib", **changes: object
+    name: str = "lab",
+    *,
+    model: str | Callable[[], nn.Module] | None = None,
+    corpus: str = "stdlib",
+    **changes: object,
 ) -> Panel:
     """The live trainer, as a widget. Making it again stops the older run of the same name.
 
         panel = lab("mine", model="qllk-3-nano", steps=500, batch=4)
 
+    model     the preset that is chosen at first, or a function that makes a module of your own; it
+              is called for each new run, on the run's thread
     changes   fields of `Recipe` that differ from the lab's defaults, which depend on the model
+    Raises    ValueError when the model is a module: a second run would continue from its weights
     """
+    if isinstance(model, nn.Module):
+        raise ValueError(
+            f"lab needs a function that makes a {type(model).__name__}, since each run trains a "
+            "new one; give the function itself, as in lab(model=make_model)"
+        )
     return Panel(name, model or ("qllk-3-nano" if fast() else "qllk-3"), corpus, changes)
 
 
-def _lab_recipe(model: str, changes: dict) -> Recipe:
+def _lab_recipe(model: str | Callable, changes: dict) -> Recipe:
     fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, **recipe_of(model)}
     fields |= {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
     return Recipe(**fields | changes)
@@ -53,7 +66,7 @@ def _lab_recipe(model: str, changes: dict) -> Recipe:
 class Panel:
     """The widget around the run of the given name. Each button is also a method."""
 
-    def __init__(self, name: str, model: str, corpus: str, changes: dict):
+    def __init__(self, name: str, model: str | Callable[[], nn.Module], corpus: str, changes: dict):
         self.name, self._changes = name, changes
         self._recipe = _lab_recipe(model, changes)  # of the model that is chosen
         self._drawing = threading.Lock()
@@ -190,7 +203,9 @@ class Panel:
         known = corpus in [source for _, source in sources]
         recipe = self._recipe
         self.controls = {
-            "model": widgets.Dropdown(options=list(PRESETS), value=model, description="model"),
+            "model": widgets.Dropdown(
+                options=_model_choices(model), value=model, description="model"
+            ),
             "corpus": widgets.Dropdown(
                 options=sources, value=corpus if known else _FILE, description="corpus"
             ),
@@ -280,6 +295,12 @@ class Panel:
         return callback
 
 
+def _model_choices(chosen) -> list[tuple[str, object]]:
+    """(label, model) of each model on offer: a function that makes one, and the presets."""
+    own = [("your own model", chosen)] if callable(chosen) else []
+    return [*own, *((name, name) for name in PRESETS)]
+
+
 def _corpus_choices() -> list[tuple[str, str]]:
     """(label, source) of each corpus on offer; the last one stands for any path."""
     named = [(name, name) for name in corpus_names()]
@@ -294,5 +315,6 @@ def _build_trainer(chosen: dict, recipe: Recipe) -> Trainer:
     Raises   ValueError, FileNotFoundError, ConnectionError when a choice cannot work
     """
     chosen = dict(chosen)
-    name, source = chosen.pop("model"), chosen.pop("corpus")
-    return Trainer(name, corpus(source), Recipe(**{**vars(recipe), **chosen}))
+    model, source = chosen.pop("model"), chosen.pop("corpus")
+    what = model() if callable(model) else model
+    return Trainer(what, corpus(source), Recipe(**{**vars(recipe), **chosen}))

@@ -53,7 +53,7 @@ class Tables(nn.Embedding):
         self.rows = rows
 
     def forward(self, hashes):
-        start = self.rows * torch.arange(hashes.shape[1])[:, None]
+        start = self.rows * torch.arange(hashes.shape[1], device=hashes.device)[:, None]
         return super().forward(to_rows(hashes, self.rows) + start).sum(dim=1)
 
 
