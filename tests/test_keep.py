@@ -6,7 +6,7 @@ import linecache
 import pytest
 import torch
 
-from qllk.lab.keep import keep, kept, portable_source
+from qllk.lab.keep import keep, keep_weights, kept, kept_weights, portable_source
 
 _NUMBERS = itertools.count()
 
@@ -111,3 +111,31 @@ def test_two_things_of_one_name_are_refused():
     names["f"] = first["f"]
     with pytest.raises(ValueError, match="two different things called 'helper'"):
         portable_source(names["g"])
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_are_kept_under_the_names_of_the_class_and_the_newest_win(home):
+    assert kept_weights() is None
+    keep_weights(torch.nn.Linear(2, 3))
+    model = torch.nn.Linear(3, 2).bfloat16()
+    keep_weights(model)
+    found = kept_weights()
+    assert list(found) == ["bias", "weight"]
+    assert all(torch.equal(found[name], w) for name, w in model.state_dict().items())
+    assert [path.name for path in (home / "mine").iterdir()] == ["model.safetensors"]
+
+
+def test_damaged_weights_are_named_with_their_cure(home):
+    keep_weights(torch.nn.Linear(2, 3))
+    path = home / "mine" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*; delete it to start"):
+        kept_weights()
+
+
+def test_weights_that_cannot_be_written_stop_nothing(home, capsys):
+    (home / "mine").write_text("a file is in the way")
+    keep_weights(torch.nn.Linear(2, 3))
+    assert "(not saved: " in capsys.readouterr().out

@@ -44,9 +44,10 @@ def write_row(key: str, **facts: str | int | float | bool) -> Row:
     return row
 
 
-def save(name: str, text: str) -> None:
+def save(name: str, content: str | bytes) -> None:
     """Write a file of the folder; a folder that cannot be written to stops no lesson."""
+    content = content.encode() if isinstance(content, str) else content
     try:
-        write_atomically(learner_folder() / name, text.encode())
+        write_atomically(learner_folder() / name, content)
     except OSError as error:
         print(f"(not saved: {error})")

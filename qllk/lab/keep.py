@@ -1,7 +1,9 @@
-"""Functions that passed their checks, kept as source in the learner's folder.
+"""What a learner made, kept in the learner's folder: functions that passed their checks, as source,
+and the weights of the model that was trained.
 
     mine/attention.py       a file for each lesson, with a section for each exercise: the function,
                             after all that it needs
+    mine/model.safetensors  the weights, under the names of the learner's class
 
 The files can be read and edited. Whoever uses a function from there judges it again.
 """
@@ -17,9 +19,14 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
 from .folder import learner_folder, save
 
 _HEAD = re.compile(r"^# -{16} (\w+\.\w+): (\w+)$", re.M)
+_WEIGHTS = "mine/model.safetensors"
 _OURS = "qllk_mine"  # the module name of functions that were read from a file
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
@@ -73,6 +80,29 @@ def _read_sections(exercise) -> dict[str, tuple[str, str, int]]:
         head[1]: (head[2], text[head.end() : end], text.count("\n", 0, head.end()))
         for head, end in zip(heads, ends, strict=True)
     }
+
+
+# ---------------------------------------------------------------- weights
+
+
+def keep_weights(model: nn.Module) -> None:
+    """Write the weights of a model, in place of earlier ones."""
+    weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    save(_WEIGHTS, safetensors.torch.save(weights))
+
+
+def kept_weights() -> dict[str, Tensor] | None:
+    """The weights that were kept, by name, on the CPU; None if there are none.
+
+    Raises   ValueError when the file is damaged; deleting it is the cure
+    """
+    path = learner_folder() / _WEIGHTS
+    if not path.exists():
+        return None
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again") from None
 
 
 # ---------------------------------------------------------------- source that stands alone
