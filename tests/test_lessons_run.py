@@ -61,6 +61,12 @@ SABOTAGES = {
         "q, k, v, g = self.qkvg(x).chunk",
         "k, q, v, g = self.qkvg(x).chunk",
     ),
+    "a memory that is not carried": Sabotage(
+        "10",
+        "model/families.py",
+        "return logits, ModelState(t + ids.shape[1], parts, ngrams, recall)",
+        "return logits, ModelState(t + ids.shape[1], parts, ngrams)",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 

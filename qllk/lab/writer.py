@@ -39,10 +39,10 @@ _SPEC = Spec(
     layers=3,
     mixers=(CONV,),
     mlp=("relu2", {"ratio": 2}),
-    ngrams=Ngrams((2, 3, 4, 5, 6, "word"), rows=4096),
-    recall=Recall((4, 6, 10, "words-2"), addresses=16_384, rows=4096),
+    ngrams=Ngrams((2, 3, 4, 6, "word"), rows=4096),
+    recall=Recall((4, 6, 9, 13, 17, "words-2"), addresses=16_384, rows=4096),
 )
-_RECIPE = Recipe(steps=12_000, batch=1, window=2048, carry=64, lr=8e-3, validate_every=1000)
+_RECIPE = Recipe(steps=9000, batch=1, window=2048, carry=64, lr=8e-3, validate_every=1000)
 _EMPTY = 1e-3  # a row without a larger number is as good as zero
 
 
@@ -80,22 +80,22 @@ def pack(model: nn.Module) -> dict[str, Tensor]:
 
 def _pack_table(name, weight):
     most = weight.abs().amax(dim=1)
-    rows = (most > _EMPTY).nonzero()[:, 0]
-    scale = (most[rows] / 127).half()
-    numbers = (weight[rows] / scale.float()[:, None]).round().clamp(-127, 127)
-    parts = {"rows": rows.int(), "scale": scale, "size": torch.tensor(len(weight))}
-    return {name: numbers.char()} | {f"{name}.{part}": x for part, x in parts.items()}
+    filled = most > _EMPTY
+    scale = most[filled].half() / 127
+    numbers = (weight[filled] / scale.float()[:, None]).round().clamp(-127, 127)
+    return {name: numbers.char(), f"{name}.filled": filled, f"{name}.scale": scale}
 
 
 def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that `pack` has packed, in float32, as near as int8 and float16 allow."""
-    weights = dict(packed)
-    for name in [name for name in packed if f"{name}.rows" in packed]:
-        rows, scale, size = (weights.pop(f"{name}.{part}") for part in ("rows", "scale", "size"))
-        table = torch.zeros(int(size), packed[name].shape[1])
-        table[rows.long()] = packed[name].float() * scale.float()[:, None]
-        weights[name] = table
-    return {name: weight.float() for name, weight in weights.items()}
+    weights = {}
+    for name, weight in packed.items():
+        if (filled := packed.get(f"{name}.filled")) is not None:
+            weights[name] = torch.zeros(len(filled), weight.shape[1])
+            weights[name][filled] = weight.float() * packed[f"{name}.scale"].float()[:, None]
+        elif not name.endswith((".filled", ".scale")):
+            weights[name] = weight.float()
+    return weights
 
 
 def describe(model: nn.Module, text: Corpus, recipe: Recipe) -> dict:
