@@ -54,8 +54,9 @@ def test_a_time_is_drawn_for_every_size(model):
 
 
 def test_every_setting_changes_the_text():
-    base = {"prompt": "import ", "temperature": 1.0, "top_p": 0.9, "length": 50}
+    base = {"prompt": "count", "temperature": 1.0, "top_p": 0.9, "length": 50}
     changes = {"prompt": "def ", "temperature": 0, "top_p": 0.3, "length": 75}
+    changes |= {"drawer": False, "recall": False}
     texts = {tuple(played(**base)[0].lines)}
     texts |= {tuple(played(**base | {name: value})[0].lines) for name, value in changes.items()}
     assert len(texts) == 1 + len(changes)

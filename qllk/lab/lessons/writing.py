@@ -14,7 +14,7 @@ from ...model.families import ModelState, build
 from ...model.inputs import start_recall
 from ...probes.inside import state_bytes
 from ...study.figures import Chart, Note, Page
-from ..explore import explorer, line, slider
+from ..explore import explorer, line, slider, switch
 from ..keep import kept_weights
 from ..writer import load_writer
 from .exercises.assembly import weights_for_model
@@ -22,6 +22,26 @@ from .exercises.assembly import weights_for_model
 _COLUMNS = 64  # characters of written text in a line
 PIECE = 25  # bytes written between two points of a curve; divides every length
 _PAGE_SECONDS = 0.5  # between two pages
+
+
+# A text that was in no training data: names in what follows it come from its memory.
+PROMPT = b'''class Drawer:
+    """A drawer holds spoons."""
+
+    def __init__(self):
+        self.spoons = []
+
+    def put(self, spoon):
+        """Put one more spoon into the drawer."""
+        self.spoons.append(spoon)
+
+    def take(self):
+        """Take a spoon out of the drawer."""
+        if not self.spoons:
+            raise ValueError("the drawer is empty")
+        return self.spoons.pop()
+
+    def '''
 
 
 # ---------------------------------------------------------------- states
@@ -116,28 +136,37 @@ def wrapped(text: bytes, columns: int = _COLUMNS) -> list[str]:
 
 
 @explorer(
-    "Where does the text turn from repetition to noise, and which curve stays flat meanwhile?",
+    "Which words does it have from the class above, and what is left of them without the recall?",
     runs=True,
+    drawer=switch("after the class Drawer"),
     prompt=line("prompt"),
-    temperature=slider("temperature", [0, 0.3, 0.6, 0.8, 1.0, 1.5, 2.5]),
+    temperature=slider("temperature", [0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.5]),
     top_p=slider("top-p", [0.3, 0.6, 0.8, 0.9, 0.95, 1.0]),
+    recall=switch("recall is carried"),
     length=slider("bytes", [50, 200, 500, 1500]),
 )
-def play(prompt="class Stream", temperature=0.8, top_p=0.95, length=500) -> Iterator[Page]:
+def play(
+    drawer=True, prompt="count", temperature=0.5, top_p=1.0, recall=True, length=200
+) -> Iterator[Page]:
     """What the model that ships with the lessons writes after a prompt. Yields pages."""
-    pick = sample.sampler(temperature, top_p=top_p, seed=0) if temperature else sample.greedy
-    yield from pages(load_writer(), prompt.encode() or b"\n", pick, length)
+    pick = sample.sampler(temperature, top_p=top_p, seed=3) if temperature else sample.greedy
+    text = drawer * PROMPT + prompt.encode()
+    yield from pages(load_writer(), text or b"\n", pick, length, recall)
 
 
-def pages(model, prompt: bytes, pick, length: int) -> Iterator[Page]:
+def pages(model, prompt: bytes, pick, length: int, recall: bool = True) -> Iterator[Page]:
     """What a model writes, the size of its state, and the time of each byte.
 
-    Attention reads along for comparison. Its weights are random: they change nothing in its cost.
+    Without `recall` its rows are emptied after each byte. Attention reads along for comparison. Its
+    weights are random: they change nothing in its cost.
     """
     writer, attention = _Reader(model), _Reader(build("gpt-nano", seed=0).eval())
     text, ids, shown = prompt, torch.tensor([list(prompt)]), 0.0
+    empty = start_state(model, ids)
     for written in range(1, length + 1):
         logits = writer.read(ids)
+        if not recall:
+            writer.state = exchange("rows of the recall", writer.state, empty)
         attention.read(ids)
         ids = pick(logits[:, -1])[:, None]
         text += bytes(ids[0].tolist())
