@@ -143,10 +143,9 @@ def wrapped(text: bytes, columns: int = _COLUMNS) -> list[str]:
     temperature=slider("temperature", [0, 0.3, 0.5, 0.8, 1.0, 1.5, 2.5]),
     top_p=slider("top-p", [0.3, 0.6, 0.8, 0.9, 0.95, 1.0]),
     recall=switch("recall is carried"),
-    length=slider("bytes", [50, 200, 500, 1500]),
 )
 def play(
-    drawer=True, prompt="count", temperature=0.5, top_p=1.0, recall=True, length=200
+    drawer=True, prompt="count", temperature=0.5, top_p=1.0, recall=True, length=300
 ) -> Iterator[Page]:
     """What the model that ships with the lessons writes after a prompt. Yields pages."""
     pick = sample.sampler(temperature, top_p=top_p, seed=3) if temperature else sample.greedy

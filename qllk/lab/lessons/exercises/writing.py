@@ -187,7 +187,7 @@ def _prompts(rng):
 
 def _texts(rng):
     """A window alone; a context that came before, near and far; a text of one id."""
-    yield Case((toy(rng, 11, 6, 3, False), torch.arange(9)[None]))
+    yield Case((toy(rng, 17, 6, 5, False), torch.arange(7)[None]))
     yield Case((toy(rng, 31, 6, 2), torch.tensor([[9, 4, 8, 5, 8, 4]])))
     yield Case((toy(rng, 31, 6, 5), torch.tensor([[4, *range(5, 30), 4]])))
     yield Case((toy(rng, 11, 6, 4), torch.tensor([[7]])))
