@@ -146,6 +146,13 @@ def test_the_weights_of_lesson_09_write_if_there_are_some(tmp_path, monkeypatch)
     torch.testing.assert_close(writing.own_model()(ids), library(ids))
 
 
+def test_weights_of_another_model_stop_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QLLK_HOME", str(tmp_path))
+    keep_weights(torch.nn.Linear(2, 2))
+    assert writing.own_model() is None
+    assert "your weights of lesson 09 cannot be used" in capsys.readouterr().out
+
+
 def test_the_two_definitions_of_a_stream_agree():
     toy = exercises.writing.toy(torch.Generator().manual_seed(3), 31, 9)
     settings = ([1, 2], 40, exercises.writing.likeliest)

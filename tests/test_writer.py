@@ -1,6 +1,8 @@
 """The trained model that ships: its file, what it says of itself, and that it needs its memory."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,13 @@ def test_the_file_is_small_and_holds_no_code():
     assert writer.FILE.stat().st_size <= 2_100_000
     with safe_open(writer.FILE, framework="pt") as file:
         assert set(file.metadata()) == {"facts"}
+
+
+def test_it_is_installed_with_the_package():
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    data = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]
+    assert writer.FILE.parent == Path(writer.__file__).parent
+    assert f"*{writer.FILE.suffix}" in data["*"]
 
 
 def test_it_says_how_it_was_made():

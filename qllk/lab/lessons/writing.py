@@ -89,15 +89,16 @@ def print_costs(costs: dict[str, torch.Tensor]) -> None:
 
 
 def own_model():
-    """qllk-3-nano with the weights of lesson 09; None if none were kept there.
-
-    Raises   RuntimeError when they are those of another model
-    """
-    if (weights := kept_weights()) is None:
-        return None
+    """qllk-3-nano with the weights that lesson 09 kept; None if there are none that fit."""
     model = build("qllk-3-nano")
     names = dict(zip(weights_for_model(model), model.state_dict(), strict=True))
-    model.load_state_dict({names.get(name, name): weight for name, weight in weights.items()})
+    try:
+        if (weights := kept_weights()) is None:
+            return None
+        model.load_state_dict({names.get(name, name): weight for name, weight in weights.items()})
+    except (ValueError, RuntimeError) as error:
+        print(f"(your weights of lesson 09 cannot be used: {error})")
+        return None
     return model.eval()
 
 
