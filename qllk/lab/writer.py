@@ -98,7 +98,7 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def describe(model: nn.Module, text: Corpus, recipe: Recipe) -> dict:
+def _describe(model: nn.Module, text: Corpus, recipe: Recipe) -> dict:
     """What the header says of a trained model."""
     return {
         "spec": asdict(model.spec),
@@ -114,7 +114,7 @@ def write_model(trained: nn.Module, text: Corpus, recipe: Recipe, path: Path) ->
     """Write a trained model, and return what its header says of the model as it will be read."""
     packed, model = pack(trained), build(trained.spec)
     model.load_state_dict(unpack(packed))
-    facts = describe(model, text, recipe)
+    facts = _describe(model, text, recipe)
     write_atomically(path, to_bytes(packed, {"facts": json.dumps(facts)}))
     return facts
 
