@@ -137,37 +137,36 @@ def _stream_greedy(run, prompt, n, choose):
     return stream(run, prompt, n, likeliest)
 
 
+def _shortest(ids, fits):
+    """The smallest number of ids that fits, or 0."""
+    return next((n for n in range(1, ids.shape[1] + 1) if fits(n)), 0)
+
+
+def _last(run, ids, state=None):
+    """The logits after the ids."""
+    return run(ids, state)[0][0, -1]
+
+
+def _equal(first, second):
+    return torch.allclose(first, second, rtol=0, atol=1e-9)
+
+
 def _reach_of_choices(run, ids):
     """Until the likeliest id is the same."""
-    wanted = likeliest(run(ids, None)[0][0, -1])
-    return next(
-        n
-        for n in range(1, ids.shape[1] + 1)
-        if likeliest(run(ids[:, -n:], None)[0][0, -1]) == wanted
-    )
+    wanted = likeliest(_last(run, ids))
+    return _shortest(ids, lambda n: likeliest(_last(run, ids[:, -n:])) == wanted)
 
 
 def _reach_of_first_ids(run, ids):
     """The first ids of the text instead of the last."""
-    wanted = run(ids, None)[0][0, -1]
-    return next(
-        n
-        for n in range(1, ids.shape[1] + 1)
-        if torch.allclose(run(ids[:, :n], None)[0][0, -1], wanted, rtol=0, atol=1e-9)
-    )
+    wanted = _last(run, ids)
+    return _shortest(ids, lambda n: _equal(_last(run, ids[:, :n]), wanted))
 
 
 def _reach_with_state(run, ids):
     """Each try reads on from the state of the whole text."""
-    wanted, state = run(ids, None)
-    return next(
-        (
-            n
-            for n in range(1, ids.shape[1] + 1)
-            if torch.allclose(run(ids[:, -n:], state)[0][0, -1], wanted[0, -1], rtol=0, atol=1e-9)
-        ),
-        0,
-    )
+    logits, state = run(ids, None)
+    return _shortest(ids, lambda n: _equal(_last(run, ids[:, -n:], state), logits[0, -1]))
 
 
 def toy(rng, V, D, *options):
