@@ -157,10 +157,14 @@ QUESTIONS = {
         "A layer adds to what is there instead of replacing it.",
     ),
     "10.1": Question(
-        "Training loss falls while the loss on held-out text rises. What is it called?",
-        ("Divergence", "Overfitting", "Warm-up"),
-        "b",
-        "The model memorises its training text, which does not help with other text.",
+        "Where does the recall of qllk-3 keep which byte followed a context?",
+        (
+            "In its weights, which training has changed",
+            "In the last seven inputs of a convolution",
+            "In a row of its state, which a hash of the context chooses",
+        ),
+        "c",
+        "It is learned while reading; the weights only say how to use what is found there.",
     ),
     "10.2": Question(
         "What is the learning rate during warm-up?",
