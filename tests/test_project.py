@@ -15,6 +15,7 @@ import nbformat
 import pytest
 
 from qllk.__main__ import main
+from qllk.lab.lessons.exercises import EXERCISES
 from qllk.lab.notebooks import find_pictures
 from qllk.presets import PRESETS
 from qllk.study.entries import ENTRIES
@@ -191,3 +192,11 @@ def test_every_command_in_the_documentation_exists(words, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_of_the_documentation_shows_commands(page):
     assert any(words[:3] == ["python", "-m", "qllk"] for words in commands(page))
+
+
+def test_the_plan_for_teachers_names_every_exercise():
+    plan = (ROOT / "notebooks" / "TEACHING.md").read_text()
+    named = set(re.findall(r"`([a-z]+\.\w+)`", plan))
+    exercises = {one.name for lesson in EXERCISES.values() for one in lesson}
+    assert exercises <= named
+    assert not {name for name in named - exercises if name.partition(".")[0] in EXERCISES}
