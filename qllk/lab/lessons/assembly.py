@@ -18,9 +18,9 @@ from ...study.figures import Bars
 from ...text import objectives
 from ..explore import choice, explorer, slider
 from ..minimize import minimize
-from .exercises.assembly import weights_for_model
+from .exercises.assembly import spec_of, weights_for_model
 
-__all__ = ["weights_for_model"]
+__all__ = ["spec_of", "weights_for_model"]
 
 # Which part a parameter belongs to, by its name; the first that fits.
 _PARTS = (
