@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from ...model.families import eval_mode
 from ...probes import baselines, measure
 from ...probes.evaluate import LN2
 from ...study import published, standings
@@ -19,6 +20,7 @@ from ...study.figures import Chart
 from ...study.race import Entry, Results, equal_bytes, equal_seconds, make_trainer
 from ...text import objectives
 from ...text.corpora import Corpus, corpus, task
+from ...text.tasks import asked_digits
 from ...text.windows import iterate_windows
 from ...training.recipe import Recipe
 from ..explore import choice, explorer, slider
@@ -114,9 +116,8 @@ def read_as_written(
     Shapes   data (n,) uint8, n - 1 a multiple of window  ->  (n - 1,) nats
     """
     ids = torch.cat(list(iterate_windows(data, 1, window))).long()  # (W, window + 1)
-    model.eval()
     found = []
-    with torch.no_grad():
+    with eval_mode(model):
         for first in range(0, window, patch):
             stop = min(first + patch, window)
             rows = torch.stack([cover(row, blank)[first:] for row in ids[:, :stop]])
@@ -134,8 +135,7 @@ def guess_last(model, data, positions, context: int) -> torch.Tensor:
     Shapes   data (n,) uint8, positions (m,), none below context  ->  (m, 256)
     """
     before = np.arange(-context, 0)
-    model.eval()
-    with torch.no_grad():
+    with eval_mode(model):
         return torch.cat(
             [
                 model(torch.from_numpy(data[some[:, None] + before]).long())[:, -1]
@@ -147,8 +147,22 @@ def guess_last(model, data, positions, context: int) -> torch.Tensor:
 def slid_bits(model, data, context=64) -> float:
     """Bits per byte where each byte is asked for last, after sliding the text to end before it."""
     positions = np.arange(context, len(data))
-    logits, targets = guess_last(model, data, positions, context), torch.from_numpy(data[context:])
+    logits, targets = guess_last(model, data, positions, context), torch.tensor(data[context:])
     return objectives.token_losses(logits[None], targets[None]).mean().item() / LN2
+
+
+def digits_found(model, text, window: int) -> np.ndarray:
+    """Whether the most probable byte is the right one, where a text of "lookup" asks for a digit.
+
+    The text is read in windows; a single window is a stream.
+
+    Shapes   text (n,) uint8, starting with an entry  ->  (m,) bool, as `asked_digits`
+    """
+    with eval_mode(model):
+        read = iterate_windows(text, 1, window)
+        guesses = torch.cat([model(ids[:, :-1].long())[0].argmax(dim=-1) for ids in read])
+    positions, _ = asked_digits(text)
+    return (guesses.numpy() == text[1:])[positions - 1]
 
 
 # ---------------------------------------------------------------- widget
