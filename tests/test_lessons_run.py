@@ -61,6 +61,12 @@ SABOTAGES = {
         "q, k, v, g = self.qkvg(x).chunk",
         "k, q, v, g = self.qkvg(x).chunk",
     ),
+    "a judge that covers nothing": Sabotage(
+        "11",
+        "lab/lessons/race.py",
+        "torch.stack([cover(row, blank)[first:]",
+        "torch.stack([row.expand(len(row), -1)[first:]",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 

@@ -13,7 +13,7 @@ import torch
 
 from ...model.families import eval_mode
 from ...probes import baselines, measure
-from ...probes.evaluate import LN2
+from ...probes.evaluate import LN2, nats_per_token
 from ...study import published, standings
 from ...study.entries import controls_of
 from ...study.figures import Chart
@@ -149,6 +149,12 @@ def slid_bits(model, data, context=64) -> float:
     positions = np.arange(context, len(data))
     logits, targets = guess_last(model, data, positions, context), torch.tensor(data[context:])
     return objectives.token_losses(logits[None], targets[None]).mean().item() / LN2
+
+
+def bits_by_length(model, data, lengths) -> list[float]:
+    """Bits per byte in windows of each length; a window as long as the text is a stream."""
+    ids = data.astype(np.int64)
+    return [nats_per_token(model, ids, length) / LN2 for length in lengths]
 
 
 def digits_found(model, text, window: int) -> np.ndarray:
