@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from qllk import Recipe, build
-from qllk.lab.lessons import claims, race
-from qllk.model.mixers import CumsumMixer
-from qllk.study import published
+from qllk.lab.lessons import race
+from qllk.lab.lessons.exercises.race import unread, verdict
+from qllk.study import published, standings
+from qllk.study.entries import RACE
 from qllk.study.race import Point, Result, equal_bytes, make_trainer, race_here
 from qllk.text import objectives
 from qllk.text.corpora import task
+from qllk.text.tasks import asked_digits
 
 RECIPE = Recipe(steps=4, batch=2, window=16, validate_bytes=65)
-HONEST = ("kernel", "control", "attention")
+HONEST = ("qllk-3", "without recall", "without n-grams", "without memory", "attention")
 
 
 def data(size, seed=0):
@@ -27,14 +29,14 @@ def data(size, seed=0):
 @pytest.mark.parametrize("name", HONEST)
 @pytest.mark.parametrize("window", [8, 12, 16])
 def test_an_honest_model_does_not_notice_that_the_unread_is_covered(name, window):
-    model = build(race.entries(16)[name], seed=0).double()
+    model = build(race.entries()[name], seed=0).double()
     text = data(2 * window + 1)
     ids = torch.from_numpy(text).long()
     usual = [
         objectives.token_losses(model(ids[None, i : i + window]), ids[None, i + 1 : i + window + 1])
         for i in (0, window)
     ]
-    judged = race.read_as_written(model, text, window)
+    judged = race.read_as_written(model, text, window, unread)
     torch.testing.assert_close(judged, torch.cat(usual, dim=1)[0], rtol=0, atol=1e-10)
 
 
@@ -43,13 +45,32 @@ def test_the_published_model_notices_everywhere_but_at_a_patches_last_byte():
     model, text = published.QLLK11(dim=8).double(), data(25)
     ids = torch.from_numpy(text).long()[None]
     usual = objectives.token_losses(model(ids[:, :-1]), ids[:, 1:])[0]
-    differs = (race.read_as_written(model, text, 24) - usual).abs() > 1e-9
+    differs = (race.read_as_written(model, text, 24, unread) - usual).abs() > 1e-9
     assert differs.tolist() == [t % 8 != 7 for t in range(24)]
+
+
+def test_a_text_that_is_slid_shows_an_honest_model_as_it_is():
+    model, text = build(race.entries()["qllk-3"], seed=0).double(), data(65)
+    ids = torch.from_numpy(text).long()
+    alone = [model(ids[None, i - 16 : i])[0, -1] for i in (16, 40, 64)]
+    found = race.guess_last(model, text, np.array([16, 40, 64]), 16)
+    torch.testing.assert_close(found, torch.stack(alone), rtol=0, atol=1e-10)
+    losses = objectives.token_losses(
+        race.guess_last(model, text, np.arange(16, 65), 16)[None], ids[None, 16:]
+    )
+    assert race.slid_bits(model, text, 16) == pytest.approx(losses.mean().item() / math.log(2))
+
+
+def test_a_leak_wins_nothing_where_the_text_is_slid():
+    text = task("noise", 1 << 15)
+    recipe = Recipe(steps=150, batch=4, window=128, lr=4e-3, validate_bytes=1025)
+    run = race_here({"it": race.published_model(32)}, text, recipe, seeds=1, points=1)["it"][0]
+    assert run.bits < 7.5 < 8 < race.slid_bits(run.model, text.valid[:1025])
 
 
 def test_all_runners_read_the_same_bytes_and_a_race_can_be_repeated():
     text = task("markov", 1 << 12)
-    once, again = (race_here(race.entries(8), text, RECIPE, seeds=2) for _ in range(2))
+    once, again = (race_here(race.entries(), text, RECIPE, seeds=2) for _ in range(2))
     assert equal_bytes(once) == equal_bytes(again)
     seen = {point.bytes_seen for runs in once.values() for run in runs for point in run.curve}
     assert seen == {32, 64, 128}  # after one, two and four steps of two windows of sixteen
@@ -77,111 +98,63 @@ def test_a_run_is_read_off_between_its_points():
 
 
 def test_who_leads_must_be_ahead_of_everybody():
-    clear, close = [2.0, 2.1, 2.05], [2.04, 2.14, 2.09]
-    assert race.leader({"a": clear, "b": [3.0, 3.1, 3.05]}) == "a"
-    assert race.leader({"a": clear, "b": [3.0, 3.1, 3.05], "c": close}) == "nobody"
+    clear, close = [2.0, 2.1, 2.05], [2.04, 2.07, 2.11]
+    assert race.leader({"a": clear, "b": [3.0, 3.1, 3.05]}, verdict) == "a"
+    assert race.leader({"a": clear, "b": [3.0, 3.1, 3.05], "c": close}, verdict) == "nobody"
 
 
-def test_counting_sees_the_pairs_of_attention():
-    entries = race.entries(32)
-    kernel = race.scaling(entries["kernel"], [128, 256], piece=128)
-    attention = race.scaling(entries["attention"], [128, 256])
-    assert kernel.operations[1] == 2 * kernel.operations[0]
-    assert attention.operations[1] > 2.2 * attention.operations[0]
-    assert kernel.state[0] == kernel.state[1]
-    assert attention.state[1] == 2 * attention.state[0]
+# ---------------------------------------------------------------- the stored race
 
 
-@pytest.mark.parametrize("rule", ["kernel", "matrix", "attention"])
-def test_one_pair_comes_back_from_every_state(rule):
-    assert race.recalled(rule, 1) == 1.0
+def test_the_stored_race_is_a_report_of_the_bench_with_all_its_controls():
+    report = standings.stored_report()
+    assert {row["entry"] for row in report["rows"]} >= set(RACE)
+    for row in report["rows"]:
+        assert len(row["nats"]) == 3
+        assert row["curve"]
+        assert row["corpus"] == "stdlib"
 
 
-def test_a_sum_holds_fewer_pairs_than_a_matrix_and_a_cache_holds_all():
-    shares = [race.recalled(rule, 64) for rule in ("kernel", "matrix", "attention")]
-    assert shares == sorted(shares)
-    assert shares[0] < 0.5 < 0.8 < shares[1] < shares[2] == 1.0
-    assert race.holds_pairs({1: 1.0, 2: 0.9, 4: 0.5, 8: 0.95}) == 2
-    assert race.holds_pairs({1: 0.1}) == 0
+def test_the_longest_budget_of_a_report_is_drawn_under_plain_names():
+    report = standings.stored_report()
+    longer = [row | {"seconds": 900.0, "curve": [[900.0, 1.0]]} for row in report["rows"]]
+    curves, gaps = race.long_race(report | {"rows": report["rows"] + longer})
+    assert curves.lines["without recall"] == [(900.0, pytest.approx(1.0 / math.log(2)))]
+    assert {"qllk-3", "without memory", "without n-grams"} < set(gaps.lines)
+    assert all(gap == 0 for _, gap in gaps.lines["without recall"])
 
 
-# ---------------------------------------------------------------- the claims
-
-
-def runs_at(bits):
-    """Three seeds that end around so many bits per byte."""
-    return [Result(1, [Point(1, 1.0, bits + d)], None) for d in (0.0, 0.01, 0.02)]
-
-
-def evidence(**changes):
-    names = ("published", "without hash", "kernel", "control", "attention")
-    line = race.Scaling([100, 1000], [0.1, 1.0], [10, 100], [7, 7])
-    known = {
-        "runs": dict.fromkeys(names, runs_at(4.0)),
-        "as_written": [9.0, 9.0, 9.0],
-        "noise": (6.0, 9.0),
-        "kernel": line,
-        "attention": line,
-        "recall": {"kernel": {1: 1.0, 8: 0.9, 16: 0.1}},
-    }
-    return claims.Evidence(**known | changes)
-
-
-def verdict_of(claim_id, seen):
-    claim = next(claim for claim in claims.CLAIMS if claim.id == claim_id)
-    found, measured = claim.test(seen)
-    assert measured
-    return found
-
-
-@pytest.mark.parametrize(
-    ("claim_id", "changes", "otherwise"),
-    [
-        ("L02", {"kernel": race.Scaling([100, 1000], [0.1, 9.0], [10, 900], [7, 7])}, "does not"),
-        ("L07", {"noise": (6.0, 7.0)}, "holds"),
-        ("L08", {"noise": (8.0, 8.0)}, "holds"),
-        ("L11", {"recall": {"kernel": {1: 1.0, 4096: 1.0}}}, "holds"),
-        ("L12", {"as_written": [4.1, 4.1, 4.1]}, "holds"),
-    ],
-)
-def test_a_verdict_follows_the_evidence(claim_id, changes, otherwise):
-    assert verdict_of(claim_id, evidence()) != verdict_of(claim_id, evidence(**changes))
-    assert verdict_of(claim_id, evidence(**changes)).startswith(otherwise)
-
-
-def test_every_claim_of_the_ledger_has_a_verdict():
-    found = claims.findings(evidence())
-    assert [f.id for f in found] == [f"L{n:02}" for n in range(1, 20)] + ["L19a", "L19b", "L19c"]
-    counts = claims.verdict_bars(found).values
-    assert sum(counts.values()) == 22
-    assert counts["untested"] == sum(f.verdict.startswith("needs") for f in found) == 4
-
-
-def test_code_is_counted_without_words():
-    assert claims.code_lines(claims.Finding) == 5
-    assert (
-        claims.code_lines(CumsumMixer)
-        < len(claims.inspect.getsource(CumsumMixer).splitlines()) - 10
-    )
+def test_the_standings_have_the_best_first_within_each_budget():
+    report = standings.stored_report()
+    longer = [row | {"seconds": 900.0} for row in report["rows"]]
+    _, *lines = race.long_lines(report | {"rows": longer + report["rows"]})
+    assert len(lines) == 2 * len(report["rows"])
+    assert lines[0].startswith("100 s  qllk-3 ")
+    assert f"{report['rows'][0]['stream_nats'] / math.log(2):.3f}" in lines[0]
 
 
 # ---------------------------------------------------------------- the widget
 
 
-@pytest.mark.parametrize("text", ["stdlib", "recall", "noise"])
+@pytest.mark.parametrize("text", ["stdlib", "lookup", "noise"])
 def test_a_live_race_takes_turns_by_time_and_ends_in_time(text):
     race.live_text(text)  # cut once, kept
     begun = time.perf_counter()
-    pages = list(race.live("kernel, control, attention", text, 1))
+    pages = list(race.live("qllk-3, without recall, attention", text, 1))
     assert time.perf_counter() - begun < 10  # a busy machine is slow to look at the held-out text
-    assert list(pages[-1].lines) == list(HONEST)
-    assert all(len(line) == len(pages[-1].lines["kernel"]) for line in pages[-1].lines.values())
+    assert list(pages[-1].lines) == ["qllk-3", "without recall", "attention"]
+    assert all(len(line) == len(pages[-1].lines["qllk-3"]) for line in pages[-1].lines.values())
     assert pages[-1].levels
 
 
-def test_narrow_changes_the_patches_too():
-    spec = race.narrow(race.PRESETS["qllk-2-nano"], 24)
-    assert (spec.d_model, spec.patch.d_model) == (24, 24)
-    assert (
-        spec.but(d_model=64, patch=replace(spec.patch, d_model=64)) == race.PRESETS["qllk-2-nano"]
-    )
+@pytest.mark.parametrize(("text", "pays"), [("lookup", True), ("noise", False)])
+def test_the_question_of_the_widget_has_a_true_answer(text, pays):
+    field = {name: race.entries()[name] for name in ("qllk-3", "without memory")}
+    recipe = replace(race._LIVE, steps=30)
+    bits = equal_bytes(race_here(field, race.live_text(text)[0], recipe, points=1))
+    assert (verdict(*bits.values()) == "ahead") == pays
+
+
+def test_the_digits_of_the_widget_lie_beyond_the_byte_layers():
+    _, distances = asked_digits(race.live_text("lookup")[0].train[:6144])
+    assert np.mean(distances > 15) > 0.5

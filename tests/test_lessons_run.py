@@ -86,6 +86,12 @@ SABOTAGES = {
         "return logits, ModelState(t + ids.shape[1], parts, ngrams, recall)",
         "return logits, ModelState(t + ids.shape[1], parts, ngrams)",
     ),
+    "a judge that covers nothing": Sabotage(
+        "11",
+        "lab/lessons/race.py",
+        "torch.stack([cover(row, blank)[first:]",
+        "torch.stack([row.expand(len(row), -1)[first:]",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 

@@ -28,6 +28,21 @@ def _instead_of_recall(spec: Spec) -> Spec:
     return spec.but(recall=None, mixers=(*mixers, attention), positions="rotary")
 
 
+def controls_of(spec: Spec) -> dict[str, Spec]:
+    """A model with n-grams and recall without one of its parts, by what is missing.
+
+    "without memory" keeps the path of the recall and all its weights. Its addresses share a single
+    row, so each write evicts the one before it. "attention" has softmax attention in place of the
+    recall.
+    """
+    return {
+        "without recall": spec.but(recall=None),
+        "without n-grams": spec.but(ngrams=None),
+        "without memory": spec.but(recall=replace(spec.recall, addresses=1)),
+        "attention": _instead_of_recall(spec),
+    }
+
+
 def _gpts(widths: Iterable[int], layers: Iterable[int], **changes: object) -> tuple[Spec, ...]:
     return tuple(
         _GPT.but(d_model=width, layers=number, mixers=(_attention(width),), **changes)
@@ -41,18 +56,18 @@ def _trunk(**changes) -> tuple[Spec, ...]:
     return (_QLLK_2.but(patch=replace(_QLLK_2.patch, **changes)),)
 
 
+def _control(name: str) -> tuple[Spec, ...]:
+    return tuple(controls_of(spec)[name] for spec in _SIZES)
+
+
 _SIZES = tuple(_QLLK_3.but(d_model=width) for width in (64, 128))
 # What `python -m qllk bench` races: qllk-3, the same without each of its parts, and a rival.
 RACE = {
     "qllk-3": _SIZES,
-    "qllk-3 without recall": tuple(spec.but(recall=None) for spec in _SIZES),
-    "qllk-3 without n-grams": tuple(spec.but(ngrams=None) for spec in _SIZES),
-    # The path of the recall without its memory: all addresses share a single row, so each write
-    # evicts the one before it.
-    "qllk-3 without memory": tuple(
-        spec.but(recall=replace(spec.recall, addresses=1)) for spec in _SIZES
-    ),
-    "attention instead of recall": tuple(map(_instead_of_recall, _SIZES)),
+    "qllk-3 without recall": _control("without recall"),
+    "qllk-3 without n-grams": _control("without n-grams"),
+    "qllk-3 without memory": _control("without memory"),
+    "attention instead of recall": _control("attention"),
     "gpt with n-grams": _gpts((64, 96, 128), (1, 2, 3, 4), ngrams=_QLLK_3.ngrams),
 }
 _OLDER = {

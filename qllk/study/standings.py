@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from ..probes.evaluate import LN2
 from ..training.questions import QUESTIONS
 from .entries import CONTROLS
@@ -14,6 +17,14 @@ _COLUMNS = (
     *(f"windows of {_FIRST:,}", "seeds' spread", "bits per byte"),
     *(f"windows of {_LAST:,}", "stream", "bytes/s"),
 )
+
+
+def stored_report() -> dict:
+    """The race that the lessons draw: `race.json` next to this file, as `bench` has written it.
+
+    python -m qllk bench --precision float32 --seconds 100 --report qllk/study/race.json
+    """
+    return json.loads(Path(__file__).with_name("race.json").read_text("utf-8"))
 
 
 def format_rows(rows: list[dict]) -> str:

@@ -32,24 +32,32 @@ def unread_by_comparing_places(ids, blank):
 
 
 def verdict_by_statistics(model, control):
-    if len(model) == 1 or len(control) == 1:
+    if len(model) == 1:
         return "too close"
-    gap = statistics.fmean(model) - statistics.fmean(control)
-    luck = max(max(bits) - min(bits) for bits in (model, control))
-    return "ahead" if gap < -luck else "behind" if gap > luck else "too close"
+    gaps = sorted(c - m for m, c in zip(model, control, strict=True))
+    mean, luck = statistics.fmean(gaps), gaps[-1] - gaps[0]
+    return "ahead" if mean > luck else "behind" if mean < -luck else "too close"
 
 
 def verdict_with_tensors(model, control):
-    model, control = torch.tensor(model), torch.tensor(control)
-    luck = max(model.max() - model.min(), control.max() - control.min())
-    gap = control.mean() - model.mean()
-    if len(model) < 2 or len(control) < 2 or gap.abs() <= luck:
+    gaps = torch.tensor(control).double() - torch.tensor(model).double()
+    if len(gaps) < 2 or gaps.mean().abs() <= gaps.max() - gaps.min():
         return "too close"
-    return ("behind", "ahead")[int(gap > 0)]
+    return ("behind", "ahead")[int(gaps.mean() > 0)]
+
+
+def void_by_cross_entropy(p, demanded):
+    entropy = torch.distributions.Categorical(probs=p).entropy() / math.log(2)
+    return entropy.item() > demanded
+
+
+def void_by_xlogy(p, demanded):
+    return -torch.special.xlogy(p, p).sum() / math.log(2) > demanded
 
 
 ANSWERS = {
     "bits": (bits_by_running_totals, bits_weighted_by_length),
     "unread": (unread_row_by_row, unread_by_comparing_places),
     "verdict": (verdict_by_statistics, verdict_with_tensors),
+    "void": (void_by_cross_entropy, void_by_xlogy),
 }

@@ -21,9 +21,9 @@ from ...text import objectives
 from ..explore import choice, explorer, slider
 from ..minimize import minimize
 from ..show import TEXT
-from .exercises.assembly import weights_for_model
+from .exercises.assembly import spec_of, weights_for_model
 
-__all__ = ["weights_for_model"]
+__all__ = ["spec_of", "weights_for_model"]
 
 # Which part a parameter belongs to, by its name; the first that fits.
 _PARTS = (

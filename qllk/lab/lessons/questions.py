@@ -183,9 +183,13 @@ QUESTIONS = {
         "All that it knows of the text is in a state of fixed size, which is read and updated.",
     ),
     "11.2": Question(
-        "A higher temperature makes a sample …",
-        ("more varied", "more likely", "longer"),
-        "a",
-        "Logits are divided by the temperature, so a high one brings the probabilities together.",
+        "All addresses of a recall lead to one single row. What does a read find there?",
+        (
+            "What followed the same context before",
+            "The mean of all that was written",
+            "What the latest write left, which belongs to another context as a rule",
+        ),
+        "c",
+        "Each write replaces the one before it, so a memory of one row has forgotten the rest.",
     ),
 }

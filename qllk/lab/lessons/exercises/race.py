@@ -22,14 +22,18 @@ def unread(ids, blank):
 
 
 def verdict(model, control):
-    """Who is better, from bits per byte of several seeds each: by more than luck, or not."""
-    if min(len(model), len(control)) < 2:
-        return "too close"  # one seed does not tell how far luck reaches
-    gap = sum(control) / len(control) - sum(model) / len(model)
-    luck = max(max(model) - min(model), max(control) - min(control))
-    if abs(gap) <= luck:
+    """Who is better by more than luck, from the bits per byte of the same seeds of both."""
+    gaps = [theirs - mine for mine, theirs in zip(model, control, strict=True)]
+    mean, luck = sum(gaps) / len(gaps), max(gaps) - min(gaps)
+    if len(gaps) < 2 or abs(mean) <= luck:  # one seed does not tell how far luck reaches
         return "too close"
-    return "ahead" if gap > 0 else "behind"
+    return "ahead" if mean > 0 else "behind"
+
+
+def void(p, demanded):
+    """Whether a test demands fewer bits per byte than any honest model can reach."""
+    p = p[p > 0]
+    return bool(demanded < -(p * p.log2()).sum())
 
 
 def _bits_loop(windows):
@@ -46,6 +50,14 @@ def _unread_loop(ids, blank):
     return torch.tensor(rows)
 
 
+def _void_loop(p, demanded):
+    entropy = 0.0
+    for chance in p.tolist():
+        if chance:
+            entropy += chance * math.log2(1 / chance)
+    return entropy > demanded
+
+
 def _said_by(gap, luck, model, control):
     """A verdict by other measures of gap and luck; never from a single seed."""
     if min(len(model), len(control)) < 2 or abs(gap) <= luck:
@@ -53,7 +65,7 @@ def _said_by(gap, luck, model, control):
     return "ahead" if gap > 0 else "behind"
 
 
-def spread(values):
+def _spread(values):
     return max(values) - min(values)
 
 
@@ -75,11 +87,26 @@ def _seeds_of_two(rng):
     for model, control in (
         ([2.00, 2.02, 2.01], [2.30, 2.31, 2.29]),  # plain
         ([2.00], [2.50]),  # one seed
-        ([2.00, 2.40, 2.50], [1.90, 2.60, 2.70]),  # both spreads are wide
-        ([2.00, 2.01, 2.02], [2.00, 2.30, 2.60]),  # only one is
-        ([3.10, 3.20], [2.50, 2.60, 2.55]),
+        ([2.00, 2.40, 2.70], [2.20, 2.61, 2.89]),  # the seeds differ, the gaps do not
+        ([2.00, 2.01, 2.02], [2.00, 2.30, 2.60]),  # the gaps differ
+        ([2.00, 2.30], [2.10, 2.20]),  # the best seeds say nothing
+        ([2.00, 2.60], [2.70, 2.10]),  # the same seeds must stay together
+        ([3.10, 3.20], [2.50, 2.65]),
     ):
         yield Case((model, control))
+
+
+def _sources(rng):
+    uniform, rare = torch.full((256,), 1 / 256, dtype=torch.float64), torch.zeros(256).double()
+    rare[[97, 98]] = torch.tensor([0.9, 0.1]).double()
+    drawn = torch.rand(256, generator=rng, dtype=torch.float64)
+    for p, demands in (
+        (uniform, (5.0, 7.9, 8.18)),
+        (rare, (0.3, 0.5)),  # 0.47 bits, 0.33 nats
+        (drawn / drawn.sum(), (7.6, 7.9)),
+    ):
+        for demanded in demands:
+            yield Case((p, demanded))
 
 
 def _triangle(ids, diagonal):
@@ -138,23 +165,48 @@ EXERCISES = (
         verdict,
         cases=_seeds_of_two,
         hints=(
-            "Fewer bits are better. Take the gap of the means first, and mind its sign.",
-            "How far does luck reach? The larger of the two spreads, largest minus smallest.",
-            "With one seed on either side nobody knows how far luck reaches.",
+            "Pair the seeds: the gap of each is control minus model, since fewer bits are better.",
+            "How far does luck reach? The largest of these gaps minus the smallest.",
+            "With one seed nobody knows how far luck reaches.",
         ),
         mistakes={
             "Fewer bits are better, so the gap has the wrong sign.": lambda m, c: verdict(c, m),
             "One seed has no spread at all, and that is no proof of anything.": lambda m, c: (
-                _said_by(_gap_of_means(m, c), max(spread(m), spread(c)), m * 2, c * 2)
+                verdict(m * 2, c * 2) if len(m) == 1 else verdict(m, c)
             ),
+            "Pair the seeds: what two runs with the same seed share is not luck.": lambda m, c: (
+                _said_by(_gap_of_means(m, c), max(_spread(m), _spread(c)), m, c)
+            ),
+            "Sorting tears the pairs apart.": lambda m, c: verdict(sorted(m), sorted(c)),
             "That compares the luckiest seed of each.": lambda m, c: _said_by(
                 min(c) - min(m), 0.0, m, c
             ),
-            "The larger of the two spreads counts, not the smaller.": lambda m, c: _said_by(
-                _gap_of_means(m, c), min(spread(m), spread(c)), m, c
-            ),
             "Those are only the means; another seed could turn them round.": lambda m, c: _said_by(
                 _gap_of_means(m, c), 0.0, m, c
+            ),
+        },
+    ),
+    Exercise(
+        void,
+        truth=_void_loop,
+        cases=_sources,
+        hints=(
+            "The best honest model knows p, and nothing else can be known.",
+            "A byte with the probability p costs it -log2(p) bits, and comes with probability p.",
+            "The mean of that is the entropy. A byte that never comes adds nothing to it.",
+        ),
+        mistakes={
+            "That entropy is in nats, and the demand in bits.": lambda p, demanded: void(
+                p, demanded / math.log(2)
+            ),
+            "0 times the logarithm of 0 is not a number; leave such bytes out.": lambda p, d: bool(
+                d < -(p * p.log2()).sum()
+            ),
+            "Each byte counts as often as it comes, so weigh it by p.": lambda p, d: bool(
+                d < -p[p > 0].log2().mean()
+            ),
+            "It is the other way round: below the entropy nobody can be.": lambda p, demanded: (
+                not void(p, demanded)
             ),
         },
     ),
