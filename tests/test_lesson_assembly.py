@@ -98,7 +98,7 @@ def test_the_diagram_has_the_parts_and_the_numbers_of_the_spec():
     diagram = assembly.whole_model(spec)
     texts = " ".join(box.text for box in diagram.boxes.values())
     assert "n-grams: 8 x\n65,536 rows" in texts
-    assert "recall: 10 x\n65,536 rows" in texts
+    assert "recall: 20 x\n4,096 rows" in texts
     assert "block 2" in texts
     ends = {name: [end for start, end in diagram.arrows if start == name] for name in diagram.boxes}
     assert ends["bytes"] == ["embed", "ngrams", "recall"]

@@ -84,6 +84,6 @@ def test_a_race_is_drawn_against_its_control(others, control):
     assert curves.lines.keys() == gaps.lines.keys() == {"qllk-3", *others}
     assert gaps.y == f"bits per byte above {control}"
     assert {gap for _, gap in gaps.lines[control]} == {0.0}
-    assert [x for x, _ in gaps.lines["qllk-3"]] == [(i + 0.5) / 16 for i in range(16)]
+    assert [x for x, _ in gaps.lines["qllk-3"]] == [64 * (i + 0.5) for i in range(16)]
     expected = -0.5 / LN2 if others else 0.0
     assert gaps.lines["qllk-3"][0][1] == pytest.approx(expected)

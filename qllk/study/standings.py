@@ -81,10 +81,11 @@ def draw_race(rows: list[dict], baselines: dict[str, float]) -> list[tuple[Chart
     for row in rows:
         pairs = zip(row["by_position"], control["by_position"], strict=True)
         bits = [(mine - theirs) / LN2 for mine, theirs in pairs]
-        gaps[row["entry"]] = [((i + 0.5) / len(bits), gap) for i, gap in enumerate(bits)]
+        wide = row["judged_window"] / len(bits)
+        gaps[row["entry"]] = [((i + 0.5) * wide, gap) for i, gap in enumerate(bits)]
     curves = draw_curves({row["entry"]: row["curve"] for row in rows}, baselines)
     label = f"bits per byte above {control['entry']}"
-    return [(curves, Chart(gaps, "position in the window", label, log=""))]
+    return [(curves, Chart(gaps, "position in the window, in ids", label, log=""))]
 
 
 def _merge_levels(levels: dict[str, float], closer_than: float = 0.1) -> dict[str, float]:

@@ -51,7 +51,7 @@ def whole_model(spec: Spec = _NANO) -> Diagram:
         "bytes": Box("bytes", 0, 1, 0.7),
         "embed": Box(f"embedding\n{spec.vocab_size} rows", 1.1, 0, 1.6),
         "ngrams": Box(f"n-grams: {ngrams} x\n{spec.ngrams.rows:,} rows", 1.1, 1, 1.6),
-        "recall": Box(f"recall: {recall} x\n{spec.recall.addresses:,} rows", 1.1, 2, 1.6, ORANGE),
+        "recall": Box(f"recall: {2 * recall} x\n{spec.recall.rows:,} rows", 1.1, 2, 1.6, ORANGE),
         "sum": Box("+", 3.1, 1, 0.4),
         **{
             f"block {i}": Box(f"block {i}", 3.9 + 0.9 * i, 1, 0.7, BLUE) for i in range(spec.layers)
