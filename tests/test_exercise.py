@@ -10,12 +10,14 @@ from qllk.lab.exercise import (
     CORRECT,
     NOT_ATTEMPTED,
     TOO_STEEP,
+    WRONG_KIND,
     WRONG_VALUES,
     Case,
     Exercise,
     difference,
     normal,
     shaped,
+    use_module,
 )
 from qllk.lab.folder import read_table
 from qllk.model import masks
@@ -225,3 +227,74 @@ def test_what_cannot_be_kept_lasts_for_the_session(home, capsys):
     assert "(kept for this session only: it is not at the top of a cell" in capsys.readouterr().out
     assert one.mine() is not total
     assert exercise().mine() is total
+
+
+def test_a_function_without_a_return_is_not_taken_for_a_stub():
+    def my_total(x):
+        print(x)
+
+    assert str(exercise().judge(my_total)).startswith(f"{WRONG_KIND}. It returns nothing")
+
+
+def test_an_error_is_shown_with_the_line_of_the_learner():
+    def my_total(x):
+        return x @ x.nope
+
+    said = r"In line \d+: return x @ x\.nope\. Called with x \(1,\)\."
+    assert re.search(said, exercise().judge(my_total).cause)
+
+
+class Scale(torch.nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(d))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class ScaleAndShift(Scale):
+    def __init__(self, d):
+        super().__init__(d)
+        self.bias = torch.nn.Parameter(torch.zeros(d))
+
+
+class ScaleByANumber(Scale):
+    def __init__(self, d):
+        super().__init__(d)
+        self.factor = self.weight
+        del self.weight
+
+
+def scales(rng):
+    yield Case((torch.ones(1, 3), {"weight": torch.full((3,), 2.0)}, 3))
+
+
+def test_a_class_with_other_weights_is_told_which():
+    scale = Exercise(Scale, use=use_module, cases=scales, hints=(), mistakes={})
+    assert scale.judge(Scale).state == CORRECT
+    said = "not asked for: bias. Called with x (1, 3), weights (1 tensors), d = 3."
+    assert said in scale.judge(ScaleAndShift).cause
+    assert "not asked for: factor" in scale.judge(ScaleByANumber).cause
+
+
+def test_a_class_that_lacks_weights_is_told_which():
+    def cases(rng):
+        yield Case((torch.ones(1, 3), {"weight": torch.ones(3), "bias": torch.ones(3)}, 3))
+
+    shift = Exercise(
+        ScaleAndShift, use=use_module, truth=lambda x, *_: x, cases=cases, hints=(), mistakes={}
+    )
+    assert shift.judge(ScaleAndShift).state == CORRECT
+    assert "your class lacks the weights bias; is each" in shift.judge(Scale).cause
+
+
+def test_an_exercise_does_not_show_its_hints():
+    assert repr(exercise()) == f"<exercise {exercise().name}: call it with your function>"
+
+
+def test_a_later_failure_does_not_undo_what_was_solved(capsys):
+    one = exercise()
+    one(total)
+    one(lambda x: x)
+    assert read_table()[one.name]["verdict"] == CORRECT

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import inspect
 import reprlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ SEES_THE_FUTURE = "sees the future"
 TOO_STEEP = "right, but its work grows too fast"
 CORRECT = "correct"
 _LAST_DIGITS = 1e-5  # a generous bound on the relative error of sums in float32
+_OFF_A_LITTLE = "Off in the last digits only"
 
 
 class Verdict(NamedTuple):
@@ -54,7 +56,7 @@ class Case(NamedTuple):
     long: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exercise:
     """One exercise with its truth. Its name is that of the lesson and of the answer.
 
@@ -87,14 +89,18 @@ class Exercise:
         """For example "attention.weights"."""
         return f"{self.answer.__module__.rpartition('.')[2]}.{self.answer.__name__}"
 
+    def __repr__(self):  # without the hints
+        return f"<exercise {self.name}: call it with your function>"
+
     def __call__(self, answer: Callable) -> None:
         """Judge the learner's function and print the verdict."""
         verdict = self.judge(answer)
         print(f"{self.name}: {verdict}")
         if verdict.state == NOT_ATTEMPTED:
             return
-        tries = read_table().get(self.name, {}).get("tries", 0)
-        write_row(self.name, verdict=verdict.state, tries=tries + 1)
+        row = read_table().get(self.name, {})
+        best = CORRECT if row.get("verdict") == CORRECT else verdict.state
+        write_row(self.name, verdict=best, tries=row.get("tries", 0) + 1)
         if verdict.state == CORRECT:
             self._keep(answer)
         else:
@@ -158,9 +164,12 @@ class Exercise:
         except NotImplementedError:
             return Verdict(NOT_ATTEMPTED)
         except Exception as error:
-            return Verdict(RAISES, f"{type(error).__name__}: {error}. {self._called(case)}")
+            said = f"{type(error).__name__}: {str(error).strip().rstrip('.')}."
+            return Verdict(RAISES, " ".join([said, *_line_of(error, answer), self._called(case)]))
         if got is None or got is ...:
-            return Verdict(NOT_ATTEMPTED)
+            if _is_stub(answer):
+                return Verdict(NOT_ATTEMPTED)
+            return Verdict(WRONG_KIND, "It returns nothing: is a `return` missing?")
         verdict = difference(got, wanted, self.within)
         if verdict.state == CORRECT:
             return verdict
@@ -168,7 +177,9 @@ class Exercise:
 
     def _called(self, case) -> str:
         """A sentence with the arguments: tensors by their shapes, other values as they are."""
-        names = inspect.signature(self._as_function(self.answer)).parameters
+        names = _parameters(self._as_function(self.answer))
+        if self.use is use_module:
+            names = [_parameters(self.answer.forward)[1], "weights", *_parameters(self.answer)]
         said = ", ".join(map(_format_argument, names, case.arguments))
         return f"Called with {said}."
 
@@ -178,7 +189,10 @@ class Exercise:
         if self.time_axis is not None and (leak := self._leak(answer, case)):
             state, shown = SEES_THE_FUTURE, leak
         known = (cause for cause, m in self.mistakes.items() if self._gives(m, answer, case))
-        return Verdict(state, " ".join(filter(None, [next(known, ""), shown or verdict.cause])))
+        cause = next(known, "")
+        if cause and verdict.cause.startswith(_OFF_A_LITTLE):  # a guess, and no longer needed
+            shown = shown or self._called(case)
+        return Verdict(state, " ".join(filter(None, [cause, shown or verdict.cause])))
 
     def _gives(self, mistake, answer, case) -> bool:
         """Whether the learner's function returns what a known mistake returns."""
@@ -240,6 +254,33 @@ class Exercise:
         print(inspect.getsource(self.answer).rstrip())
 
 
+def _parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _code_of(answer):
+    """The code of a learner's function, or of the `forward` of their class; None if it has none."""
+    answer = answer.args[0] if isinstance(answer, partial) else answer
+    return getattr(getattr(answer, "forward", answer), "__code__", None)
+
+
+def _is_stub(answer) -> bool:
+    """Whether a function that returned nothing does nothing either."""
+    code = _code_of(answer)
+    if code is None:
+        return True
+    stars = sum(bool(code.co_flags & flag) for flag in (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS))
+    arguments = code.co_argcount + code.co_kwonlyargcount + stars
+    return not code.co_names and code.co_nlocals == arguments
+
+
+def _line_of(error, answer) -> list[str]:
+    """A sentence with the learner's own line at which an error was raised; none if it has none."""
+    code, frames = _code_of(answer), traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if code and frame.filename == code.co_filename and frame.line]
+    return [f"In line {own[-1].lineno}: {own[-1].line}."] if own else []
+
+
 def normal(rng: torch.Generator, *shape: int) -> torch.Tensor:
     """Normal random numbers in float64, for the cases of an exercise."""
     return torch.randn(*shape, generator=rng, dtype=torch.float64)
@@ -275,13 +316,22 @@ def shaped(arguments: str, *sizes: tuple) -> Callable[[torch.Generator], Iterato
 def use_module(cls: type, x: torch.Tensor, weights: dict, *options: object) -> torch.Tensor:
     """Make a module, give it the weights, and apply it to x, in float64.
 
-    Raises   NotImplementedError when the class is a stub without weights
+    Raises   NotImplementedError when the class is a stub without weights; ValueError when it has
+             other weights
     """
     module = cls(*options)
     if module is None or (isinstance(module, torch.nn.Module) and not list(module.parameters())):
         raise NotImplementedError
     if not isinstance(module, torch.nn.Module):
         return module
+    own = module.state_dict().keys()
+    if unknown := ", ".join(sorted(own - weights.keys())):
+        raise ValueError(f"your class has weights that were not asked for: {unknown}")
+    if missing := ", ".join(sorted(weights.keys() - own)):
+        raise ValueError(
+            f"your class lacks the weights {missing}; is each an nn.Parameter or a module, and a "
+            "list of modules an nn.ModuleList?"
+        )
     module.double().load_state_dict(weights)
     y = module(x)
     return y if y is None else y.detach()
@@ -336,7 +386,7 @@ def difference(got, wanted, within) -> Verdict:
         wrong = ~((a == b) | ((a - b).abs() <= within * scale))  # so that nan is wrong
         if wrong.any() and ((a - b).abs() <= _LAST_DIGITS * scale).all():
             guess = "is a part of it float32?" if within else "is a sum taken in another order?"
-            return Verdict(WRONG_VALUES, f"Off in the last digits only: {guess}")
+            return Verdict(WRONG_VALUES, f"{_OFF_A_LITTLE}: {guess}")
         if wrong.any():
             where = tuple(wrong.nonzero()[0].tolist())
             place = f"At {where} " if where else ""

@@ -147,7 +147,7 @@ def _random_weights(module, rng):
 
 
 def _mixers(rng):
-    for B, T, d, width in ((1, 1, 3, 8), (2, 5, 4, 3), (3, 11, 2, 8)):
+    for B, T, d, width in ((1, 1, 3, 8), (2, 5, 4, 3), (3, 11, 2, 8), (2, 5, 3, 8)):
         yield Case((normal(rng, B, T, d), _random_weights(ByteMixer(d, width), rng), d, width))
 
 

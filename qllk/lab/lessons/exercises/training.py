@@ -297,7 +297,7 @@ EXERCISES = (
             "The rate is one step early: progress counts the steps that are done.": partial(
                 _wrong_train, mistake="rate early"
             ),
-            "The rate stayed at its peak; set it in each group, before the step.": partial(
+            "The rate was not set in each group before the step.": partial(
                 _wrong_train, mistake="constant"
             ),
             "Each step drew the same windows: seed the generator with the step, too.": partial(
