@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ....model import addresses
@@ -19,13 +21,22 @@ def address(x, n, rows):
     return torch.tensor(found)
 
 
-def _address_by_powers(x, n, rows, *, read=lambda x, t, n: x[max(0, t - n + 1) : t + 1]):
-    """The definition of `address`; the mistakes read other bytes than the last n."""
+def _address_by_powers(
+    x,
+    n,
+    rows,
+    *,
+    read=lambda x, t, n: x[max(0, t - n + 1) : t + 1],
+    plus=1,
+    power=lambda age, n: age,
+    choose=lambda number, rows: number * rows // 2**32,
+):
+    """The definition of `address`; each mistake changes one of the options."""
     found, text = [], x.tolist()
     for t in range(len(text)):
         last = read(text, t, n)[::-1]
-        number = sum((byte + 1) * 257**age for age, byte in enumerate(last))
-        found.append(number * 2654435761 % 2**32 * rows // 2**32)
+        number = sum((byte + plus) * 257 ** power(age, n) for age, byte in enumerate(last))
+        found.append(choose(number * 2654435761 % 2**32, rows))
     return torch.tensor(found)
 
 
@@ -173,6 +184,16 @@ EXERCISES = (
             "That reads one byte too many.": _reading(lambda x, t, n: x[max(0, t - n) : t + 1]),
             "That is the same number whatever the order of the bytes.": _reading(
                 lambda x, t, n: sorted(x[max(0, t - n + 1) : t + 1])
+            ),
+            "The newest byte is the last digit, the oldest the first.": partial(
+                _address_by_powers, power=lambda age, n: n - 1 - age
+            ),
+            "A byte counts as byte + 1.": partial(_address_by_powers, plus=0),
+            "That uses the lower digits: multiply by rows, then divide by 2**32.": partial(
+                _address_by_powers, choose=lambda number, rows: number % rows
+            ),
+            "Rows are whole numbers: divide with `//`.": partial(
+                _address_by_powers, choose=lambda number, rows: number * rows / 2**32
             ),
         },
         time_axis=0,

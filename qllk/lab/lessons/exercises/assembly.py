@@ -192,6 +192,10 @@ def _causal(taps, x):
     return kernels.causal_conv(x, taps)[0]
 
 
+def _round(taps, x):
+    return sum(w * x.roll(j, dims=1) for j, w in enumerate(taps))
+
+
 def _looking_ahead(taps, x):
     return _causal(taps, x.flip(1)).flip(1)
 
@@ -200,10 +204,10 @@ def _votes(self, ids, found_only=True, normed=True):
     x, found = self.read(ids)
     for block in self.blocks:
         x = block(x)
-    if normed:
-        x = self.norm(x)
-    votes = self.strength(x) * (found >= 0) if found_only else self.strength(x)
-    return self.head(x).scatter_add(2, found.clamp(min=0), votes)
+    y = self.norm(x) if normed else x
+    strength = self.strength(x if normed == "head only" else y)
+    votes = strength * (found >= 0) if found_only else strength
+    return self.head(y).scatter_add(2, found.clamp(min=0), votes)
 
 
 def _finding_nothing(self, ids):
@@ -241,6 +245,16 @@ EXERCISES = (
             "The first half of xg is convolved, the second one is the gate.": _with(
                 ByteMixer, forward=lambda self, x: _conv(self, x, _causal, swap=True)
             ),
+            "The gate comes before `out`.": _with(
+                ByteMixer,
+                forward=lambda self, x: (
+                    self.out(_causal(self.taps, self.xg(x).chunk(2, dim=-1)[0]))
+                    * F.silu(self.xg(x).chunk(2, dim=-1)[1])
+                ),
+            ),
+            "The end of the text comes in again at its beginning.": _with(
+                ByteMixer, forward=lambda self, x: _conv(self, x, _round)
+            ),
             "The gate is missing.": _with(
                 ByteMixer, forward=lambda self, x: _conv(self, x, _causal, torch.ones_like)
             ),
@@ -270,6 +284,20 @@ EXERCISES = (
             ),
             "The skip starts from the normed x; it should carry x itself.": _with(
                 Block, forward=lambda self, x: Block.forward(self, x) - x + self.norm_mix(x)
+            ),
+            "Both skips start from the normed x; they should carry x itself.": _with(
+                Block,
+                forward=lambda self, x: (
+                    (y := self.norm_mlp((n := self.norm_mix(x)) + self.mix(n)))
+                    + self.down(self.up(y).relu().square())
+                ),
+            ),
+            "First relu, then the square.": _with(
+                Block,
+                forward=lambda self, x: (
+                    (y := x + self.mix(self.norm_mix(x)))
+                    + self.down(self.up(self.norm_mlp(y)).square())
+                ),
             ),
             "The nonlinearity is the square of relu, not relu.": _with(
                 Block,
@@ -317,8 +345,11 @@ EXERCISES = (
         ),
         mistakes={
             "The votes are missing.": _with(Model, read=_finding_nothing),
-            "Where nothing was found, a vote went to id 0.": _with(
+            "Where nothing was found, a vote went to byte 0.": _with(
                 Model, forward=lambda self, ids: _votes(self, ids, found_only=False)
+            ),
+            "`strength` reads what the last norm returns, as `head` does.": _with(
+                Model, forward=lambda self, ids: _votes(self, ids, normed="head only")
             ),
             "The last norm is missing.": _with(
                 Model, forward=lambda self, ids: _votes(self, ids, normed=False)

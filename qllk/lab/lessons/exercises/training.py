@@ -144,6 +144,8 @@ def _wrong_adamw(w, g, m, v, n, lr, decay, b1=0.9, b2=0.98, mistake=""):
         "no root": square + 1e-8,
     }.get(mistake, square.sqrt() + 1e-8)
     shrink = {"l2": 0.0, "unscaled": decay}.get(mistake, lr * decay)
+    if mistake == "kept corrected":
+        return w - shrink * w - lr * mean / size, mean, square
     if mistake == "late":
         return (w - lr * mean / size) * (1 - shrink), m, v
     return w - shrink * w - lr * mean / size, m, v
@@ -176,7 +178,8 @@ def _wrong_train(model, data, recipe, optimizer, mistake):
         progress = (step + (mistake == "rate early")) / recipe.steps
         share = rate(progress, recipe.warmup, recipe.final_lr)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * (1.0 if mistake == "constant" else share)
+            peak = 1.0 if mistake == "without the peak" else recipe.lr
+            group["lr"] = peak * (1.0 if mistake == "constant" else share)
         optimizer.step()
         if mistake == "clipped late":
             optim.clip_gradients(model.parameters(), recipe.clip)
@@ -220,14 +223,17 @@ EXERCISES = (
         hints=(
             "Write the four lines of the formula as they stand; `n` is 1 in the first step.",
             "The new m and v are those without the correction; only the step uses the corrected.",
-            "The decay is lr * decay * w, with the old w, and no moment sees it.",
+            "The decay is lr * decay * w, with the old w, and passes through no average.",
         ),
         mistakes={
-            "Without dividing by 1 - b^n, the first moments are too small.": partial(
+            "Without dividing by 1 - b^n, the averages of the first steps are too small.": partial(
                 _wrong_adamw, mistake="biased"
             ),
-            "The decay went through the moments: that is Adam with L2, not AdamW.": partial(
+            "The decay went through the averages: that is Adam with L2, not AdamW.": partial(
                 _wrong_adamw, mistake="l2"
+            ),
+            "Return m and v as they are; only the step uses them corrected.": partial(
+                _wrong_adamw, mistake="kept corrected"
             ),
             "1e-8 is added to the root, not under it.": partial(_wrong_adamw, mistake="inside"),
             "1e-8 is added after the correction of v, not before.": partial(
@@ -299,6 +305,9 @@ EXERCISES = (
             ),
             "The rate was not set in each group before the step.": partial(
                 _wrong_train, mistake="constant"
+            ),
+            "The share was not multiplied by recipe.lr.": partial(
+                _wrong_train, mistake="without the peak"
             ),
             "Each step drew the same windows: seed the generator with the step, too.": partial(
                 _wrong_train, mistake="same windows"
