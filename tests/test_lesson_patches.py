@@ -9,7 +9,11 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from qllk.lab.lessons import patches
+from qllk.model.families import build
 from qllk.model.patching import PatchPath
+from qllk.probes.evaluate import loss_by_position, nats_per_token
+from qllk.spec import Patch, Spec
+from qllk.study import published
 from qllk.text.corpora import task
 
 LENGTH = 16
@@ -149,3 +153,38 @@ def test_on_the_timeline_hints_begin_where_their_patch_is_complete(size):
     hints = path(torch.randn(1, LENGTH, 2, dtype=torch.float64))[0]
     silent = (hints[0] == 0).all(dim=1).sum().item()  # before the first patch is complete
     assert f"patch 0 is complete at {silent} and read from {silent} to" in diagram.digest
+
+
+# The lesson trains one model of each kind, from seed 0. What it shows holds for other seeds.
+other_seeds = pytest.mark.parametrize("seed", [1, 2])
+
+
+def corrected(seed):
+    patch = Patch(size=8, d_model=32, layers=1, mixers=(("cumsum", {}),))
+    spec = Spec(d_model=32, layers=2, mixers=(("conv", {"width": 8}),), patch=patch)
+    return build(spec, seed=seed)
+
+
+@pytest.mark.slow
+@other_seeds
+def test_noise_tells_the_leak_from_the_cure(seed):
+    noise = task("noise", 1 << 21)
+    torch.manual_seed(seed)
+    leaky, honest = published.QLLK11(dim=64, n_layers=1), corrected(seed)
+    for model in (leaky, honest):
+        patches.learn(model, noise, 240)
+    fresh = noise.valid[: 64 * 256 + 1]
+    by_place, _ = loss_by_position(leaky, fresh, 64)
+    assert by_place.mean() < 1.5
+    assert by_place.view(8, 8).mean(dim=0)[7] >= 5.5
+    assert abs(loss_by_position(honest, fresh, 64)[0].mean() - noise.floor) < 0.05
+    assert patches.loss_when_hidden(leaky, fresh) > noise.floor + 1
+
+
+@pytest.mark.slow
+@other_seeds
+def test_the_corrected_model_can_learn(seed):
+    able, markov = corrected(seed), task("markov", 1 << 17)
+    patches.learn(able, markov, 100)
+    reached = nats_per_token(able, markov.valid[: 64 * 128 + 1], 64)
+    assert markov.floor - 0.1 < reached < markov.floor + 0.3
