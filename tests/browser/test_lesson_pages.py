@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from helpers import DRAWN
 from open_notebook import THREADS, OpenNotebook
-from readable import THEMES, axe_faults
+from readable import THEMES, axe_faults, set_theme
 
 from qllk.lab.lessons.exercises import EXERCISES
 
@@ -107,7 +107,9 @@ def test_a_stored_lesson_shows_its_pictures(page, server, pictures, number):
     opened.wait_for(lambda: drawn.count() == stored)
     assert stored
     assert all(one.evaluate("image => image.naturalWidth > 100") for one in drawn.all())
-    page.screenshot(path=pictures / f"page-{number:02}.png")
-    assert not axe_faults(page, ".jp-RenderedMarkdown")
-    found = {fault.partition(":")[0] for fault in axe_faults(page, ".jp-OutputArea-output")}
-    assert found <= {"image-alt"}  # JupyterLab has no way to give a stored PNG its words
+    for theme in THEMES:
+        set_theme(page, theme)
+        page.screenshot(path=pictures / f"page-{number:02}-{theme.split()[-1].lower()}.png")
+        assert not axe_faults(page, ".jp-RenderedMarkdown")
+        found = {fault.partition(":")[0] for fault in axe_faults(page, ".jp-OutputArea-output")}
+        assert found <= {"image-alt"}  # JupyterLab has no way to give a stored PNG its words
