@@ -14,6 +14,11 @@ _T = TypeVar("_T")
 TEXT = b"abracadabra abra"  # the example of the whole course: 16 bytes, two patches of eight
 
 
+def letters_of(text: bytes) -> list[str]:
+    """The characters of an ASCII text for the axes of a picture, "_" for a space."""
+    return list(text.decode().replace(" ", "_"))
+
+
 def fast() -> bool:
     """Whether the environment variable QLLK_FAST asks for the smallest sizes."""
     return os.environ.get("QLLK_FAST", "0") not in ("", "0")

@@ -7,7 +7,7 @@ import torch
 from ...study.axes import BLUE
 from ...study.figures import Box, Diagram, Heat, Note
 from ..explore import choice, explorer, slider
-from ..show import TEXT
+from ..show import TEXT, letters_of
 from .exercises.addresses import address
 
 TEXTS = {
@@ -19,7 +19,7 @@ TEXTS = {
 
 def paths_to_rows(n: int, rows: int, text: bytes = TEXT) -> Diagram:
     """Which row each position of a text chooses by its last n bytes, and what followed there."""
-    letters = [chr(byte).replace(" ", "_") for byte in text]
+    letters = letters_of(text)
     chosen = address(torch.tensor(list(text)), n, rows).tolist()
     followed = {row: [] for row in chosen}  # in the order of their first use
     for row, following in zip(chosen, letters[1:], strict=False):

@@ -20,7 +20,7 @@ from ...study.figures import Bars, Box, Diagram, Heat
 from ...text import objectives
 from ..explore import choice, explorer, slider
 from ..minimize import minimize
-from ..show import TEXT
+from ..show import TEXT, letters_of
 from .exercises.assembly import spec_of, weights_for_model
 
 __all__ = ["spec_of", "weights_for_model"]
@@ -105,7 +105,7 @@ def reach(text: bytes = TEXT + b" " + TEXT) -> Heat:
         seen[name] = probes.positions_seen(model, len(text) - 1, len(text), ids).int().tolist()
     counts = ", ".join(f"{name} {sum(row)}" for name, row in seen.items())
     title = f"what the last of {len(text)} outputs depends on"
-    letters = [chr(byte).replace(" ", "_") for byte in text]
+    letters = letters_of(text)
     return Heat(title, [*seen.values()], [*seen], letters, said=f"{title}: {counts}.")
 
 

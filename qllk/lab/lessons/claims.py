@@ -42,7 +42,7 @@ Make = Callable[..., nn.Module]
 
 
 def _published_state(length: int) -> int:
-    """Numbers that the kernels of QLLK 1.1 hold after so many bytes."""
+    """The size of the state of QLLK 1.1 after reading `length` bytes, in numbers."""
     model, patches = published.QLLK11(), torch.zeros(1, length // 8, 256)
     states = []
     for layer in model.layers:
@@ -60,7 +60,7 @@ class Evidence:
     noise      nats per byte on random bytes, after training on random bytes
     found      the share of digits found that were stated more than 4,096 bytes ago
     ten_steps  the losses in nats that were published as a proof of learning, first and last
-    state      the numbers held after so many bytes
+    state      maps a length in bytes to the size of the state after reading them, in numbers
     patches    the length at which speeds are compared
     device     where batches are compared, None where there is no GPU
     """

@@ -8,7 +8,7 @@ from ...model import kernels
 from ...study.axes import BLUE
 from ...study.figures import Box, Chart, Diagram, Heat
 from ..explore import choice, explorer, slider
-from ..show import TEXT, tiny
+from ..show import TEXT, letters_of, tiny
 
 _CHANNELS = 4
 _HALF_LIFE = 2.0  # bytes, of the forgetting rule in the widget
@@ -47,7 +47,7 @@ def scan_tree(text: bytes = TEXT) -> Diagram:
             arrows += [(f"{row - 1} {s}", f"{row} {t}") for t, s in pairs]
             needed = {s for _, s in pairs}
     letters = {
-        f"letter {t}": Box(chr(b).replace(" ", "_"), t, 0, framed=False) for t, b in enumerate(text)
+        f"letter {t}": Box(sign, t, 0, framed=False) for t, sign in enumerate(letters_of(text))
     }
     title = f"how many bytes each sum holds, in {len(rounds) - 1} rounds"
     said = f"{title}: the last one {' '.join(str(int(c[-1])) for c in rounds)}."

@@ -12,7 +12,7 @@ from ...probes import measure
 from ...study.axes import BLUE, ORANGE
 from ...study.figures import Box, Chart, Diagram, Heat, Note
 from ..explore import explorer, slider
-from ..show import TEXT
+from ..show import TEXT, letters_of
 from .exercises.linear import masked_table
 
 HEADS = 4
@@ -60,7 +60,7 @@ def cheaper_from(lengths, table, chunks) -> float | None:
 
 def triangle(chunk: int, text: bytes = TEXT) -> list[tuple[Heat, Diagram]]:
     """Where chunks compute a small table (blue), and what they read from the state (orange)."""
-    letters = [chr(byte).replace(" ", "_") for byte in text]
+    letters = letters_of(text)
     of = torch.arange(len(text)) // chunk  # the chunk of each byte
     table, past = (of[:, None] == of).tril(), of[:, None] > of
     heat = Heat(

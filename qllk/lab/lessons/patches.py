@@ -18,7 +18,7 @@ from ...text.corpora import Corpus
 from ...text.windows import sample_windows
 from ..explore import choice, explorer, slider, switch
 from ..minimize import minimize
-from ..show import TEXT
+from ..show import TEXT, letters_of
 from .exercises.patches import hint_index
 
 SIZES = [1, 2, 4, 8]
@@ -64,7 +64,7 @@ def loss_when_hidden(model, text, window=64, size=8) -> float:
 def timeline(size: int, text: bytes = TEXT) -> Diagram:
     """When each patch is complete, and at which positions its hints are read."""
     left = 2.6  # columns for the names of the rows
-    letters = [chr(byte).replace(" ", "_") for byte in text]
+    letters = letters_of(text)
     said = {"position": [*map(str, range(len(text)))], "reads": letters, "predicts": letters[1:]}
     names = [*said, "patches", "hints"]
     boxes = {name: Box(name, 0, row, left, framed=False) for row, name in enumerate(names)}
@@ -127,7 +127,7 @@ def sight(title: str, seen) -> Heat:
     ahead = seen.triu(1)
     colours = seen.double() - 1.3 * ahead.double()
     colours[ahead & torch.eye(len(seen)).roll(1, 1).bool()] = -1.0
-    letters = [chr(byte) if byte != ord(" ") else "_" for byte in TEXT]
+    letters = letters_of(TEXT)
     return Heat(
         title=title,
         rows=colours.tolist(),
