@@ -12,7 +12,11 @@ from ..presets import PRESETS
 from ..spec import Part, Spec
 
 # The controls that plots compare with: the first one that races.
-CONTROLS = ("qllk-3 without recall", "qllk-2-local")
+CONTROLS = (
+    "qllk-3 without recall",
+    "qllk-3 (width 128) without recall",
+    "qllk-2-local",
+)
 _GPT, _QLLK_2, _QLLK_3 = PRESETS["gpt"], PRESETS["qllk-2"], PRESETS["qllk-3"]
 
 
@@ -70,6 +74,11 @@ RACE = {
     "attention instead of recall": _control("attention"),
     "gpt with n-grams": _gpts((64, 96, 128), (1, 2, 3, 4), ngrams=_QLLK_3.ngrams),
 }
+# The larger size alone, for budgets so long that it is known to be the better one.
+_LONG = {
+    "qllk-3 (width 128)": _SIZES[-1:],
+    "qllk-3 (width 128) without recall": _control("without recall")[-1:],
+}
 _OLDER = {
     "qllk-2": (_QLLK_2,),
     "qllk-2-local": tuple(PRESETS["qllk-2-local"].but(d_model=width) for width in (96, 128, 192)),
@@ -86,4 +95,4 @@ _VARIANTS = {
     "one layer after": _trunk(after=1),
     "gelu": (_QLLK_2.but(mlp=("gelu", {"ratio": 4})),),
 }
-ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _VARIANTS
+ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _LONG | _VARIANTS
