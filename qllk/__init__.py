@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 from . import probes
 from .model.families import build
+from .model.pretrained import load_hf
+from .model.register import register
 from .model.sample import generate, stream
 from .presets import PRESETS
 from .spec import Patch, Spec
@@ -31,7 +33,9 @@ __all__ = [
     "corpus",
     "devices",
     "generate",
+    "load_hf",
     "probes",
     "published",
+    "register",
     "stream",
 ]

@@ -9,6 +9,7 @@ the first. An encoder is bidirectional and has only the second. An encoder-decod
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from .positions import POSITIONS, BidirectionalRelative, Learned
 
 # The tables that an encoder uses in place of MIXERS and POSITIONS.
 _ENCODER_MIXERS = {"softmax": BidirectionalAttention}
-_ENCODER_POSITIONS = POSITIONS | {"relative": BidirectionalRelative}
+_ENCODER_POSITIONS = ChainMap({"relative": BidirectionalRelative}, POSITIONS)
 
 
 class ModelState(NamedTuple):

@@ -9,9 +9,11 @@ from .inside import (
     state_rms,
     visibility,
 )
+from .laws import check_laws
 
 __all__ = [
     "attention_weights",
+    "check_laws",
     "positions_seen",
     "rows_in_use",
     "state_bytes",

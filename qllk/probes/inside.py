@@ -145,14 +145,16 @@ def attention_weights(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 def state_rms(state: object) -> dict[str, float]:
     """The root mean square of each layer's state, by layer, from the input upwards.
 
-    Byte layers are named "byte 1 conv", layers on patches "patch 1 cumsum".
+    Byte layers are named "byte 1 conv", layers on patches "patch 1 cumsum". The state of a mixer of
+    your own is a tensor, or a tuple with a field or attribute `kind` that names it.
 
-    Raises   ValueError when the state of a layer has no kind
+    Raises   ValueError when the state of a layer is something else
     """
     counts, found = Counter(), {}
     for clock, layer in _memories(state and state.parts, "byte"):
         counts[clock] += 1
-        found[f"{clock} {counts[clock]} {layer.kind}"] = _rms(layer)
+        kind = getattr(layer, "kind", "state")
+        found[f"{clock} {counts[clock]} {kind}"] = _rms(layer)
     return found
 
 
@@ -174,7 +176,7 @@ def _memories(state, clock):
     """(clock, state) of every mixer inside, in order, without the states of a source."""
     if isinstance(state, PatchState):
         yield from _memories(state.trunk, "patch")
-    elif hasattr(state, "kind"):
+    elif hasattr(state, "kind") or isinstance(state, Tensor):
         yield clock, state
     elif type(state) is tuple:
         for part in state:
