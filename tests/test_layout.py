@@ -46,7 +46,7 @@ ORDER = {
         "sample",
     ],
     "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
-    "probes": ["measure", "evaluate", "baselines", "inside", "laws"],
+    "probes": ["measure", "evaluate", "baselines", "inside", "laws", "scores"],
     "training": [
         *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
         *("trainer", "checkpoint", "reports", "costs"),

@@ -1,9 +1,9 @@
 """The loss of a model over a whole held-out split, judged in one of two ways.
 
-In windows, the state is dropped at each window: `loss_by_position` and `nats_per_token`, for every
-model. As a stream, the text is read once and the state carried, for models with `run`:
-`stream_losses` by piece, `losses_by_id`, and `iterate_stream` for any other question. `mean_loss`
-is the mean of the losses by position or by piece.
+In windows, the state is dropped at each window: `loss_by_position`, `nats_per_token`, and
+`iterate_batches` for any other question, for every model. As a stream, the text is read once and
+the state carried, for models with `run`: `stream_losses` by piece, `losses_by_id`, and
+`iterate_stream`. `mean_loss` is the mean of the losses by position or by piece.
 """
 
 from __future__ import annotations
@@ -37,22 +37,42 @@ def loss_by_position(
 
     Shapes   data (n,) ids  ->  nats (window,), counts (window,), both float64; positions without
              targets, such as those beyond the end of short `data`, have count 0 and nats nan
+    Options  as `iterate_batches`
+    Raises   ValueError when `data` has fewer than two ids
+    """
+    # Targets may be longer than the window: the spans of a short text, with their sentinels.
+    total, counts = torch.zeros(2, window + 2, dtype=torch.float64)
+    for logits, targets in iterate_batches(model, data, window, rows=rows, ask=ask):
+        losses = token_losses(logits, targets).cpu().double()
+        total[: losses.shape[1]] += losses.sum(0)
+        counts[: losses.shape[1]] += (targets != IGNORED).sum(0).cpu()
+    reached = max(window, int(counts.nonzero().max()) + 1) if counts.any() else window
+    return (total / counts)[:reached], counts[:reached]
+
+
+def iterate_batches(
+    model: nn.Module,
+    data: np.ndarray,
+    window: int,
+    *,
+    rows: int = 16,
+    ask: Callable[[Tensor], Batch] = next_token,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits and the targets of neighbouring windows of `data`, without a carried state.
+
+    Shapes   data (n,) ids  ->  yields logits (B,T,vocab_size), targets (B,T), IGNORED where a
+             position does not count
     Options  ask   turns rows of ids (B,T+1) into a `Batch`
              rows  windows per batch
     Raises   ValueError when `data` has fewer than two ids
     """
     _check_size(data)
-    # Targets may be longer than the window: the spans of a short text, with their sentinels.
-    total, counts = torch.zeros(2, window + 2, dtype=torch.float64)
     device = next(model.parameters()).device
-    with eval_mode(model):
-        for ids in iterate_windows(data, rows, window):
-            batch = ask(ids).to(device)
-            losses = token_losses(model(*batch.inputs), batch.targets).cpu().double()
-            total[: losses.shape[1]] += losses.sum(0)
-            counts[: losses.shape[1]] += (batch.targets != IGNORED).sum(0).cpu()
-    reached = max(window, int(counts.nonzero().max()) + 1) if counts.any() else window
-    return (total / counts)[:reached], counts[:reached]
+    for ids in iterate_windows(data, rows, window):
+        batch = ask(ids).to(device)
+        with eval_mode(model):  # not around the loop: what happens between batches is not ours
+            logits = model(*batch.inputs)
+        yield logits, batch.targets
 
 
 def nats_per_token(model: nn.Module, data: np.ndarray, window: int, *, rows: int = 16) -> float:
