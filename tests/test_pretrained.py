@@ -58,7 +58,7 @@ def rewrite(folder, change):
 
 
 def test_the_names_of_the_published_files_are_understood(tmp_path):
-    """GPT-2's have no prefix and hold its masks; BERT's call the weights of norms gamma and beta."""
+    """GPT-2's have no prefix and hold its masks; BERT's norms have a gamma and a beta."""
     gpt2, bert = (theirs_of.RIVALS[name] for name in ("GPT-2", "BERT"))
     theirs = saved(gpt2, tmp_path / "gpt2"), saved(bert, tmp_path / "bert")
 
@@ -118,7 +118,7 @@ def added(weights):
         (
             {"model_type": "llama"},
             None,
-            "unknown kind of model 'llama'; choose from bert, gpt2, t5",
+            "unknown kind of model 'llama'; choose from bert, gpt2",
         ),
         ({"n_layer": 3}, None, r"the weights of our 'body.blocks.2.mix.out.bias' are missing"),
         ({"n_layer": 10**9}, None, "1000000000 layers have only"),
