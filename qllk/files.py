@@ -14,6 +14,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("QLLK_CACHE") or ROOT / "data" / "cache")
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user writes: `~` is the home folder, `~name` that of the user `name`.
+
+    Raises   ValueError when it is empty, contains a NUL, or names a user without a home folder
+    """
+    if not str(text) or "\0" in str(text):
+        raise ValueError(f"a path must be a text without NUL characters, got {str(text)!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{str(text)!r} names a home folder that is not known here; write the whole path"
+        ) from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds either its old content or its new content, whole.
 
