@@ -1,17 +1,10 @@
-"""Where files are kept, and how they are written. Imports no torch."""
+"""How paths are read and how files are written. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent  # of the repository
-
-
-def cache_folder() -> Path:
-    """The folder of prepared corpora: $QLLK_CACHE, or data/cache next to the package."""
-    return Path(os.environ.get("QLLK_CACHE") or ROOT / "data" / "cache")
 
 
 def user_path(text: str | Path) -> Path:
