@@ -1,23 +1,18 @@
 """The learner's folder: a table, files, and a folder that cannot be written to."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 
-from qllk.lab.folder import learner_folder, read_table, save, write_row
+from qllk.lab import folder
+from qllk.lab.folder import read_table, save, write_row
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("QLLK_HOME", str(tmp_path / "new"))
     return tmp_path / "new"
-
-
-def test_the_folder_is_in_the_home_of_the_user_unless_it_is_chosen(monkeypatch, home, tmp_path):
-    assert learner_folder() == home
-    monkeypatch.delenv("QLLK_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert learner_folder() == tmp_path / ".qllk"
 
 
 def test_facts_about_a_key_add_up(home):
@@ -37,7 +32,17 @@ def test_a_damaged_table_is_named_with_its_cure(home, damage):
         write_row("03.growth", predicted=2.0)
 
 
-def test_a_folder_that_cannot_be_written_to_stops_nothing(home, capsys):
+def test_a_learner_whose_folder_cannot_be_written_to_goes_on_and_is_told(home, capsys):
     home.write_text("a file is in the way")
+    write_row("03.growth", predicted=2.0)
+    assert write_row("03.growth", measured=2.1) == {"predicted": 2.0, "measured": 2.1}
+    told = capsys.readouterr().err
+    assert told.count("cannot be written to") == 1
+    assert str(home) in told
+    assert "Set QLLK_HOME" in told
+
+
+def test_a_disk_that_fills_up_while_something_is_saved_stops_nothing(home, capsys, monkeypatch):
+    monkeypatch.setattr(folder, "write_atomically", Mock(side_effect=OSError(28, "disk full")))
     save("mine/attention.py", "text")
-    assert "(not saved: " in capsys.readouterr().out
+    assert "(not saved: [Errno 28] disk full)" in capsys.readouterr().out

@@ -94,8 +94,6 @@ SABOTAGES = {
 def test_a_broken_library_turns_its_lesson_red(sabotage, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(Path(qllk.__file__).parent, broken / "qllk")
-    (broken / "data").mkdir()
-    shutil.copy(ROOT / "data" / "corpora.json", broken / "data")
     target = broken / "qllk" / sabotage.file
     text = target.read_text()
     assert text.count(sabotage.old) == 1

@@ -1,21 +1,15 @@
-"""The learner's own folder, $QLLK_HOME or ~/.qllk: one table of what was predicted, answered and
-tried, and the functions that passed their checks. Every lesson works without it.
+"""What is in the learner's folder: one table of what was predicted, answered and tried, and the
+functions that passed their checks. Every lesson works without it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 from ..files import write_atomically
+from ..folders import learner_folder
 
 Row = dict[str, str | int | float | bool]
-
-
-def learner_folder() -> Path:
-    """The folder; it is created when something is saved."""
-    return Path(os.environ.get("QLLK_HOME") or Path.home() / ".qllk")
 
 
 def read_table() -> dict[str, Row]:

@@ -23,7 +23,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from .folder import learner_folder, save
+from ..folders import learner_folder
+from .folder import save
 
 _HEAD = re.compile(r"^# -{16} (\w+\.\w+): (\w+)$", re.M)
 _WEIGHTS = "mine/model.safetensors"

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import ROOT, cache_folder, write_atomically
+from ..files import write_atomically
+from ..folders import cache_file
 from .tasks import TASKS, make_task
 from .tokens import (
     BPE,
@@ -34,7 +35,7 @@ from .tokens import (
     tokenizer_from_json,
 )
 
-_MANIFEST = ROOT / "data" / "corpora.json"
+_MANIFEST = Path(__file__).with_name("corpora.json")
 _HELD_OUT = 0.1  # the tail of a text that is not split by file
 _STREAM_BYTES = 100_000_000  # the size of a corpus made of a stream
 _TEXT_SUFFIXES = (
@@ -111,7 +112,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         corpus("stdlib")   corpus("my/folder")   corpus("task:copy")   corpus("bpe-1024:stdlib")
 
     "stdlib" is the source of the running Python's standard library: real text, available
-    everywhere without a download. The names in data/corpora.json are downloaded once and their
+    everywhere without a download. The names in corpora.json are downloaded once and their
     checksums verified. Of a stream ("fineweb-edu") the first documents are fetched once. A
     synthetic task is "task:NAME", "task:NAME:SIZE" or "task:NAME:SIZE:SEED".
 
@@ -244,7 +245,7 @@ def _load_tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenize
         if not Path(kind).is_file():
             raise FileNotFoundError(f"no tokenizer at {kind!r}; give the path of a tokenizer.json")
         return HuggingFace.of(kind)
-    path = cache_folder() / f"{kind}-{key}.json"
+    path = cache_file(f"{kind}-{key}.json")
     if not path.exists():
         name, _, size = kind.partition("-")
         if name == "characters":
@@ -271,7 +272,7 @@ def _download(name: str, row: dict) -> Corpus:
     import pooch
     import requests
 
-    folder, url = cache_folder(), row["url"]
+    folder, url = cache_file(row["file"]).parent, row["url"]
     part = folder / f"{row['file']}.{row['sha256'][:8]}.part"
     try:
         path = pooch.retrieve(
@@ -331,7 +332,7 @@ def _unzip(archive: Path, member: str) -> Path:
 
 def _read_stream(name: str) -> Corpus:
     """The first documents of a stream, each followed by a newline, cached as one file."""
-    path = cache_folder() / f"{name}-{_STREAM_BYTES}.txt"
+    path = cache_file(f"{name}-{_STREAM_BYTES}.txt")
     if not path.exists():
         text = bytearray()
         for document in documents(name):
@@ -380,7 +381,7 @@ def _from_files(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
 
 def _map_splits(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
     """Both splits, memory-mapped from files in the cache, which are made once."""
-    paths = [cache_folder() / f"{key}-{split}.bin" for split in ("train", "valid")]
+    paths = [cache_file(f"{key}-{split}.bin") for split in ("train", "valid")]
     if not all(path.exists() for path in paths):
         for path, split in zip(paths, make(), strict=True):
             write_atomically(path, split)
