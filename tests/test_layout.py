@@ -49,8 +49,18 @@ ORDER = {
     "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
     "probes": ["measure", "evaluate", "baselines", "inside", "laws", "scores"],
     "training": [
-        *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
-        *("trainer", "checkpoint", "reports", "costs"),
+        *(
+            "recipe",
+            "devices",
+            "float8",
+            "optim",
+            "parallel",
+            "place",
+            "previews",
+            "questions",
+            "snapshot",
+        ),
+        *("snapshot", "trainer", "checkpoint", "reports", "costs"),
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),

@@ -34,7 +34,7 @@ from .trainer import COMMANDS, Diverged, Trainer
 
 _FORMAT = 3
 # A resumed run may differ in these fields of its recipe.
-_FREE = ("device", "precision", "matmul", "compile", "recompute")
+_FREE = ("device", "precision", "matmul", "compile", "recompute", "parallel")
 
 
 def save(trainer: Trainer, path: str | Path) -> Path:
@@ -51,7 +51,8 @@ def save(trainer: Trainer, path: str | Path) -> Path:
     tensors, metadata = take_snapshot(trainer)
     text = json.dumps(metadata, sort_keys=True)
     header = {"format": str(_FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
-    write_atomically(Path(path), to_bytes(tensors, header))
+    if trainer.processes.leads:
+        write_atomically(Path(path), to_bytes(tensors, header))
     return Path(path)
 
 

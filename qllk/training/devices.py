@@ -68,8 +68,8 @@ def _processor() -> str:
 
 
 def full_name(name: str) -> str:
-    """The name with its index: "cuda" is "cuda:0"."""
-    return "cuda:0" if name == "cuda" else name
+    """The name with its index: "cuda" is "cuda:0", or with several processes this one's GPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
 def memory_bytes(name: str) -> int:

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..checks import look_up
 from ..model.layers import LinearHead
@@ -379,7 +380,8 @@ def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> float:
     """
     with_gradient = [p for p in weights if p.grad is not None]
     dense = [p for p in with_gradient if not p.grad.is_sparse]
-    norm = torch.nn.utils.clip_grad_norm_(dense, limit).item()
+    norm = torch.nn.utils.clip_grad_norm_(dense, limit)
+    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     tables_finite = all(is_finite(p.grad) for p in with_gradient if p.grad.is_sparse)
     return norm if tables_finite else math.nan
 

@@ -11,7 +11,7 @@ from .. import probes
 from ..model.blocks import Stack
 from ..model.layers import Dropout
 from ..text.objectives import Batch, count_targets, token_losses
-from . import devices, optim
+from . import devices, optim, parallel
 from .recipe import Recipe
 
 
@@ -19,14 +19,16 @@ class Place:
     """A device and a precision, with what a training step needs there.
 
     Attributes  device, precision
-                forward    the model, compiled if the recipe asks for that
+                forward    called as (inputs, carry, state), see `parallel.connect`; the model is
+                           compiled in it if the recipe asks for that
                 masks      the generator that draws dropout masks
                 scaler     the loss scaler, enabled only in float16
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str, recipe: Recipe):
         self.device, self.precision = device, precision
-        self.forward = torch.compile(model) if recipe.compile else model
+        compiled = torch.compile(model) if recipe.compile else model
+        self.forward = parallel.connect(model, compiled, recipe.parallel)
         self.masks = torch.Generator(device)
         kind = torch.device(device).type
         self.scaler = torch.amp.GradScaler(kind, enabled=precision == "float16")
@@ -35,6 +37,10 @@ class Place:
                 module.generator = self.masks
             elif isinstance(module, Stack):
                 module.recompute = recipe.recompute
+
+    def without_exchange(self):
+        """The context of backward passes after which the processes do not add up gradients."""
+        return parallel.without_exchange(self.forward)
 
     def autocast(self):
         """The context in which forward passes compute in this precision."""

@@ -51,6 +51,9 @@ class Recipe:
     matmul: str = _option(
         "native", "native, float8 (where the hardware supports it) or float8-simulated (anywhere)"
     )
+    parallel: str = _option(
+        "ddp", "with several processes: ddp, the whole model in each; or fsdp, a part in each"
+    )
     device: str = _option("cpu", "cpu, cuda, cuda:1, … or mps")
     compile: bool = _option(False, "use torch.compile")
     seed: int = _option(0, "random seed of weights, windows and masks")
@@ -79,7 +82,7 @@ class Recipe:
             check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
         check_range("Recipe: recompute", self.recompute, int, math.inf)
-        names = dict.fromkeys(("device", "precision", "optimizer", "matmul"), str)
+        names = dict.fromkeys(("device", "precision", "optimizer", "matmul", "parallel"), str)
         for name, kind in (names | {"compile": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")

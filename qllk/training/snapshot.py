@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import devices
+from . import devices, parallel
 from .place import move_to
 
 _COUNTERS = ("step", "bytes_seen", "seconds", "lr", "batch")
@@ -26,7 +26,8 @@ def take_snapshot(trainer) -> Snapshot:
     found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     for index, state in trainer.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+    whole = {name: parallel.gather(value.detach()) for name, value in found.items()}
+    tensors = {name: value.cpu().clone().contiguous() for name, value in whole.items()}
     corpus, place = trainer.corpus, trainer.place
     metadata = {
         "name": trainer.name,
@@ -38,7 +39,8 @@ def take_snapshot(trainer) -> Snapshot:
             "tokenizer": corpus.tokenizer.to_json(),
         },
         **{name: getattr(trainer, name) for name in _COUNTERS},
-        "device": place.device,
+        # Several processes have a GPU each, so the file names none of them.
+        "device": place.device if trainer.processes.world == 1 else place.device.split(":")[0],
         "precision": place.precision,
         "log": copy.deepcopy(trainer.log),
         "pending": [list(command) for command in trainer.pending],
@@ -65,7 +67,14 @@ def restore_snapshot(trainer, snapshot: Snapshot) -> None:
         else:
             index, _, key = rest.partition(".")
             moments.setdefault(int(index), {})[key] = value.clone()
+    parts = trainer.model.state_dict()
+    weights = {name: parallel.scatter(value, parts[name]) for name, value in weights.items()}
     trainer.model.load_state_dict(weights)
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {key: parallel.scatter(value, trained[index]) for key, value in state.items()}
+        for index, state in moments.items()
+    }
     trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": moments})
     for name in _COUNTERS:
         setattr(trainer, name, metadata[name])

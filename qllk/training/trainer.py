@@ -32,7 +32,7 @@ from ..spec import Spec
 from ..text.corpora import Corpus
 from ..text.objectives import Batch, count_targets, token_losses
 from ..text.windows import sample_windows
-from . import devices, float8, optim
+from . import devices, float8, optim, parallel
 from .place import Place, check_memory, check_parity, move_to
 from .questions import fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
@@ -59,6 +59,7 @@ class Trainer:
     Attributes  model, spec (None for a module without one), name, question, corpus, recipe
                 window         ids per row: the recipe's, or the model's context if that is shorter
                 place          device and precision
+                processes      this process among those that torchrun has started
                 step, bytes_seen, seconds, lr, batch, log ([step, name, value] of each command)
                 last_refusal   why the last command was refused, or None
     Raises      ValueError when the window is longer than the corpus, the vocabulary too small, the
@@ -91,7 +92,10 @@ class Trainer:
         self._rows_per_window, self.window = spec.split_window(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
+        self.processes = parallel.current()
+        parallel.check(plan, recipe, self._rows_per_window)
         model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
+        parallel.split(model, recipe.parallel, device)
         self.model = float8.convert(
             model.to(device), recipe.matmul, device=device, precision=recipe.precision
         )
@@ -189,14 +193,14 @@ class Trainer:
         start, lr = self._clock(), self.current_lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch, before = self._draw_batch()
-        nats, precision = self._backward(batch, before)
+        batch, before, counts = self._draw_batch()
+        nats, precision = self._backward(batch, before, counts)
         grad_norm = self._clip_gradients(nats, lr)
         with defer_interrupts():  # half an update is neither the old model nor the new one
             self.place.scaler.step(self.optimizer)
             self.place.scaler.update()
             devices.synchronize(self.place.device)
-            spent = self._clock() - start
+            spent = self.processes.largest(self._clock() - start, self.place.device)
             self.step += 1
             self.bytes_seen += self.bytes_per_step
             self.seconds += spent
@@ -245,7 +249,9 @@ class Trainer:
         return self.question.ask(ids.long(), generator, self.corpus.tokenizer.vocab_size)
 
     def _draw_batch(self):
-        """The batch of the next step and the text before it, functions of the seed and the step.
+        """This process's rows of the next step and the text before them, and what all processes
+        count: the targets, and those among them that are text. All are functions of the seed and
+        the step.
 
         Shapes   -> Batch on the device, and ids (B,n) as the corpus has them, n = 0 for the first
                  window of a text; None while every step draws another text
@@ -256,38 +262,47 @@ class Trainer:
         rows, start = self.batch * self._rows_per_window, read * self.window
         ids = sample_windows(self.corpus.train, rows, carry * self.window, generator)
         batch = self.ask(ids[:, start : start + self.window + 1], generator)
-        self.place.masks.manual_seed(mix_seeds(self.recipe.seed, ~self.step))
-        return batch.to(self.place.device), None if carry == 1 else ids[:, :start]
+        size, mine = self.corpus.tokenizer.vocab_size, self.processes.share
+        counts = [count_targets(b.targets) for b in (batch, batch.ignore_specials(size))]
+        masks = mix_seeds(self.recipe.seed, ~self.step)
+        rank = self.processes.rank
+        self.place.masks.manual_seed(mix_seeds(masks, rank) if rank else masks)
+        before = None if carry == 1 else mine(ids)[:, :start]
+        return Batch(*map(mine, batch)).to(self.place.device), before, counts
 
     def _forward(self, inputs, before):
         """The logits of a window, given what a recall knows from the text before it."""
         if before is None:
-            return self.place.forward(*inputs)
+            return self.place.forward(inputs)
         step, shape, state = self._remembered
         if (step, shape) != (self.step, before.shape):  # such as after a resumed run
             ids = before.long().to(self.place.device)
             state = self.model.remember(ids) if before.shape[1] else None
-        logits, state = self.model.run(*inputs, state)
+        logits, state = self.place.forward(inputs, carry=True, state=state)
         after = (before.shape[0], before.shape[1] + self.window)
         self._remembered = self.step + 1, after, state._replace(parts=None)
         return logits
 
-    def _backward(self, batch, before=None):
+    def _backward(self, batch, before, counts):
         """Backpropagate the mean loss; return the text's nats per byte and the logits' dtype.
 
-        The mean is taken over all targets of the step, since micro-batches may differ in how many
-        they have.
+        The mean is taken over all targets of the step, since micro-batches and processes may differ
+        in how many they have.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        size, nats = self.corpus.tokenizer.vocab_size, 0.0
-        count, text = (count_targets(b.targets) for b in (batch, batch.ignore_specials(size)))
-        for part in batch.micro_batches(self.recipe.accumulate):
-            with self.place.autocast():
-                logits = self._forward(part.inputs, before)
-            losses = token_losses(logits, part.targets)
-            self.place.scaler.scale(losses.sum() / count).backward()
+        size, nats, (count, text) = self.corpus.tokenizer.vocab_size, 0.0, counts
+        share = count / self.processes.world  # the engines take the mean over the processes
+        *first, last = batch.micro_batches(self.recipe.accumulate)
+        for part in (*first, last):
+            alone = contextlib.nullcontext() if part is last else self.place.without_exchange()
+            with alone:
+                with self.place.autocast():
+                    logits = self._forward(part.inputs, before)
+                losses = token_losses(logits, part.targets)
+                self.place.scaler.scale(losses.sum() / share).backward()
             nats += (losses.detach() * (part.targets < size)).sum().item() / text
+        nats = self.processes.add_up(nats, self.place.device)
         return nats / self.corpus.bytes_per_id, str(logits.dtype).removeprefix("torch.")
 
     def _clip_gradients(self, nats, lr):
@@ -375,6 +390,8 @@ class Trainer:
                  the CPU
                  RuntimeError when the device fails, for example out of memory
         """
+        if self.processes.world > 1:
+            raise ValueError("a run in several processes stays on its devices")
         device = devices.require(device, precision)
         float8.check(self.recipe.matmul, device, precision)
         ids = torch.from_numpy(self.corpus.train[None, : min(self.window, 256) + 1].copy())
