@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 from .checks import look_up
+from .files import user_path
 from .spec import Ngrams, Patch, Recall, Spec
 
 CONV = ("conv", {"width": 8})
@@ -239,7 +241,8 @@ def name_of(spec: Spec) -> str:
 
 
 def find_spec(what: str | Path | Spec) -> Spec:
-    """The Spec of a preset by name, the Spec in a JSON file by path, or the Spec itself.
+    """The Spec of a preset by name, the Spec in a JSON file by path, that of a run that `train
+    --keep` has kept, by its folder, or the Spec itself.
 
     Raises   ValueError when there is no such preset, or the file does not contain a Spec
              FileNotFoundError when there is no such file
@@ -247,5 +250,7 @@ def find_spec(what: str | Path | Spec) -> Spec:
     if isinstance(what, Spec):
         return what
     if str(what).endswith(".json"):
-        return Spec.from_json(Path(what).read_text(encoding="utf-8"))
+        return Spec.from_json(user_path(what).read_text(encoding="utf-8"))
+    if (kept := Path(what, "run.json")).is_file():
+        return Spec.from_json(json.dumps(json.loads(kept.read_text(encoding="utf-8"))["spec"]))
     return look_up(PRESETS, what, "preset")

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "files": set(),
     "folders": {"files"},
     "spec": {"checks"},
-    "presets": {"checks", "spec"},
+    "presets": {"checks", "files", "spec"},
     "model": BASE,
     "text": BASE,
     "probes": BASE | {"model", "text"},
@@ -64,7 +64,7 @@ ORDER = {
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
-        "memory",
+        *("runs", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.

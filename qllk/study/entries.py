@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..presets import PRESETS
+from ..presets import PRESETS, find_spec
 from ..spec import Part, Spec
 
 # The controls that plots compare with: the first one that races.
@@ -96,3 +96,22 @@ _VARIANTS = {
     "gelu": (_QLLK_2.but(mlp=("gelu", {"ratio": 4})),),
 }
 ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _LONG | _VARIANTS
+
+
+def find_entry(name: str) -> tuple[Spec, ...]:
+    """The sizes of an entry of the race by its name, or a design of your own: what
+    `presets.find_spec` finds.
+
+    Raises   ValueError when there is no such entry, as `find_spec` for a file
+    """
+    if name in ENTRIES:
+        return ENTRIES[name]
+    try:
+        return (find_spec(name),)
+    except ValueError as error:
+        if name.endswith(".json"):
+            raise
+        raise ValueError(
+            f"no entry {name!r}; choose from {', '.join(ENTRIES)}, or name a Spec's JSON file or "
+            "the folder of a kept run"
+        ) from error
