@@ -154,12 +154,10 @@ def compare(one: KeptRun, other: KeptRun) -> dict[str, tuple]:
 def _settings(run):
     """What a run was given, flat: of the model, the recipe, the text and the versions."""
     facts = run.facts
-    nested = {"model": facts.get("spec") or {"": facts["model"]}, "recipe": facts["recipe"]}
-    flat = {
-        f"{kind} {key}": value for kind, items in nested.items() for key, value in items.items()
-    }
-    text = {"text": facts["source"], "fingerprint": facts["fingerprint"]}
-    return flat | text | facts["machine"] | {"qllk": facts["qllk"]}
+    model = {f"model {name}": value for name, value in (facts["spec"] or {}).items()}
+    recipe = {f"recipe {name}": value for name, value in facts["recipe"].items()}
+    others = {name: facts[name] for name in ("model", "source", "fingerprint", "qllk")}
+    return model | recipe | others | facts["machine"]
 
 
 def format_comparison(one: KeptRun, other: KeptRun) -> str:
@@ -190,7 +188,8 @@ def rerun(run: KeptRun, follow: Callable[[Iterable], Iterable] = iter) -> Verdic
     """
     facts = run.facts
     trainer = _begin_again(facts)
-    for step, (record, (_, nats)) in enumerate(zip(follow(trainer), facts["each_step"]), 1):
+    steps = zip(follow(trainer), facts["each_step"], strict=False)
+    for step, (record, (_, nats)) in enumerate(steps, 1):
         if record.nats != nats:
             return Verdict(
                 False,
@@ -209,10 +208,10 @@ def _begin_again(facts):
         raise ValueError(
             "it was the run of a module without a Spec, which only its own code can build again"
         )
-    if not facts["each_step"] or len(facts["each_step"]) != facts["steps"]:
+    if not (kept := len(facts["each_step"])) or kept != facts["steps"]:
         raise ValueError(
-            f"of its {facts['steps']} steps only {len(facts['each_step'])} are kept, because it was "
-            "continued from a checkpoint or went back to a snapshot; only a whole run can be repeated"
+            f"of its {facts['steps']} steps only {kept} are kept, because it was continued from a "
+            "checkpoint or went back to a snapshot; only a whole run can be repeated"
         )
     text = corpus(facts["source"])
     if text.fingerprint != facts["fingerprint"]:
@@ -233,7 +232,7 @@ def _replayed(seconds: Sequence[float]) -> Callable[[], float]:
 def _elsewhere(facts):
     """In what this machine differs from that of the run, as the end of a sentence."""
     here, there = describe_machine(), facts["machine"]
-    changed = [
-        f"{name} {there.get(name)}" for name, value in here.items() if there.get(name) != value
-    ]
-    return f"; the run was made with {', '.join(changed)}" if changed else ", on the same machine"
+    changed = [name for name, value in here.items() if there.get(name) != value]
+    if not changed:
+        return ", on the same machine"
+    return f"; the run was made with {', '.join(f'{name} {there.get(name)}' for name in changed)}"
