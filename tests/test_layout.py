@@ -60,7 +60,7 @@ ORDER = {
             "questions",
             "snapshot",
         ),
-        *("snapshot", "trainer", "checkpoint", "reports", "costs"),
+        *("snapshot", "trainer", "checkpoint", "finetune", "reports", "costs"),
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
