@@ -2,17 +2,23 @@
 
 parallel_worker.py train CASE ...        prints the losses of each case, from the first process
 parallel_worker.py pieces NAME ...       compares with one process, in every process
+parallel_worker.py costs ENGINE ...      prints the parameters, the bytes that the first process
+                                         holds, and those that each sends in a step
 """
 
 import json
 import sys
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from helpers import TINY, built, same
 from test_laws import SPECS
+from torch.distributed.tensor import DTensor
 
 import qllk
-from qllk.model.families import build
+from qllk.model.families import build, count_parameters
+from qllk.spec import Spec
 from qllk.text.objectives import token_losses
 from qllk.training import parallel
 from qllk.training.questions import fit_vocabulary
@@ -64,13 +70,46 @@ def pieces_equal_the_whole(name):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10, msg=label)
 
 
+def received():
+    """The bytes that this machine has received from itself: gloo sends through the loopback."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.strip().startswith("lo:"))
+
+
+def costs(engine):
+    spec = Spec(d_model=128, layers=6, mixers=(("softmax", {"heads": 4}),))
+    text = qllk.corpus("task:markov:20000:0")
+    recipe = qllk.Recipe(batch=4, window=16, parallel=engine, validate_every=1000)
+    trainer = qllk.Trainer(spec, text, recipe)
+    for _ in range(3):  # the first step also measures the state
+        next(trainer)
+    sent = []
+    for _ in range(3):  # the least of them, since others may send as well
+        dist.barrier()
+        before = received()
+        for _ in range(5):
+            next(trainer)
+        dist.barrier()
+        sent.append((received() - before) / 5 / dist.get_world_size())
+    held = 0
+    for weights in trainer.model.parameters():
+        moments = [value for value in trainer.optimizer.state[weights].values() if value.ndim]
+        held += sum(own_part(tensor).nbytes for tensor in (weights, weights.grad, *moments))
+    return count_parameters(trainer.model), held, min(sent)
+
+
+def own_part(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+ASKED = {"train": lambda name: Case(name).losses(), "pieces": pieces_equal_the_whole}
+ASKED["costs"] = costs
+
+
 def main(what, names):
     torch.set_num_threads(1)
     with parallel.joined("cpu"):
-        if what == "train":
-            found = {name: Case(name).losses() for name in names}
-        else:
-            found = {name: pieces_equal_the_whole(name) for name in names}
+        found = {name: ASKED[what](name) for name in names}
         if parallel.current().leads:
             print(json.dumps(found))
 

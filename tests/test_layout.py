@@ -64,7 +64,7 @@ ORDER = {
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
-        *("runs", "memory"),
+        *("judge", "runs", "memory", "cluster"),
     ],
 }
 # Modules that are tested in the file of what they serve.

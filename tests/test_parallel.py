@@ -42,7 +42,7 @@ PIECES = [
 
 def torchrun(world, *arguments, **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
-    found = subprocess.run(
+    return subprocess.run(
         [*command, *arguments],
         capture_output=True,
         text=True,
@@ -50,7 +50,6 @@ def torchrun(world, *arguments, **options):
         timeout=280,
         **options,
     )
-    return found
 
 
 def answer(world, *arguments):
