@@ -95,15 +95,11 @@ def joined(device: str) -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise RuntimeError(
                 f"process {current().rank} stopped, because another process of this run has ended "
-                f"or cannot be reached; start the run again with --resume ({_first_line(error)})"
+                "or cannot be reached; start the run again with --resume"
             ) from None
         raise
     finally:
         dist.destroy_process_group()
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0]
 
 
 # ---------------------------------------------------------------- one model in all processes
@@ -217,18 +213,22 @@ class Piece:
         self._received = self._receive(-1)
         self._leaves = [t.requires_grad_() for t in _floats(self._received)]
         self.logits, state = model.run(ids, self._received)
-        self._handed = [tensor for tensor in _floats(state) if tensor.requires_grad]
+        self._handed = _floats(state)
         self._send(_detached(state), +1)
 
     def backward(self, loss: Tensor) -> None:
         """Add up the gradients of all processes' losses in the weights of each."""
-        after = self._receive(+1) or []
-        gradients = [torch.ones_like(loss), *after]
-        torch.autograd.backward([loss, *self._handed][: len(gradients)], gradients)
+        after = self._receive(+1) or [None] * len(self._handed)
+        outputs = [(loss, torch.ones_like(loss)), *zip(self._handed, after, strict=True)]
+        outputs = [(y, dy) for y, dy in outputs if y.requires_grad and dy is not None]
+        torch.autograd.backward(*zip(*outputs, strict=True))
         self._send([_gradient(leaf) for leaf in self._leaves], -1)
-        for weights in self._model.parameters():
-            if weights.grad is not None:
-                dist.all_reduce(weights.grad)
+        tables = find_tables(self._model)
+        for weights in filter(lambda p: p.requires_grad, self._model.parameters()):
+            if weights.grad is None:  # such as those of patches, in a piece without a complete one
+                kind = torch.sparse_coo if weights in tables else torch.strided
+                weights.grad = torch.zeros_like(weights, layout=kind)
+            dist.all_reduce(weights.grad)
 
     def _receive(self, step):
         """What the process before (-1) or after (+1) sends; None where there is none."""
