@@ -52,12 +52,13 @@ ORDER = {
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
-        "memory",
+        *("options", "console", "session", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
     "model/masks": "test_kernels",
+    "study/options": "test_main",
     "training/recipe": "test_trainer",
     "training/place": "test_trainer",
     "training/snapshot": "test_checkpoint",
