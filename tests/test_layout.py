@@ -51,7 +51,17 @@ ORDER = {
         *("trainer", "checkpoint", "reports", "costs"),
     ],
     "study": [
-        *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
+        *(
+            "pool",
+            "published",
+            "by_hand",
+            "axes",
+            "figures",
+            "plots",
+            "entries",
+            "race",
+            "standings",
+        ),
         *("options", "console", "session", "memory"),
     ],
 }
