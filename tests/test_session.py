@@ -137,8 +137,8 @@ def test_an_interrupted_run_is_saved_and_reports_what_it_has_measured(train, at_
     assert before == after
     assert step_of("run") == report["steps"] == 4
     assert "saving to 'run'" in err
-    assert "interrupted at step 4, so not evaluated on the whole held-out split" in out
-    assert report["ended"] == "interrupted at step 4"
+    assert "interrupted after step 4, so not evaluated on the whole held-out split" in out
+    assert report["ended"] == "interrupted after step 4"
     assert len(report["curve"]) == 2
     assert len(report["samples"]) == out.count("seconds of training ---") == 1
     assert "nats_per_byte" not in report
@@ -180,7 +180,7 @@ def test_a_run_interrupted_while_it_is_evaluated_keeps_its_report(train, monkeyp
     monkeypatch.setattr(checkpoint, "save", lambda *_: None)
     code, out, _ = train(line)
     assert code == 130
-    assert "interrupted at step 3" in out
+    assert "interrupted after step 3" in out
     assert len(json.loads((folder / "r.json").read_text())["samples"]) == 1
 
 
@@ -205,7 +205,7 @@ def test_a_run_that_diverges_keeps_its_newest_step_and_goes_on_at_a_lower_rate(
         assert code == 1
         assert step_of("run") == 5, "the run itself is back at step 0"
         assert "`python -m qllk train --resume run --lr RATE` does so" in err
-        assert "ended by an error at step 0" in out
+        assert "ended by an error after step 5" in out
         assert len(json.loads((folder / "r.json").read_text())["curve"]) == 2
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -235,7 +235,7 @@ def test_a_full_disk_is_told_at_once_and_costs_no_result(train, monkeypatch):
     code, out, err = train("--steps 4 --save run --save-every 0 --sample-at 0")
     assert code == 1
     assert err.count("qllk: 'run' cannot be written: No space left on device") == 5
-    assert "ended by an error at step 4" in out
+    assert "ended by an error after step 4" in out
     assert "seconds of training ---" in out
 
 

@@ -72,10 +72,10 @@ def train(args: argparse.Namespace) -> None:
             _take_steps(trainer, report, file, args)
             report = reports.finish_report(trainer, report)
         except BaseException as error:
-            report = reports.end_report(trainer, report, error)
+            report = reports.end_report(report, error)
             raise
         finally:
-            if trainer.step > start or not report["ended"]:
+            if report["steps"] > start or not report["ended"]:
                 _deliver(report, args)
 
 
@@ -183,6 +183,7 @@ def _take_steps(trainer, report, file, args):
         try:
             for record in trainer:
                 _tell_refusal(trainer)
+                report |= reports.progress(trainer)
                 bar.update(100 * trainer.progress - bar.n)
                 bar.set_postfix_str(
                     f"step {record.step} {record.bits_per_byte:.3f} bits/byte "
