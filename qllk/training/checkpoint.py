@@ -316,7 +316,7 @@ def _check_metadata(metadata: dict) -> None:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"expected a text, got {text!r}")
     tokenizer_from_json(corpus["tokenizer"])
-    check_range("bytes", corpus.get("bytes", 0), int, _LARGEST)
+    check_range("bytes", corpus.get("bytes") or 0, int, _LARGEST)
     for name in ("step", "bytes_seen"):
         check_range(name, metadata[name], int, _LARGEST)
     check_range("state_bytes", metadata.get("state_bytes", 0), int, _LARGEST)
