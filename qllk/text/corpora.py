@@ -417,8 +417,8 @@ _MOST_BYTES, _MOST_TASK_BYTES, _MOST_FOLDERS = 1 << 30, 1 << 22, 2000  # looked 
 def find_again(source: str, size: int | None) -> Corpus:
     """The text of a saved run as bytes, by the corpus's source and its `source_bytes`.
 
-    Both may come from someone else's file. So nothing is downloaded, and nothing is read that is
-    larger than 1 GiB or, where it is known, has another size.
+    Both may come from someone else's file. So nothing is downloaded, and nothing is read that has
+    another size or more than 1 GiB; a path, whose size must be known, is not read without it.
 
     Raises   FileNotFoundError when it is not on this machine
              ValueError when it has another size, or is too large
@@ -429,8 +429,9 @@ def find_again(source: str, size: int | None) -> Corpus:
             f"there is no text {name!r} on this machine, or it is a folder of more than "
             f"{_MOST_FOLDERS:,} others; it is neither downloaded nor searched"
         )
-    if size not in (None, found):
-        raise ValueError(f"it had {size:,} bytes, but {name!r} has {found:,} now")
+    if size != found and (size is not None or Path(name).expanduser().exists()):
+        had = "an unknown number of" if size is None else f"{size:,}"
+        raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
     if found > (_MOST_TASK_BYTES if name.startswith("task:") else _MOST_BYTES):
         raise ValueError(f"{name!r} has {found:,} bytes, too many to be read unasked")
     return corpus(name)

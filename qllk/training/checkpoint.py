@@ -29,7 +29,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..checks import as_plain, check_range
-from ..files import user_path, write_atomically
+from ..files import lock_folder, user_path, write_atomically
 from ..model.families import build, sketch
 from ..spec import Spec
 from ..text.corpora import Corpus, encode_corpus, find_again
@@ -79,16 +79,17 @@ def _replace_earlier(metadata, temporary: Path, target: Path) -> None:
 
     A run that has diverged is back at an earlier step, and two processes may have resumed one run.
     """
-    try:
-        old = read_metadata(target)
-    except (OSError, ValueError, ImportError):  # no run that this version can read
-        old = metadata
-    if _identity(old) == _identity(metadata) and old["step"] > metadata["step"]:
-        raise FileExistsError(
-            f"it has step {old['step']} of the same run, which is later than step "
-            f"{metadata['step']}; continue that one, delete it, or give another path"
-        )
-    os.replace(temporary, target)
+    with lock_folder(target.parent):
+        try:
+            old = read_metadata(target)
+        except (OSError, ValueError, ImportError):  # no run that this version can read
+            old = metadata
+        if _identity(old) == _identity(metadata) and old["step"] > metadata["step"]:
+            raise FileExistsError(
+                f"it has step {old['step']} of the same run, which is later than step "
+                f"{metadata['step']}; continue that one, delete it, or give another path"
+            )
+        os.replace(temporary, target)
 
 
 def _identity(metadata):
@@ -316,7 +317,7 @@ def _check_metadata(metadata: dict) -> None:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"expected a text, got {text!r}")
     tokenizer_from_json(corpus["tokenizer"])
-    check_range("bytes", corpus.get("bytes", 0), int, _LARGEST)
+    check_range("bytes", corpus.get("bytes") or 0, int, _LARGEST)
     for name in ("step", "bytes_seen"):
         check_range(name, metadata[name], int, _LARGEST)
     check_range("state_bytes", metadata.get("state_bytes", 0), int, _LARGEST)
