@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "files": set(),
     "folders": {"files"},
     "spec": {"checks"},
-    "presets": {"checks", "spec"},
+    "presets": {"checks", "files", "spec"},
     "model": BASE,
     "text": BASE,
     "probes": BASE | {"model", "text"},

@@ -369,7 +369,7 @@ def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
     [
         ("train --model nonsense", "unknown preset 'nonsense'; choose from"),
         ("train --model nonsense --corpus /nowhere", "unknown preset 'nonsense'"),
-        ("train --model /nowhere.json", "No such file or directory: '/nowhere.json'"),
+        ("train --model /nowhere.json", "no file '/nowhere.json' with a Spec"),
         ("train --corpus task:nonsense", "unknown task 'nonsense'; choose from"),
         ("train --minutes 0 --precision float32", "seconds must be a number above 0, got 0"),
         ("train --corpus /nowhere", "no corpus '/nowhere'"),

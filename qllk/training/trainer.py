@@ -76,6 +76,8 @@ class Trainer:
     ):
         devices.retain_freed_memory()
         device = devices.require(recipe.device, recipe.precision)
+        if recipe.compile:
+            devices.check_compiler(device)
         self.recipe = recipe
         if isinstance(what, nn.Module):
             plan, self.spec = what, getattr(what, "spec", None)
