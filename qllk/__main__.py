@@ -1,4 +1,4 @@
-"""python -m qllk: doctor, presets, train, sample, bench, memory."""
+"""The command line of qllk: lessons, training, sampling, measurements."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from . import __version__
+from . import __version__, doctor, selftest
 from .checks import check_rate
 from .files import write_atomically
-from .lab import grade, progress
+from .lab import grade, progress, serve
 from .model import sample
 from .presets import PRESETS, find_spec, recipe_of
 from .probes import baselines
@@ -26,11 +25,13 @@ from .probes.evaluate import LN2
 from .spec import Spec
 from .study import entries, memory, race, standings
 from .study.plots import save_picture
-from .text.corpora import corpus, corpus_names, describe_names
+from .text.corpora import corpus, describe_names
 from .training import checkpoint, costs, devices, reports
 from .training.questions import fit_vocabulary
 from .training.recipe import Recipe
 from .training.trainer import Diverged, Trainer
+
+_PROGRAM = "qllk" if Path(sys.argv[0]).stem == "qllk" else "python -m qllk"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m qllk", description=__doc__)
+    top = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
     for name, run, add_options in _COMMANDS:
@@ -76,31 +77,11 @@ def _print(args, facts: dict, text: str) -> None:
     print(json.dumps(facts, indent=2) if args.json else text)
 
 
-# ---------------------------------------------------------------- doctor, presets
+# ---------------------------------------------------------------- presets
 
 
 def _add_json(made):
     made.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _doctor(args):
-    """Show this machine, its devices, and the precisions in which each can train."""
-    facts = devices.describe_machine() | {
-        "qllk": __version__,
-        "threads": torch.get_num_threads(),
-        "corpora": corpus_names(),
-        "devices": [
-            device._asdict() | {"fastest": devices.fastest_precision(device.name)}
-            for device in devices.available()
-        ],
-    }
-    lines = [f"qllk {__version__}, torch {facts['torch']}, Python {facts['python']}"]
-    for device in facts["devices"]:
-        lines.append(f"{device['name']}: {device['label']}")
-        offers = ", ".join(device["precisions"])
-        lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
-    lines.append(f"corpora: {describe_names()}")
-    _print(args, facts, "\n".join(lines))
 
 
 def _add_presets(made):
@@ -464,7 +445,9 @@ def _grade(args):
 
 
 _COMMANDS = (
-    ("doctor", _doctor, _add_json),
+    ("lab", serve.open_lab, serve.add_options),
+    ("test", selftest.check_installation, _add_nothing),
+    ("doctor", doctor.examine, doctor.add_options),
     ("presets", _presets, _add_presets),
     ("train", _train, _add_train),
     ("sample", _sample, _add_sample),
