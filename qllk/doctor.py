@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from packaging.requirements import Requirement
 
 from . import __version__
 from .folders import CLONE, PACKAGE, cache_folder, learner_folder
+from .study import console
 from .text.corpora import corpus_names, describe_names
 from .training import devices
 
@@ -32,13 +32,8 @@ _OPTIONAL = {
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """Add the options of `examine`."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
 def examine(args: Namespace) -> None:
-    """Show this machine, its devices and their precisions, and what to mend here."""
+    """Print the facts of this machine and the findings, as JSON if the option says so."""
     facts = devices.describe_machine() | {
         "qllk": __version__,
         "installed": str(CLONE or PACKAGE),
@@ -54,7 +49,7 @@ def examine(args: Namespace) -> None:
         ],
         "findings": list(_findings()),
     }
-    print(json.dumps(facts, indent=2) if args.json else _format(facts))
+    console.print_result(facts, _format(facts), args.json)
 
 
 def _format(facts: dict) -> str:

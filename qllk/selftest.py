@@ -26,9 +26,9 @@ _RECIPE = Recipe(steps=20, window=128, batch=4, validate_every=1000)
 
 
 def check_installation(args: Namespace) -> None:
-    """Check this installation: model, text, training, files, and one lesson in a notebook.
+    """Print one line for each check; nothing stays behind but the prepared text.
 
-    Takes about a minute, and leaves nothing behind but the prepared text.
+    Raises   ValueError when a check fails
     """
     failed = 0
     for what, check in _CHECKS.items():

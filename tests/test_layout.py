@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "training": BASE | {"model", "text", "probes"},
     "study": BASE | {"model", "text", "probes", "training"},
     "lab": BASE | {"model", "text", "probes", "training", "study"},
-    "doctor": BASE | {"text", "training"},
+    "doctor": BASE | {"text", "training", "study"},
     "selftest": BASE | {"model", "text", "training"},
     "__main__": {"doctor", "selftest"}
     | BASE
@@ -56,12 +56,13 @@ ORDER = {
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
-        "memory",
+        *("options", "console", "session", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
     "model/masks": "test_kernels",
+    "study/options": "test_main",
     "training/recipe": "test_trainer",
     "training/place": "test_trainer",
     "training/snapshot": "test_checkpoint",

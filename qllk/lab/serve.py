@@ -28,12 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def open_lab(args: Namespace) -> None:
-    """Open the lessons in JupyterLab.
-
-    In a clone, its own notebooks are opened. Elsewhere they are first copied into your folder, or
-    to DIR. A file that is there already is never overwritten: a new version of qllk has its lessons
-    in a folder of its own, and what you wrote in the earlier ones stays.
-    """
+    """Start JupyterLab on the lessons, for this machine only, until the user ends it."""
     from jupyterlab.labapp import LabApp
 
     folder = notebooks_folder(args.copy_to)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .. import probes
-from ..checks import check_positive, check_rate
+from ..checks import as_plain, check_positive, check_range, check_rate, look_up
 from ..model.families import build, eval_mode
 from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
@@ -65,6 +65,7 @@ class Trainer:
                 model larger than the memory, or the machine lacks the device or the precision
     """
 
+    @devices.own_conditions()
     def __init__(
         self,
         what: str | Path | Spec | nn.Module,
@@ -142,9 +143,10 @@ class Trainer:
 
         Raises   ValueError when there is no such command or the value is invalid
         """
-        if name not in COMMANDS:
-            raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-        COMMANDS[name].check(value)
+        value, at = as_plain(value), as_plain(at)
+        look_up(COMMANDS, name, "command").check(value)
+        if at is not None:
+            check_range("the step of a command", at, int, 2**63 - 1)
         self.pending.append((at, name, value))
 
     def replay(self, log: list[list]) -> None:
@@ -174,6 +176,7 @@ class Trainer:
     def __iter__(self):
         return self
 
+    @devices.own_conditions()
     def __next__(self) -> Record:
         """Run the commands that are due, then make one update.
 
@@ -329,6 +332,7 @@ class Trainer:
         """
         return evaluate.mean_loss(*self.loss_by_position(limit, window))
 
+    @devices.own_conditions()
     def loss_by_position(
         self, limit: int | None = None, window: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -344,6 +348,7 @@ class Trainer:
             )
         return nats / self.corpus.bytes_per_id, count
 
+    @devices.own_conditions()
     def stream_losses(
         self,
         limit: int | None = None,
@@ -365,6 +370,7 @@ class Trainer:
 
     # ------------------------------------------------------------ devices
 
+    @devices.own_conditions()
     def move(self, device: str, precision: str) -> None:
         """Continue on another device or in another precision, after a parity check.
 
