@@ -29,6 +29,7 @@ _OPTIONAL = {
     "datasets": "streamed corpora",
     "torchao": "training in float8",
 }
+_CONTAINER = Path("/sys/fs/cgroup")  # where the limits of a container are
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
@@ -114,7 +115,7 @@ def _cores() -> float:
     """The cores that this process may use: its affinity, and a container's quota."""
     cores = len(psutil.Process().cpu_affinity()) if sys.platform != "darwin" else os.cpu_count()
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (_CONTAINER / "cpu.max").read_text().split()
         cores = min(cores, int(quota) / int(period))
     return cores
 
@@ -122,11 +123,8 @@ def _cores() -> float:
 def _memory():
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # of a container
-        used, limit = (
-            int(Path("/sys/fs/cgroup", name).read_text())
-            for name in ("memory.current", "memory.max")
-        )
-        free = min(free, limit - used)
+        limit = int((_CONTAINER / "memory.max").read_text())
+        free = min(free, limit - int((_CONTAINER / "memory.current").read_text()))
     if free < 2 * _GIB:
         yield (
             f"only {free / _GIB:.1f} GiB of memory are free; close other programs, or train small "
@@ -164,8 +162,8 @@ def _programs():
 
 def _kernel():
     """A kernel of this name that was installed by hand may belong to another Python."""
-    program = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    if os.path.isabs(program) and not os.path.samefile(program, sys.executable):
+    program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
+    if program.is_absolute() and program.parent.resolve() != Path(sys.executable).parent.resolve():
         yield (
             f"notebooks run in {program}, not in this Python, {sys.executable}; remove that kernel "
             "with `jupyter kernelspec remove python3`"

@@ -40,7 +40,9 @@ def check_installation(args: Namespace) -> None:
             failed += 1
         print(f"{verdict:6} {what}: {told} ({time.monotonic() - started:.1f} s)", flush=True)
     if failed:
-        raise ValueError(f"{failed} checks failed; `qllk doctor` may name the cause")
+        raise ValueError(
+            f"{failed} of {len(_CHECKS)} checks failed; `qllk doctor` may name the cause"
+        )
 
 
 def _keep_the_law() -> str:
