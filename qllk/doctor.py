@@ -162,7 +162,11 @@ def _programs():
 
 def _kernel():
     """A kernel of this name that was installed by hand may belong to another Python."""
-    program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
+    try:
+        program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
+    except RuntimeError:
+        yield "this user has no home folder, in which Jupyter keeps its settings; set HOME to one"
+        return
     if program.is_absolute() and program.parent.resolve() != Path(sys.executable).parent.resolve():
         yield (
             f"notebooks run in {program}, not in this Python, {sys.executable}; remove that kernel "

@@ -13,7 +13,7 @@ import nbformat
 import torch
 from nbclient import NotebookClient
 
-from .folders import CLONE, PACKAGE
+from .folders import CLONE, PACKAGE, provide_home
 from .model.families import build
 from .model.sample import generate
 from .text.corpora import corpus
@@ -30,6 +30,7 @@ def check_installation(args: Namespace) -> None:
 
     Raises   ValueError when a check fails
     """
+    provide_home()
     failed = 0
     for what, check in _CHECKS.items():
         started = time.monotonic()

@@ -146,6 +146,12 @@ def test_a_kernel_whose_python_was_deleted_is_named(monkeypatch, tmp_path):
     assert "jupyter kernelspec remove python3" in told(doctor._kernel)
 
 
+def test_a_user_without_a_home_folder_is_told_what_jupyter_needs_it_for(monkeypatch):
+    homeless = Mock(side_effect=RuntimeError("Could not determine home directory."))
+    monkeypatch.setattr(doctor.KernelSpecManager, "get_kernel_spec", homeless)
+    assert "this user has no home folder, in which Jupyter" in told(doctor._kernel)
+
+
 def test_an_output_that_lacks_characters_is_named(monkeypatch):
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="cp1252"))
     assert "encoded as cp1252" in told(doctor._encoding)

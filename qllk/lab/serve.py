@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import user_path, write_atomically
-from ..folders import CLONE, PACKAGE, learner_folder
+from ..folders import CLONE, PACKAGE, learner_folder, provide_home
 
 _LOOPBACK_ONLY = "--ServerApp.ip=127.0.0.1"
 
@@ -31,6 +31,7 @@ def open_lab(args: Namespace) -> None:
     """Start JupyterLab on the lessons, for this machine only, until the user ends it."""
     from jupyterlab.labapp import LabApp
 
+    provide_home()
     folder = notebooks_folder(args.copy_to)
     # The settings in `labconfig` are defaults that users may change: no news, no update check.
     settings = [str(Path(__file__).parent), os.environ.get("JUPYTER_CONFIG_PATH")]
