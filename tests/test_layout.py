@@ -55,7 +55,17 @@ ORDER = {
         *("trainer", "checkpoint", "reports", "costs"),
     ],
     "study": [
-        *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
+        *(
+            "pool",
+            "published",
+            "by_hand",
+            "axes",
+            "figures",
+            "plots",
+            "entries",
+            "race",
+            "standings",
+        ),
         *("options", "console", "session", "memory"),
     ],
 }

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ..files import check_writable, write_atomically
 from ..presets import PRESETS, find_spec
 from ..text.corpora import corpus, describe_names
-from ..training import checkpoint, reports
+from ..training import checkpoint, devices, reports
 from ..training.questions import fit_vocabulary
-from ..training.trainer import Diverged, Trainer, defer_interrupts
+from ..training.trainer import COMMANDS, Diverged, Trainer, defer_interrupts
 from . import console, options, standings
 from .plots import save_picture
 
@@ -72,10 +72,10 @@ def train(args: argparse.Namespace) -> None:
             _take_steps(trainer, report, file, args)
             report = reports.finish_report(trainer, report)
         except BaseException as error:
-            report = reports.end_report(trainer, report, error)
+            report = reports.end_report(report, error)
             raise
         finally:
-            if trainer.step > start or not report["ended"]:
+            if report["steps"] > start or not report["ended"]:
                 _deliver(report, args)
 
 
@@ -114,8 +114,13 @@ def _resume(args) -> Trainer:
 
     Raises   ValueError naming an option that a run cannot change
     """
+    recipe, changes = checkpoint.read_metadata(args.resume)["recipe"], options.given_fields(args)
+    if changes.get("precision") == "auto":
+        changes["precision"] = devices.fastest_precision(changes.get("device", recipe["device"]))
+    changes = {k: v for k, v in changes.items() if k in COMMANDS or v != recipe[k]}
     text = corpus(args.corpus) if hasattr(args, "corpus") else None
-    trainer = checkpoint.load(args.resume, text)
+    trainer = checkpoint.load(args.resume, text, changes=changes)
+    _tell_refusal(trainer)
     own = trainer.spec
     asked = options.change_dropout(find_spec(args.model) if hasattr(args, "model") else own, args)
     if asked.but(vocab_size=own.vocab_size) != own:
@@ -126,6 +131,12 @@ def _resume(args) -> Trainer:
     if trainer.progress >= 1.0:
         console.say("this run is complete; it is only evaluated again")
     return trainer
+
+
+def _tell_refusal(trainer):
+    if trainer.last_refusal:
+        console.say(trainer.last_refusal)
+        trainer.last_refusal = None
 
 
 def _open_file(trainer, args) -> _File | None:
@@ -171,6 +182,8 @@ def _take_steps(trainer, report, file, args):
     with tqdm(total=100, unit="%", bar_format=form) as bar:
         try:
             for record in trainer:
+                _tell_refusal(trainer)
+                report |= reports.progress(trainer)
                 bar.update(100 * trainer.progress - bar.n)
                 bar.set_postfix_str(
                     f"step {record.step} {record.bits_per_byte:.3f} bits/byte "

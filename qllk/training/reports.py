@@ -9,7 +9,7 @@ from .trainer import Trainer
 
 
 def begin_report(trainer: Trainer) -> dict:
-    """What is known before training. The curve and the samples are filled in during the run.
+    """What is known before training. The rest is filled in during the run.
 
     curve      [seconds, nats per byte] of each validation
     samples    [seconds, text]
@@ -28,36 +28,35 @@ def begin_report(trainer: Trainer) -> dict:
         "curve": [],
         "samples": [],
         "ended": None,
+        **progress(trainer),
     }
 
 
-def end_report(trainer: Trainer, report: dict, cause: BaseException) -> dict:
+def progress(trainer: Trainer) -> dict:
+    """How far a run has come: its steps, and what they have read and taken."""
+    return {
+        "steps": trainer.step,
+        "bytes_seen": trainer.bytes_seen,
+        "seconds": trainer.seconds,
+    }
+
+
+def end_report(report: dict, cause: BaseException) -> dict:
     """The report of a run that ended early: what was measured until then, without a result."""
     how = "interrupted" if isinstance(cause, KeyboardInterrupt) else "ended by an error"
-    return report | _progress(trainer) | {"ended": f"{how} at step {trainer.step}"}
+    return report | {"ended": f"{how} after step {report['steps']}"}
 
 
 def finish_report(trainer: Trainer, report: dict) -> dict:
     """The report with the result: the loss on the whole held-out split."""
     nats, count = trainer.loss_by_position(len(trainer.corpus.valid))
     nats = evaluate.mean_loss(nats, count)
-    return (
-        report
-        | _progress(trainer)
-        | {
-            "held_out": int(count.sum()),
-            "nats_per_byte": nats,
-            "bits_per_byte": nats / evaluate.LN2,
-        }
-    )
-
-
-def _progress(trainer):
-    return {
-        "steps": trainer.step,
-        "bytes_seen": trainer.bytes_seen,
-        "seconds": trainer.seconds,
+    result = {
+        "held_out": int(count.sum()),
+        "nats_per_byte": nats,
+        "bits_per_byte": nats / evaluate.LN2,
     }
+    return report | progress(trainer) | result
 
 
 def format_report(report: dict) -> str:
