@@ -13,23 +13,24 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 
-from . import __version__
+from . import __version__, doctor, selftest
 from .checks import check_rate
 from .files import write_atomically
-from .lab import grade, progress
+from .lab import grade, progress, serve
 from .model import sample
 from .presets import PRESETS
 from .probes import baselines
 from .probes.evaluate import LN2
 from .study import console, entries, memory, options, race, session, standings
 from .study.plots import save_picture
-from .text.corpora import corpus, corpus_names, describe_names
+from .text.corpora import corpus, describe_names
 from .training import checkpoint, costs, devices
 from .training.recipe import Recipe
 from .training.trainer import Diverged
+
+_PROGRAM = "qllk" if Path(sys.argv[0]).stem == "qllk" else "python -m qllk"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    top = _Parser(prog="python -m qllk")
+    top = _Parser(prog=_PROGRAM)
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
     for name, run, add_options, what, more in _COMMANDS:
@@ -86,26 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     return top
 
 
-# ---------------------------------------------------------------- doctor, presets
-
-
-def _doctor(args):
-    facts = devices.describe_machine() | {
-        "qllk": __version__,
-        "threads": torch.get_num_threads(),
-        "corpora": corpus_names(),
-        "devices": [
-            device._asdict() | {"fastest": devices.fastest_precision(device.name)}
-            for device in devices.available()
-        ],
-    }
-    lines = [f"qllk {__version__}, torch {facts['torch']}, Python {facts['python']}"]
-    for device in facts["devices"]:
-        lines.append(f"{device['name']}: {device['label']}")
-        offers = ", ".join(device["precisions"])
-        lines.append(f"    trains in {offers}; fastest here: {device['fastest']}")
-    lines.append(f"corpora: {describe_names()}")
-    console.print_result(facts, "\n".join(lines), args.json)
+# ---------------------------------------------------------------- presets
 
 
 def _add_presets(made):
@@ -341,8 +323,19 @@ class _Command(NamedTuple):
 
 _COMMANDS = (
     _Command(
-        *("doctor", _doctor, options.add_json),
-        "Show this machine, its devices, and the precisions in which each can train.",
+        *("lab", serve.open_lab, serve.add_options),
+        "Open the lessons in JupyterLab.",
+        "In a clone, its own notebooks are opened. Elsewhere they are first copied into your "
+        "folder, or to DIR. A file that is there already is never overwritten: a new version of "
+        "qllk has its lessons in a folder of its own, and what you wrote in earlier ones stays.",
+    ),
+    _Command(
+        *("test", selftest.check_installation, _add_nothing),
+        "Check this installation in about a minute: a model, training, files, a lesson.",
+    ),
+    _Command(
+        *("doctor", doctor.examine, options.add_json),
+        "Show this machine, its devices and their precisions, and what to mend here.",
     ),
     _Command(
         *("presets", _presets, _add_presets),

@@ -24,7 +24,11 @@ MAY_IMPORT = {
     "training": BASE | {"model", "text", "probes"},
     "study": BASE | {"model", "text", "probes", "training"},
     "lab": BASE | {"model", "text", "probes", "training", "study"},
-    "__main__": BASE | {"model", "text", "probes", "training", "study", "lab"},
+    "doctor": BASE | {"text", "training", "study"},
+    "selftest": BASE | {"model", "text", "training"},
+    "__main__": {"doctor", "selftest"}
+    | BASE
+    | {"model", "text", "probes", "training", "study", "lab"},
 }
 # Inside a wing, a file imports only from the files before it.
 ORDER = {
