@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from .checks import look_up
 from .files import user_path
 from .spec import Ngrams, Patch, Recall, Spec
 
+_MOST_LETTERS = 1 << 20  # of a Spec's file; a Spec has about a thousand
 CONV = ("conv", {"width": 8})
 # Half-lives from one patch to 256 patches: 8 to 2,048 bytes.
 FADING_SUM = ("cumsum", {"normaliser": "rms", "half_lives": [1, 256]})
@@ -241,8 +241,7 @@ def name_of(spec: Spec) -> str:
 
 
 def find_spec(what: str | Path | Spec) -> Spec:
-    """The Spec of a preset by name, the Spec in a JSON file by path, that of a run that `train
-    --keep` has kept, by its folder, or the Spec itself.
+    """The Spec of a preset by name, the Spec in a JSON file by path, or the Spec itself.
 
     Raises   ValueError when there is no such preset, or the file does not contain a Spec
              FileNotFoundError when there is no such file
@@ -250,7 +249,12 @@ def find_spec(what: str | Path | Spec) -> Spec:
     if isinstance(what, Spec):
         return what
     if str(what).endswith(".json"):
-        return Spec.from_json(user_path(what).read_text(encoding="utf-8"))
-    if (kept := Path(what, "run.json")).is_file():
-        return Spec.from_json(json.dumps(json.loads(kept.read_text(encoding="utf-8"))["spec"]))
+        path = user_path(what)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {str(path)!r} with a Spec")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return Spec.from_json(file.read(_MOST_LETTERS))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no Spec in {str(path)!r}: {error}") from None
     return look_up(PRESETS, what, "preset")

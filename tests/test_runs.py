@@ -54,8 +54,7 @@ def test_a_kept_run_holds_what_it_was_and_how_it_went(kept, tmp_path):
     assert len(run.facts["each_step"]) == run.facts["steps"] == 9
     assert run.facts["fingerprint"] == qllk.corpus(TEXT).fingerprint
     assert run.facts["machine"]["torch"]
-    assert find_spec(tmp_path / "runs" / run.name) == SPEC
-    assert entries.find_entry(str(tmp_path / "runs" / run.name)) == (SPEC,)
+    assert find_spec(tmp_path / "runs" / run.name / "spec.json") == SPEC
 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(kept, tmp_path):

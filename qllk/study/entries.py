@@ -112,6 +112,5 @@ def find_entry(name: str) -> tuple[Spec, ...]:
         if name.endswith(".json"):
             raise
         raise ValueError(
-            f"no entry {name!r}; choose from {', '.join(ENTRIES)}, or name a Spec's JSON file or "
-            "the folder of a kept run"
+            f"no entry {name!r}; choose from {', '.join(ENTRIES)}, or name a Spec's JSON file"
         ) from error

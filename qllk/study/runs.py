@@ -1,10 +1,10 @@
 """Runs that are kept: what each one was, how it went, and whether it gives the same again.
 
-A run is a folder with `run.json` and its last checkpoint, `run.safetensors`. The JSON is the report
-of `train`, together with what it takes to repeat the run: its Spec and Recipe, the fingerprint of
-its text, its log of commands, and of every step the seconds and the loss. A run that ends after
-some minutes follows a learning rate that depends on how fast the machine was; it is repeated with a
-clock that shows the times of then.
+A run is a folder with `run.json`, its last checkpoint, `run.safetensors`, and `spec.json`, which
+can be named wherever a preset can. `run.json` is the report of `train`, together with what it takes
+to repeat the run: its Spec and Recipe, the fingerprint of its text, its log of commands, and of
+every step the seconds and the loss. A run that ends after some minutes follows a learning rate that
+depends on how fast the machine was; it is repeated with a clock that shows the times of then.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def keep_run(folder: str | Path, trainer: Trainer, report: dict, steps: Iterable
         "weights": hash_weights(trainer),
     }
     place = _new_folder(user_path(folder), trainer.name)
+    if trainer.spec:
+        write_atomically(place / "spec.json", trainer.spec.to_json().encode())
     checkpoint.save(trainer, place / _WEIGHTS)
     write_atomically(place / _FACTS, json.dumps(facts).encode())
     return place

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ _TASK = re.compile(r"task:([a-z]+)(?::([0-9]+))?(?::([0-9]+))?")
 # Excluded from the standard library: its tests, and installed packages.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 _BYTES = Bytes()
+_TASK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,11 @@ class Corpus:
         if self.tokenizer != _BYTES:
             digest.update(self.tokenizer.to_json().encode())
         return digest.hexdigest()
+
+    @cached_property
+    def source_bytes(self) -> int | None:
+        """The bytes of the text that `source` names, or None if they cannot be counted."""
+        return _count_bytes(self.source)
 
     @cached_property
     def text(self) -> Corpus:
@@ -161,7 +168,7 @@ def corpus_names() -> list[str]:
     return ["stdlib", *json.loads(_MANIFEST.read_text()), *_STREAMS]
 
 
-def task(name: str, size: int = 1 << 18, seed: int = 0) -> Corpus:
+def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
     """A synthetic text with a known `floor`, see `tasks`; its last tenth is held out.
 
     Raises   ValueError when there is no such task, or the size does not fit in memory
@@ -184,11 +191,15 @@ def _read_task(source: str) -> Corpus:
 
 
 def _read_stdlib() -> Corpus:
-    folder = Path(sysconfig.get_path("stdlib"))
-    files = _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
+    folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
     version = ".".join(map(str, sys.version_info[:3]))
     return _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
+
+
+def _find_stdlib() -> tuple[Path, list[Path]]:
+    folder = Path(sysconfig.get_path("stdlib"))
+    return folder, _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
 
 
 def _from_folder(folder: Path) -> Corpus:
@@ -227,8 +238,13 @@ def _tokenize(kind: str, text: Corpus) -> Corpus:
         raise ValueError(f"{kind!r} tokenizes bytes, but {text.name!r} is tokenized already")
     if kind.endswith(".json"):
         kind = str(Path(kind).expanduser().resolve())
+    tokenizer = _load_tokenizer(kind, text.fingerprint[:16], *_move_cut(text))
+    return _encode(kind, text, tokenizer)
+
+
+def _encode(kind: str, text: Corpus, tokenizer: Tokenizer) -> Corpus:
+    """The corpus in a tokenizer's ids, which are cached."""
     train, valid = _move_cut(text)
-    tokenizer = _load_tokenizer(kind, text.fingerprint[:16], train, valid)
     key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
     splits = _map_splits(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
     name, source = f"{Path(kind).stem}:{text.name}", f"{kind}:{text.source}"
@@ -391,6 +407,72 @@ def _map_splits(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[
 def _stamp(facts) -> str:
     """A short hash of facts about files, which changes when one of them does."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- the text of a saved run
+
+_MOST_BYTES, _MOST_TASK_BYTES, _MOST_FOLDERS = 1 << 30, 1 << 22, 2000  # looked for unasked
+
+
+def find_again(source: str, size: int | None) -> Corpus:
+    """The text of a saved run as bytes, by the corpus's source and its `source_bytes`.
+
+    Both may come from someone else's file. So nothing is downloaded, and nothing is read that has
+    another size or more than 1 GiB; a path, whose size must be known, is not read without it.
+
+    Raises   FileNotFoundError when it is not on this machine
+             ValueError when it has another size, or is too large
+    """
+    name, found = _split_source(source)[1], _count_bytes(source)
+    if found is None:
+        raise FileNotFoundError(
+            f"there is no text {name!r} on this machine, or it is a folder of more than "
+            f"{_MOST_FOLDERS:,} others; it is neither downloaded nor searched"
+        )
+    if size != found and (size is not None or Path(name).expanduser().exists()):
+        had = "an unknown number of" if size is None else f"{size:,}"
+        raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
+    if found > (_MOST_TASK_BYTES if name.startswith("task:") else _MOST_BYTES):
+        raise ValueError(f"{name!r} has {found:,} bytes, too many to be read unasked")
+    return corpus(name)
+
+
+def encode_corpus(text: Corpus, tokenizer: Tokenizer, source: str) -> Corpus:
+    """The corpus in the ids of a tokenizer that the prefix of `source` names, which is not read.
+
+    Raises   ValueError when the corpus has another tokenizer, or its text cannot be encoded
+    """
+    if text.tokenizer == tokenizer:
+        return text
+    if text.tokenizer != _BYTES:
+        raise ValueError(f"{text.name!r} has another tokenizer than the run; give its bytes")
+    return _encode(_split_source(source)[0] or type(tokenizer).__name__, text, tokenizer)
+
+
+def _split_source(source: str) -> tuple[str, str]:
+    """The tokenizer and the text of "bpe-1024:stdlib"; "" for bytes."""
+    made = _TOKENIZED.fullmatch(source)
+    return made.groups() if made else ("", source)
+
+
+def _count_bytes(source: str) -> int | None:
+    """The bytes of the text that a source names, not read; None if it is not on this machine."""
+    name = _split_source(source)[1]
+    manifest, path = json.loads(_MANIFEST.read_text()), Path(name).expanduser()
+    if made := _TASK.fullmatch(name):
+        return int(made[2] or _TASK_BYTES)
+    if name == "stdlib":
+        files = _find_stdlib()[1]
+    elif name in manifest:
+        files = [cache_file(manifest[name].get("unzip", manifest[name]["file"]))]
+    elif name in _STREAMS:
+        files = [cache_file(f"{name}-{_STREAM_BYTES}.txt")]
+    elif path.is_dir() and name:
+        many = sum(1 for _ in islice(os.walk(path), _MOST_FOLDERS + 1)) > _MOST_FOLDERS
+        files = [] if many else _find_files(path, _TEXT_SUFFIXES.split())
+    else:
+        files = [path]
+    return sum(file.stat().st_size for file in files) if files and files[0].is_file() else None
 
 
 # ---------------------------------------------------------------- documents
