@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +21,10 @@ from .checks import check_rate
 from .files import write_atomically
 from .lab import grade, progress, serve
 from .model import sample
-from .presets import PRESETS
+from .presets import PRESETS, find_spec
 from .probes import baselines
 from .probes.evaluate import LN2
-from .study import console, entries, memory, options, race, session, standings
+from .study import console, entries, judge, memory, options, race, runs, session, standings
 from .study.plots import save_picture
 from .text.corpora import corpus, describe_names
 from .training import checkpoint, costs, devices
@@ -170,7 +171,13 @@ def _add_bench(made):
     sizes = [f"{windows}x{ids}" for windows, ids in race.BATCHES]
     add("--corpus", default=options.CORPUS, help=describe_names())
     add("--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run")
-    add("--entries", nargs="+", default=[*entries.RACE], metavar="NAME", help="models to race")
+    add(
+        "--entries",
+        nargs="+",
+        default=[*entries.RACE],
+        metavar="NAME",
+        help="models to race; also Specs' JSON files",
+    )
     add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
     sizes_meaning = "batches to search, as windows per step x ids per window"
     add("--batches", nargs="+", default=sizes, metavar="NxIDS", help=sizes_meaning)
@@ -204,8 +211,7 @@ def _read_batch(text: str) -> tuple[int, int]:
 
 
 def _bench(args):
-    if unknown := sorted(set(args.entries) - set(entries.ENTRIES)):
-        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(entries.ENTRIES)}")
+    sizes = {name: entries.find_entry(name) for name in args.entries}
     batches = [_read_batch(text) for text in args.batches]
     recipe = replace(
         options.read_recipe(args), validate_every=1 << 30
@@ -216,8 +222,8 @@ def _bench(args):
         text.source,
         args.seconds,
         entries={
-            name: [options.change_dropout(spec, args) for spec in entries.ENTRIES[name]]
-            for name in args.entries
+            name: [options.change_dropout(spec, args) for spec in specs]
+            for name, specs in sizes.items()
         },
         learning_rates=args.lrs,
         batches=batches,
@@ -284,6 +290,72 @@ def _memory(args):
     write_atomically(beside, f"{tables}\n".encode(errors="replace"))
 
 
+# ---------------------------------------------------------------- spec, evaluate
+
+
+def _add_spec(made):
+    made.add_argument("model", help="the name of a preset, or a Spec's JSON file")
+
+
+def _spec(args):
+    print(json.dumps(json.loads(find_spec(args.model).to_json()), indent=2))
+
+
+def _add_evaluate(made):
+    add = made.add_argument
+    add("checkpoint", type=options.path, help="file written by train --save or --keep")
+    add("--corpus", help="another text than that of the run; " + describe_names())
+    add("--seed", type=int, default=0, help="random seed of what the model writes")
+    options.add_json(made)
+
+
+def _evaluate(args):
+    text = corpus(args.corpus) if args.corpus else None
+    found = judge.judge(checkpoint.load(args.checkpoint, text), seed=args.seed)
+    console.print_result(found, judge.format_judgement(found), args.json)
+
+
+# ---------------------------------------------------------------- runs, rerun
+
+
+def _add_runs(made):
+    add = made.add_argument
+    add("folder", type=options.path, nargs="?", default=Path("runs"), help="folder of kept runs")
+    add("--compare", nargs=2, metavar="RUN", help="what differs between two of them, by name")
+    add("--plot", type=options.path, help="draw their learning curves to this PNG file")
+    options.add_json(made)
+
+
+def _runs(args):
+    options.check_outputs(picture=args.plot)
+    if args.compare:
+        found = [runs.read_run(args.folder / name) for name in args.compare]
+        facts, text = runs.compare(*found), runs.format_comparison(*found)
+    else:
+        found = runs.kept_runs(args.folder)
+        if not found:
+            raise FileNotFoundError(
+                f"no kept runs in {str(args.folder)!r}; `train --keep` keeps one there"
+            )
+        facts, text = {run.name: run.facts for run in found}, runs.format_runs(found)
+    console.print_result(facts, text, args.json)
+    if args.plot:
+        save_picture(runs.draw_runs(found), args.plot)
+
+
+def _add_rerun(made):
+    made.add_argument("kept", type=options.path, help="folder of a kept run")
+
+
+def _rerun(args):
+    run = runs.read_run(args.kept)
+    total = len(run.facts["each_step"])
+    verdict = runs.rerun(run, partial(tqdm, total=total, unit=" steps", disable=None))
+    if not verdict.same:
+        raise ValueError(f"{run} is another run now: {verdict.sentence}")
+    print(f"{run}: {verdict.sentence}")
+
+
 # ---------------------------------------------------------------- progress, grade
 
 
@@ -348,6 +420,22 @@ _COMMANDS = (
     _Command(
         *("sample", _sample, _add_sample),
         "Continue a prompt with a trained model, one id at a time.",
+    ),
+    _Command(
+        *("evaluate", _evaluate, _add_evaluate),
+        "Judge a trained model on its whole held-out text: in windows, as a stream, as a writer.",
+    ),
+    _Command(
+        *("spec", _spec, _add_spec),
+        "Print a model's Spec as JSON. A changed file is named wherever a preset can be.",
+    ),
+    _Command(
+        *("runs", _runs, _add_runs),
+        "List the runs that train --keep has kept, compare two of them, and plot them.",
+    ),
+    _Command(
+        *("rerun", _rerun, _add_rerun),
+        "Train a kept run again, and say whether it was the same bit for bit.",
     ),
     _Command(
         *("bench", _bench, _add_bench),

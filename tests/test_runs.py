@@ -129,7 +129,7 @@ def test_the_table_lists_every_run_and_the_best_one_last(kept, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is damaged"), ("[]", "is damaged"), ("{}", "it lacks 'bits_per_byte'")],
+    [("{", "is damaged"), ("[]", "is damaged"), ("{}", "it lacks 'bytes_seen'")],
 )
 def test_a_damaged_run_is_named_and_left_out_of_lists(content, words, kept, tmp_path):
     kept()

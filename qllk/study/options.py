@@ -65,6 +65,8 @@ def add_recipe(made: argparse.ArgumentParser, leave_out: Collection[str] = ("sec
         default = "the preset's own" if field.name in recipe_of("") else field.default
         if field.name == "precision":
             default = "auto, the fastest"
+        if field.name == "device" and "steps" not in leave_out:
+            default = "the first one that doctor lists"
         how = {"type": {"int": int, "float": float}.get(field.type, str)}
         if field.type == "bool":
             how, default = {"action": "store_true"}, "off"
@@ -86,15 +88,16 @@ def given_fields(args: argparse.Namespace) -> dict[str, int | float | str]:
     return given
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
-    """The Recipe of the options, and of the model where there is no option.
+def read_recipe(args: argparse.Namespace, device: str = Recipe.device) -> Recipe:
+    """The Recipe of the options, and of the model where there is no option; `device` is the
+    default for the device.
 
     Raises   ValueError as `Recipe` and `devices.fastest_precision`
     """
-    given = recipe_of(getattr(args, "model", MODEL)) | {"precision": "auto"} | given_fields(args)
+    given = recipe_of(getattr(args, "model", MODEL)) | {"precision": "auto", "device": device}
+    given |= given_fields(args)
     if given["precision"] == "auto":
-        device = given.get("device", Recipe.device)
-        given["precision"] = devices.fastest_precision(device)
+        given["precision"] = devices.fastest_precision(given["device"])
     return Recipe(**given)
 
 

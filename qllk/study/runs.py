@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -25,7 +26,7 @@ from ..checks import check_fields
 from ..files import user_path, write_atomically
 from ..spec import Spec
 from ..text.corpora import corpus
-from ..training import checkpoint
+from ..training import checkpoint, parallel
 from ..training.devices import describe_machine
 from ..training.recipe import Recipe, Record
 from ..training.trainer import Trainer
@@ -36,7 +37,7 @@ _FACTS, _WEIGHTS = "run.json", "run.safetensors"
 # What a run needs to be listed, compared and repeated.
 _NEEDED = {
     *("model", "parameters", "corpus", "machine", "curve", "steps", "bytes_seen", "seconds"),
-    *("bits_per_byte", "qllk", "spec", "recipe", "source", "fingerprint", "log", "each_step"),
+    *("ended", "qllk", "spec", "recipe", "source", "fingerprint", "log", "each_step"),
     "weights",
 }
 _COLUMNS = ("run", "model", "parameters", "text", "steps", "MB", "seconds", "bits per byte")
@@ -50,6 +51,11 @@ class KeptRun(NamedTuple):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def bits(self) -> float:
+        """Bits per byte of the whole held-out split; infinite for a run that ended early."""
+        return self.facts.get("bits_per_byte", math.inf)
 
 
 def keep_run(folder: str | Path, trainer: Trainer, report: dict, steps: Iterable[Record]) -> Path:
@@ -67,11 +73,14 @@ def keep_run(folder: str | Path, trainer: Trainer, report: dict, steps: Iterable
         "each_step": [[record.step_seconds, record.nats] for record in steps],
         "weights": hash_weights(trainer),
     }
-    place = _new_folder(user_path(folder), trainer.name)
-    if trainer.spec:
-        write_atomically(place / "spec.json", trainer.spec.to_json().encode())
+    leads, place = trainer.processes.leads, user_path(folder)
+    if leads:
+        place = _new_folder(place, trainer.name)
     checkpoint.save(trainer, place / _WEIGHTS)
-    write_atomically(place / _FACTS, json.dumps(facts).encode())
+    if leads and trainer.spec:
+        write_atomically(place / "spec.json", trainer.spec.to_json().encode())
+    if leads:
+        write_atomically(place / _FACTS, json.dumps(facts).encode())
     return place
 
 
@@ -92,7 +101,8 @@ def hash_weights(trainer: Trainer) -> str:
     total = hashlib.sha256()
     for name, value in sorted(trainer.model.state_dict().items()):
         total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        whole = parallel.gather(value.detach()).cpu().contiguous()
+        total.update(whole.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 
@@ -128,14 +138,14 @@ def read_run(folder: str | Path) -> KeptRun:
 
 
 def format_runs(runs: Iterable[KeptRun]) -> str:
-    """The runs as a Markdown table, the best last."""
+    """The runs as a Markdown table, the best one last; a run that ended early comes first."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "| --- | --- | ---: | --- " + "| ---: " * 4 + "|"]
-    for run in sorted(runs, key=lambda run: -run.facts["bits_per_byte"]):
+    for run in sorted(runs, key=lambda run: -run.bits):
         facts = run.facts
         cells = (
             *(run.name, facts["model"], f"{facts['parameters']:,}", facts["corpus"]),
             *(f"{facts['steps']:,}", f"{facts['bytes_seen'] / 1e6:.1f}", f"{facts['seconds']:.0f}"),
-            f"{facts['bits_per_byte']:.4f}",
+            facts["ended"] or f"{run.bits:.4f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -165,8 +175,7 @@ def _settings(run):
 def format_comparison(one: KeptRun, other: KeptRun) -> str:
     """What differs between two runs, and how far the second one got compared with the first."""
     lines = [f"{name}: {a!r} -> {b!r}" for name, (a, b) in compare(one, other).items()]
-    bits = [run.facts["bits_per_byte"] for run in (one, other)]
-    gap = f"{bits[0]:.4f} -> {bits[1]:.4f} bits per byte ({bits[1] - bits[0]:+.4f})"
+    gap = f"{one.bits:.4f} -> {other.bits:.4f} bits per byte ({other.bits - one.bits:+.4f})"
     return "\n".join([f"{one} -> {other}: {gap}", *(lines or ["nothing that they were given"])])
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,10 +21,12 @@ from tqdm import tqdm
 from ..files import check_writable, write_atomically
 from ..presets import PRESETS, find_spec
 from ..text.corpora import corpus, describe_names
-from ..training import checkpoint, devices, reports
+from ..training import checkpoint, devices, parallel, reports
+from ..training.finetune import pretrained_model
 from ..training.questions import fit_vocabulary
+from ..training.recipe import Record
 from ..training.trainer import COMMANDS, Diverged, Trainer, defer_interrupts
-from . import console, options, standings
+from . import console, options, runs, standings
 from .plots import save_picture
 
 _SAMPLE_IDS = 400
@@ -34,6 +37,11 @@ def add_options(made: argparse.ArgumentParser) -> None:
     add, own, duration = made.add_argument, argparse.SUPPRESS, options.duration
     models = f"one of {', '.join(PRESETS)}, or a Spec's JSON file"
     add("--model", default=own, help=f"{models} (default: {options.MODEL})")
+    add(
+        "--init-from",
+        type=options.path,
+        help="start with the weights of this checkpoint, or of a folder of GPT-2, BERT or T5",
+    )
     add("--corpus", default=own, help=f"{describe_names()} (default: {options.CORPUS})")
     add("--minutes", type=float, help="train for this many minutes, instead of --steps")
     options.add_dropout(made)
@@ -51,6 +59,14 @@ def add_options(made: argparse.ArgumentParser) -> None:
     add("--prompt", default="\n", help="the start of samples")
     add("--report", type=options.path, help="write curve, samples and result to this JSON file")
     add("--plot", type=options.path, help="draw the learning curve to this PNG file")
+    add(
+        "--keep",
+        type=options.path,
+        nargs="?",
+        const=Path("runs"),
+        metavar="FOLDER",
+        help="keep the run in a folder of its own in FOLDER, or in runs, for `runs` and `rerun`",
+    )
     options.add_json(made)
     options.add_recipe(made)
 
@@ -58,25 +74,37 @@ def add_options(made: argparse.ArgumentParser) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train to the end of the budget and evaluate, or continue a run that was saved.
 
+    Started by torchrun, all processes train the one model, and the first one speaks and writes.
+
     Raises   ValueError, OSError before the first step, when an option cannot be followed
              Diverged, OSError as the trainer and its file
+             ProcessEnded when another process of the run has ended
              KeyboardInterrupt after the first Ctrl-C, see `_single_interrupt`
     """
+    with parallel.joined(_device(args)), ExitStack() as quiet:
+        if not parallel.current().leads:
+            for redirect in (redirect_stdout, redirect_stderr):
+                quiet.enter_context(redirect(quiet.enter_context(open(os.devnull, "w"))))
+        _train(args)
+
+
+def _train(args):
     _check(args)
     trainer = _resume(args) if args.resume else _begin(args)
     if args.sample_at:
         _sample(trainer, args.prompt, 1)  # so that an invalid prompt fails now
     report, file, start = reports.begin_report(trainer), _open_file(trainer, args), trainer.step
+    steps: list[Record] = []
     with _single_interrupt():
         try:
-            _take_steps(trainer, report, file, args)
+            _take_steps(trainer, report, steps, file, args)
             report = reports.finish_report(trainer, report)
         except BaseException as error:
             report = reports.end_report(report, error)
             raise
         finally:
             if report["steps"] > start or not report["ended"]:
-                _deliver(report, args)
+                _deliver(trainer, report, steps, args)
 
 
 # ---------------------------------------------------------------- before the first step
@@ -89,6 +117,11 @@ def _check(args):
             f"{str(args.save)!r} exists: --resume {args.save} continues the run in it, and "
             "--replace writes over it"
         )
+    for other in ("--resume", "--model"):
+        if args.init_from and hasattr(args, other[2:]) and getattr(args, other[2:]):
+            raise ValueError(
+                f"--init-from and {other} exclude each other: the model is that of the weights"
+            )
     options.check_outputs(args.save, args.report, picture=args.plot)
 
 
@@ -97,8 +130,19 @@ def _goes_on(args) -> bool:
     return bool(args.resume) and args.save in (None, args.resume)
 
 
+def _device(args) -> str:
+    """The device of the options, of the run that goes on, or the best one of this machine."""
+    if hasattr(args, "device"):
+        return args.device
+    if args.resume:
+        return checkpoint.read_metadata(args.resume)["device"]
+    return devices.available()[0].name.split(":")[0]
+
+
 def _begin(args) -> Trainer:
-    model, recipe = getattr(args, "model", options.MODEL), options.read_recipe(args)
+    if args.init_from:
+        return _begin_from(args)
+    model, recipe = getattr(args, "model", options.MODEL), options.read_recipe(args, _device(args))
     spec = options.change_dropout(find_spec(model), args)
     if args.ngram_dropout is not None and not spec.ngrams:
         raise ValueError(
@@ -107,6 +151,16 @@ def _begin(args) -> Trainer:
         )
     text = corpus(getattr(args, "corpus", options.CORPUS))  # last, because it may be a download
     return Trainer(fit_vocabulary(spec, recipe.window, text.tokenizer), text, recipe)
+
+
+def _begin_from(args) -> Trainer:
+    """A new run of the pretrained weights, whose model is theirs."""
+    recipe, text = (
+        options.read_recipe(args, _device(args)),
+        corpus(getattr(args, "corpus", options.CORPUS)),
+    )
+    change = partial(options.change_dropout, args=args)
+    return Trainer(pretrained_model(args.init_from, text, recipe, change), text, recipe)
 
 
 def _resume(args) -> Trainer:
@@ -156,7 +210,7 @@ class _File:
 
     def __init__(self, path: Path, every_seconds: float, step: int):
         self.path, self._step = path, step  # the step that the file has, -1 for none
-        self._every, self._saved = every_seconds, time.monotonic()
+        self._every, self._saved = every_seconds, None
 
     def save(self, trainer: Trainer) -> None:
         """Write the run, if it has come further than the file."""
@@ -166,17 +220,22 @@ class _File:
                 self._step = trainer.step
 
     def save_when_due(self, trainer: Trainer) -> None:
-        """Write the run from time to time. A failure is told; the last save may succeed."""
-        if time.monotonic() - self._saved > self._every:
+        """Write the run from time to time. A failure is told; the last save may succeed.
+
+        The time is that of training, which all processes agree on.
+        """
+        if self._saved is None:
+            self._saved = trainer.seconds
+        if trainer.seconds - self._saved > self._every:
             try:
                 self.save(trainer)
             except (OSError, Diverged) as error:
                 console.say(error)
-            self._saved = time.monotonic()
+            self._saved = trainer.seconds
 
 
-def _take_steps(trainer, report, file, args):
-    """Train to the end with a progress bar; sample and save when it is time."""
+def _take_steps(trainer, report, steps, file, args):
+    """Train to the end with a progress bar; note the steps, and sample and save when it is time."""
     due = sorted(60.0 * minutes for minutes in args.sample_at)
     form = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
     with tqdm(total=100, unit="%", bar_format=form) as bar:
@@ -184,6 +243,7 @@ def _take_steps(trainer, report, file, args):
             for record in trainer:
                 _tell_refusal(trainer)
                 report |= reports.progress(trainer)
+                steps.append(record)
                 bar.update(100 * trainer.progress - bar.n)
                 bar.set_postfix_str(
                     f"step {record.step} {record.bits_per_byte:.3f} bits/byte "
@@ -249,13 +309,21 @@ def _single_interrupt() -> Iterator[None]:
 # ---------------------------------------------------------------- after the last
 
 
-def _deliver(report, args):
+def _deliver(trainer, report, steps, args):
     """Print a report, then write and draw it; each happens even if those before it fail."""
+    leads = trainer.processes.leads
     with ExitStack() as after:
-        if args.plot:
+        if args.keep:
+            after.callback(_keep, trainer, report, steps, args)
+        if args.plot and leads:
             curves = {report["model"]: report["curve"]}
             chart = standings.draw_curves(curves, report["baselines"])
             after.callback(save_picture, chart, args.plot)
-        if args.report:
+        if args.report and leads:
             after.callback(write_atomically, args.report, json.dumps(report, indent=1).encode())
         console.print_result(report, reports.format_report(report), args.json)
+
+
+def _keep(trainer, report, steps, args):
+    place = runs.keep_run(args.keep, trainer, report, steps)
+    console.say(f"this run is kept in {str(place)!r}")

@@ -33,6 +33,11 @@ from ..probes.inside import _state_tensors
 from .optim import find_tables
 from .recipe import Recipe
 
+
+class ProcessEnded(ConnectionError):
+    """Another process of a run has ended, or cannot be reached."""
+
+
 ENGINES = ("ddp", "fsdp")
 _ALSO_CALLED = ("run", "encode", "final_state", "init_state")  # of our models, besides `forward`
 
@@ -83,7 +88,7 @@ def joined(device: str) -> Iterator[None]:
 
     When another process ends early, so does this one.
 
-    Raises   RuntimeError, in a sentence, when another process has ended or cannot be reached
+    Raises   ProcessEnded when another process has ended or cannot be reached
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -93,7 +98,7 @@ def joined(device: str) -> Iterator[None]:
         yield
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            raise RuntimeError(
+            raise ProcessEnded(
                 f"process {current().rank} stopped, because another process of this run has ended "
                 "or cannot be reached; start the run again with --resume"
             ) from None
