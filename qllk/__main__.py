@@ -176,7 +176,7 @@ def _add_bench(made):
         nargs="+",
         default=[*entries.RACE],
         metavar="NAME",
-        help="models to race; also Specs' JSON files",
+        help="models to race, or Specs' JSON files",
     )
     add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
     sizes_meaning = "batches to search, as windows per step x ids per window"

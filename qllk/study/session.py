@@ -155,10 +155,8 @@ def _begin(args) -> Trainer:
 
 def _begin_from(args) -> Trainer:
     """A new run of the pretrained weights, whose model is theirs."""
-    recipe, text = (
-        options.read_recipe(args, _device(args)),
-        corpus(getattr(args, "corpus", options.CORPUS)),
-    )
+    recipe = options.read_recipe(args, _device(args))
+    text = corpus(getattr(args, "corpus", options.CORPUS))
     change = partial(options.change_dropout, args=args)
     return Trainer(pretrained_model(args.init_from, text, recipe, change), text, recipe)
 
