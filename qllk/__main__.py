@@ -21,6 +21,7 @@ from .checks import check_rate
 from .files import write_atomically
 from .lab import grade, progress, serve
 from .model import sample
+from .model.register import load_parts
 from .presets import PRESETS, find_spec
 from .probes import baselines
 from .probes.evaluate import LN2
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.replace_unencodable()
     args = _parser().parse_args(arguments)
     try:
+        load_parts(*args.parts)
         args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as in `… | head`
@@ -78,6 +80,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     top = _Parser(prog=_PROGRAM)
     top.add_argument("--version", action="version", version=__version__)
+    top.add_argument(
+        "--parts",
+        type=options.path,
+        nargs=1,
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="a Python file that registers parts of your own, see qllk.register",
+    )
     commands = top.add_subparsers(required=True, metavar="command")
     for name, run, add_options, what, more in _COMMANDS:
         made = commands.add_parser(

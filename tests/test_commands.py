@@ -10,7 +10,10 @@ import psutil
 import pytest
 import test_against_transformers as theirs_of
 
+import qllk
 from qllk.__main__ import main
+from qllk.model import register
+from qllk.model.mixers import MIXERS
 from qllk.presets import PRESETS
 from qllk.spec import Spec
 from qllk.study import judge
@@ -25,7 +28,9 @@ TRAIN = f"train --model gpt-nano {TEXT} {TINY}"
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judge, "_SAMPLE", 40)
-    return tmp_path
+    monkeypatch.setattr(register, "_FILES", [])
+    yield tmp_path
+    MIXERS.pop("fading", None)
 
 
 def run(capsys, line):
@@ -177,3 +182,55 @@ def test_a_killed_process_ends_all_of_them_and_leaves_the_checkpoint_whole(here)
     assert "another process of this run has ended" in err or "qllk: interrupted" in err
     assert checkpoint.read(file).metadata["step"] > 0
     assert [path.name for path in here.iterdir()] == ["a.safetensors"]
+
+
+# ---------------------------------------------------------------- a design of one's own
+
+MIXER = """
+import torch
+from torch import nn
+import qllk
+
+
+class Fading(nn.Module):
+    def __init__(self, d_model, positions=None, *, share=0.9):
+        super().__init__()
+        self.mix, self.share = nn.Linear(d_model, d_model), share
+
+    def forward(self, x, state=None, mask=None):
+        total, ys = torch.zeros_like(x[:, 0]) if state is None else state, []
+        for step in self.mix(x).unbind(dim=1):
+            total = self.share * total + step
+            ys.append(total)
+        return torch.stack(ys, dim=1), total
+
+
+qllk.register("mixer", "fading", Fading)
+"""
+DESIGN = Spec(d_model=32, layers=2, mixers=(("conv", {"width": 3}), ("fading", {"share": 0.8})))
+
+
+@pytest.mark.slow
+def test_a_mixer_of_ones_own_keeps_the_laws_trains_races_and_is_resumed_and_repeated(capsys, here):
+    (here / "fading.py").write_text(MIXER)
+    (here / "mine.json").write_text(DESIGN.to_json())
+    mine = "--parts fading.py"
+    code, _, err = run(capsys, f"train --model mine.json {TEXT} {TINY} --steps 4")
+    assert code == 1
+    assert "unknown mixer 'fading'" in err
+    train = f"{mine} train --model mine.json {TEXT} {TINY} --steps 4 --keep --save a.safetensors"
+    assert run(capsys, train)[0] == 0
+    assert qllk.probes.check_laws(MIXERS["fading"]).hold
+    assert run(capsys, f"{mine} train --resume a.safetensors --steps 8")[0] == 0
+    assert run(capsys, f"{mine} evaluate a.safetensors")[0] == 0
+    assert "bit for bit" in run(capsys, f"{mine} rerun runs/{kept(here)[0]}")[1]
+    race = "bench --entries mine.json qllk-3-nano --seconds 1 --lrs 0.01 --batches 2x64 --seeds 1"
+    code, out, err = run(capsys, f"{mine} {race} {TEXT} --precision float32 --jobs 1")
+    assert code == 0, err
+    assert "| mine.json |" in out
+    assert "| qllk-3-nano |" in out
+
+
+def test_a_file_of_parts_that_is_not_there_is_named(capsys):
+    code, _, err = run(capsys, "--parts nowhere.py presets")
+    assert (code, err.strip()) == (1, "qllk: no file 'nowhere.py' with parts of your own")

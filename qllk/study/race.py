@@ -36,6 +36,7 @@ from .. import __version__
 from ..checks import check_positive
 from ..files import write_atomically
 from ..model.families import count_parameters, eval_mode
+from ..model.register import load_parts, loaded_parts
 from ..probes import measure, state_numbers
 from ..probes.evaluate import LN2, mean_loss
 from ..spec import Spec
@@ -302,9 +303,13 @@ def _run_all(
 
 
 def _workers(jobs: int) -> AbstractContextManager[Executor]:
-    """Processes that train runs. An interrupt ends them, so that they start no further run."""
-    usual = (signal.SIGINT, signal.SIG_DFL)
-    return start_processes(jobs, initializer=signal.signal, initargs=usual)
+    """Processes that train runs, with the parts that this process has loaded."""
+    return start_processes(jobs, initializer=_begin_worker, initargs=(loaded_parts(),))
+
+
+def _begin_worker(parts):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it, so it starts no other run
+    load_parts(*parts)
 
 
 def run_race(
