@@ -11,12 +11,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def as_plain(value: object) -> Any:
+    """Return `value` with the numbers of numpy and torch as Python's, which JSON can hold.
+
+    Tuples, lists and dicts are searched; everything else stays as it is.
+    """
+    if isinstance(value, dict):
+        return {key: as_plain(inner) for key, inner in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(as_plain, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def make_fields_plain(record: object) -> None:
+    """Replace every field of a dataclass, also a frozen one, by `as_plain` of it."""
+    for field in fields(record):
+        object.__setattr__(record, field.name, as_plain(getattr(record, field.name)))
+
+
 def check_positive(owner: str, **numbers: int) -> None:
     """Check that every one of `numbers` is a whole number above 0.
 
     Raises   ValueError naming the owner and the number
     """
-    for name, value in numbers.items():
+    for name, value in as_plain(numbers).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
 
@@ -26,7 +44,8 @@ def check_dropout(owner: str, dropout: float) -> None:
 
     Raises   ValueError naming the owner
     """
-    if not 0.0 <= dropout < 1.0:
+    number = isinstance(as_plain(dropout), int | float)
+    if not number or not 0.0 <= dropout < 1.0:
         raise ValueError(f"{owner}: dropout must lie in [0, 1), got {dropout!r}")
 
 
@@ -84,7 +103,12 @@ def check_ids(ids: Tensor, vocab_size: int) -> Tensor:
     Shapes   (B,T) of any integer type -> (B,T) int64
     Raises   ValueError when they are not (B,T), are empty, or lie outside the vocabulary
     """
-    if ids.ndim != 2 or 0 in ids.shape or ids.dtype.is_floating_point:
+    if not hasattr(ids, "is_floating_point"):  # a method that only tensors have
+        raise ValueError(
+            f"ids must be a tensor, got {type(ids).__name__}; pass torch.as_tensor(ids)"
+        )
+    whole = str(ids.dtype).startswith(("torch.int", "torch.uint"))
+    if ids.ndim != 2 or 0 in ids.shape or not whole:
         raise ValueError(
             f"ids must be whole numbers of shape (batch, time), neither empty; got "
             f"{tuple(ids.shape)} of {ids.dtype}. For one sequence use ids[None]"
@@ -105,6 +129,7 @@ def check_rate(what: str, value: float) -> None:
 
     Raises   ValueError naming `what`
     """
+    value = as_plain(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{what} must be a number above 0, got {value!r}")
@@ -115,6 +140,7 @@ def check_range(what: str, value: float, kind: type | UnionType, most: float) ->
 
     Raises   ValueError naming `what`
     """
+    value = as_plain(value)
     if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value <= most:
         limit = "" if most > 1 else " and at most 1"
         whole = "a whole number" if kind is int else "a number"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 
 def user_path(text: str | Path) -> Path:
@@ -22,19 +28,58 @@ def user_path(text: str | Path) -> Path:
         ) from None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def check_writable(path: str | Path) -> Path:
+    """Return the path as `user_path` reads it, if a file can be written there; folders are made.
+
+    Raises   ValueError as `user_path`
+             OSError when it cannot be written, or is a folder, a device or a pipe
+    """
+    write_atomically(path, b"", lambda temporary, target: temporary.unlink())
+    return user_path(path)
+
+
+def write_atomically(
+    path: str | Path, content: bytes, finish: Callable[[Path, Path], object] = os.replace
+) -> None:
     """Write a file so that a reader finds either its old content or its new content, whole.
 
-    Raises   OSError when it cannot be written; an old file is then left as it was
+    Links are followed, the file that they lead to keeps its mode, and what killed processes left
+    of earlier attempts is removed. `finish` is called with the complete temporary file and the file
+    that it is to replace.
+
+    Raises   ValueError as `user_path`
+             OSError when it cannot be written, or is read-only, a folder, a device or a pipe; an
+             old file is then left as it was
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path = user_path(path)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
+        if target.is_symlink() or (path.exists() and not path.is_file()):
+            raise FileExistsError("it is a folder, a device, a pipe or a circle of links")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError("the file is read-only")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        if target.exists():
+            shutil.copymode(target, temporary)
+        finish(temporary, target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise type(error)(f"{str(path)!r} cannot be written: {reason}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(target):
+    """Remove the temporary files of processes that ended while they wrote `target`."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.*.tmp"):
+        writer = path.name.split(".")[-3]
+        with suppress(OSError, OverflowError):
+            if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
+                path.unlink()

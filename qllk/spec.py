@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
-from .checks import check_dropout, check_fields, check_positive
+from .checks import check_dropout, check_fields, check_positive, make_fields_plain
 
 Part = tuple[str, dict]
 
@@ -49,6 +49,7 @@ class Patch:
     after: int = 1  # how many of the model's byte layers follow the point where both paths join
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_positive("Patch", size=self.size, d_model=self.d_model, layers=self.layers)
         object.__setattr__(self, "mixers", _as_parts(self.mixers, "Patch.mixers"))
 
@@ -62,6 +63,7 @@ class Ngrams:
     dropout: float = 0.0  # the probability of leaving out a context's row in training
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_positive("Ngrams", rows=self.rows)
         check_dropout("Ngrams", self.dropout)
         object.__setattr__(self, "contexts", as_contexts(self.contexts, "Ngrams"))
@@ -76,6 +78,7 @@ class Recall:
     rows: int  # of the table that embeds what each context reads
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_positive("Recall", addresses=self.addresses, rows=self.rows)
         object.__setattr__(self, "contexts", as_contexts(self.contexts, "Recall"))
 
@@ -131,6 +134,7 @@ class Spec:
     segments: int = 0  # number of segment types that an encoder distinguishes
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_positive("Spec", d_model=self.d_model, layers=self.layers, vocab_size=self.vocab_size)
         object.__setattr__(self, "mixers", _as_parts(self.mixers, "Spec.mixers"))
         object.__setattr__(self, "mlp", as_part(self.mlp, "Spec.mlp"))

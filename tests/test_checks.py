@@ -1,12 +1,16 @@
 """Argument checks: what passes, and the words in which the rest is refused."""
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from qllk.checks import (
+    as_plain,
+    check_dropout,
     check_fields,
     check_ids,
     check_positive,
@@ -15,6 +19,8 @@ from qllk.checks import (
     check_same_shape,
     look_up,
 )
+from qllk.spec import Ngrams, Spec
+from qllk.training.recipe import Recipe
 
 
 @dataclass
@@ -86,3 +92,47 @@ def test_a_range_ends_at_its_upper_bound():
     for wrong in (-1, 0.5, True):
         with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got"):
             check_range("seed", wrong, int, 2**63 - 1)
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([[True]]), torch.tensor([[1j]])])
+def test_ids_that_are_truth_values_or_complex_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"ids must be whole numbers .* of {wrong.dtype}"):
+        check_ids(wrong, 10)
+
+
+@pytest.mark.parametrize("wrong", [np.array([[1, 2]]), [[1, 2]], 3, None])
+def test_ids_that_are_no_tensor_are_refused_with_the_call_that_makes_one(wrong):
+    with pytest.raises(ValueError, match=r"ids must be a tensor, got .*torch\.as_tensor\(ids\)"):
+        check_ids(wrong, 10)
+
+
+def test_numbers_of_numpy_are_numbers_and_become_those_of_python():
+    given = {"a": np.int64(4), "b": (np.float32(0.5), [np.bool_(True), torch.tensor(3)]), "c": "d"}
+    plain = as_plain(given)
+    assert plain == {"a": 4, "b": (0.5, [True, 3]), "c": "d"}
+    assert json.loads(json.dumps(plain)) == {"a": 4, "b": [0.5, [True, 3]], "c": "d"}
+    check_positive("Size", width=np.uint8(3))
+    check_rate("lr", np.float16(0.5))
+    check_range("seed", np.int64(0), int, 9)
+    check_dropout("Spec", np.float64(0.1))
+    recipe = Recipe(batch=np.int64(4), lr=np.float32(0.5), seconds=np.float64(3), compile=np.False_)
+    assert all(type(value) in (int, float, str, bool) for value in asdict(recipe).values())
+    spec = Spec(
+        d_model=np.int64(8),
+        layers=np.int32(1),
+        mixers=(("conv", {"width": np.int64(3)}),),
+        ngrams=Ngrams((np.int64(2),), rows=np.int64(8), dropout=np.float32(0.5)),
+    )
+    assert Spec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("wrong", [np.array([4]), np.array([1, 2]), np.float64(4), np.bool_(True)])
+def test_what_numpy_has_besides_whole_numbers_is_no_size(wrong):
+    with pytest.raises(ValueError, match="Recipe: batch must be a whole number above 0"):
+        Recipe(batch=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["0.1", None, 1.0, -0.1, math.nan])
+def test_a_dropout_is_a_probability_below_one(wrong):
+    with pytest.raises(ValueError, match=r"Spec: dropout must lie in \[0, 1\), got"):
+        check_dropout("Spec", wrong)

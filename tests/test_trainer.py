@@ -366,7 +366,7 @@ def test_a_learning_rate_is_the_new_peak_from_the_next_step_on():
 
 def test_commands_that_make_no_sense_are_refused_at_once():
     run = trainer()
-    with pytest.raises(ValueError, match="unknown command 'speed'; choose from lr, batch"):
+    with pytest.raises(ValueError, match="unknown command 'speed'; choose from batch, device"):
         run.submit("speed", 3)
     for value in (0, -1.0, math.nan, math.inf, "fast", True, None, 10**400):
         with pytest.raises(ValueError, match="learning rate must be a number above 0, got"):

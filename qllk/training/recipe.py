@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..checks import check_fields, check_positive, check_range, check_rate
+from ..checks import check_fields, check_positive, check_range, check_rate, make_fields_plain
 
 
 def _option(default, meaning: str):
@@ -60,6 +60,7 @@ class Recipe:
     )
 
     def __post_init__(self):
+        make_fields_plain(self)
         whole = (
             "steps",
             "batch",

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .. import probes
-from ..checks import check_positive, check_rate
+from ..checks import as_plain, check_positive, check_range, check_rate, look_up
 from ..model.families import build, eval_mode
 from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
@@ -142,9 +142,10 @@ class Trainer:
 
         Raises   ValueError when there is no such command or the value is invalid
         """
-        if name not in COMMANDS:
-            raise ValueError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-        COMMANDS[name].check(value)
+        value, at = as_plain(value), as_plain(at)
+        look_up(COMMANDS, name, "command").check(value)
+        if at is not None:
+            check_range("the step of a command", at, int, 2**63 - 1)
         self.pending.append((at, name, value))
 
     def replay(self, log: list[list]) -> None:
