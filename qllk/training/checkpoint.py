@@ -37,6 +37,7 @@ _FORMAT = 3
 _FREE = ("device", "precision", "matmul", "compile", "recompute")
 
 
+@devices.own_conditions()
 def save(trainer: Trainer, path: str | Path) -> Path:
     """Write the run to `path`, completely or not at all.
 
@@ -95,6 +96,7 @@ def read(path: str | Path) -> Snapshot:
     return Snapshot(tensors, metadata)
 
 
+@devices.own_conditions()
 def load(
     path: str | Path,
     data: Corpus | None = None,
@@ -134,6 +136,7 @@ def load(
     return trainer
 
 
+@devices.own_conditions()
 def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     """The model of a checkpoint, on the CPU and in eval mode, and its tokenizer.
 

@@ -65,6 +65,7 @@ class Trainer:
                 model larger than the memory, or the machine lacks the device or the precision
     """
 
+    @devices.own_conditions()
     def __init__(
         self,
         what: str | Path | Spec | nn.Module,
@@ -175,6 +176,7 @@ class Trainer:
     def __iter__(self):
         return self
 
+    @devices.own_conditions()
     def __next__(self) -> Record:
         """Run the commands that are due, then make one update.
 
@@ -330,6 +332,7 @@ class Trainer:
         """
         return evaluate.mean_loss(*self.loss_by_position(limit, window))
 
+    @devices.own_conditions()
     def loss_by_position(
         self, limit: int | None = None, window: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -345,6 +348,7 @@ class Trainer:
             )
         return nats / self.corpus.bytes_per_id, count
 
+    @devices.own_conditions()
     def stream_losses(
         self,
         limit: int | None = None,
@@ -366,6 +370,7 @@ class Trainer:
 
     # ------------------------------------------------------------ devices
 
+    @devices.own_conditions()
     def move(self, device: str, precision: str) -> None:
         """Continue on another device or in another precision, after a parity check.
 
