@@ -257,13 +257,14 @@ SPOILERS = {
 
 
 @pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
-def test_a_function_that_changes_torchs_settings_changes_them_for_no_one_else(spoil):
+@pytest.mark.parametrize("fails", [False, True], ids=["and works", "and fails"])
+def test_a_function_that_changes_torchs_settings_changes_them_for_no_one_else(spoil, fails):
     def my_total(x):
         spoil()
-        return x.cumsum(0)
+        return x.nothing if fails else x.cumsum(0)
 
     before = settings()
-    assert exercise(time_axis=0).judge(my_total).state == CORRECT
+    assert exercise(time_axis=0).judge(my_total).state == (RAISES if fails else CORRECT)
     assert settings() == before
 
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 
 from ..probes import measure
+from ..training import devices
 from .folder import update_row, write_row
 from .keep import keep, kept
 from .show import describe_error
@@ -147,7 +148,7 @@ class Exercise:
         """
         if not callable(answer):
             return Verdict(WRONG_KIND, f"Give the function itself, not {type(answer).__name__}.")
-        with usual_conditions(), _short_output(), _notice_if_slow(self.name):
+        with _usual_conditions(), _short_output(), _notice_if_slow(self.name):
             try:
                 return self._judge(answer)
             except KeyboardInterrupt:
@@ -241,7 +242,7 @@ class Exercise:
         if self.steepest is None:
             return Verdict(CORRECT)
         lengths = (128, 256, 512)
-        with usual_conditions():
+        with _usual_conditions():
             made = [
                 measure.trace_memory(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
                 for length in lengths
@@ -278,27 +279,22 @@ def _one_more_try(state, row) -> dict:
 
 
 @contextmanager
-def usual_conditions() -> Iterator[None]:
+def _usual_conditions() -> Iterator[None]:
     """Run a block with torch's usual settings, and then restore those that were there."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.set_default_dtype(torch.float32)
-        if device.type != "cpu":
-            torch.set_default_device("cpu")
-        try:
+    device, threads = torch.get_default_device(), torch.get_num_threads()
+    try:
+        with devices.own_conditions(), torch.random.fork_rng(devices=[]):
             yield
-        finally:
-            torch.set_default_dtype(dtype)
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            if torch.get_default_device() != device:
-                torch.set_default_device(device)
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def _call(function, arguments):
     """Call with copies of the arguments, so that no call sees what another one changed."""
-    with usual_conditions():
+    with _usual_conditions():
         return function(*copy.deepcopy(arguments))
 
 
