@@ -23,6 +23,7 @@ import ipywidgets as widgets
 
 from ..study.figures import Note, Page
 from .pictures.charts import page_html
+from .show import describe_error
 
 _Request = Callable[[], Page | Iterator[Page]]
 _Control = Callable[[object], widgets.Widget]  # from its initial value
@@ -88,7 +89,7 @@ class Explorer:
         draw: Callable[..., Page | Iterator[Page]],
     ):
         self.controls, self._draw = controls, draw
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._first = {name: control.value for name, control in controls.items()}
         self._changed = threading.Condition()
         self._request: _Request | None = None
@@ -177,10 +178,9 @@ class Explorer:
                 self.picture.value = page_html(page)
                 if self._request is not None:  # a later request replaces this one
                     return
-        except Exception as error:
+        except BaseException as error:  # of any kind, or the worker would end without a word
             self.error = error
-            said = f"{type(error).__name__}: {error}"
-            self.picture.value = f'<div class="q-bad">{escape(said)}</div>'
+            self.picture.value = f'<div class="q-bad">{escape(describe_error(error))}</div>'
 
 
 class Runner(Explorer):
