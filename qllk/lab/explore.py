@@ -16,13 +16,13 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from html import escape
 from importlib import resources
 
 import ipywidgets as widgets
 
 from ..study.figures import Note, Page
 from .pictures.charts import page_html
+from .pictures.svg import show_text
 from .show import describe_error
 
 _Request = Callable[[], Page | Iterator[Page]]
@@ -105,7 +105,7 @@ class Explorer:
         for name, control in controls.items():
             control.add_class(f"q-{name}")
             control.observe(lambda _: self._moved(), "value")
-        head = widgets.HTML(f'{_STYLE}<div class="q-question">{escape(question)}</div>')
+        head = widgets.HTML(f'{_STYLE}<div class="q-question">{show_text(question)}</div>')
         row = widgets.HBox([*controls.values(), *self.buttons.values()])
         row.add_class("q-row")
         self.widget = widgets.VBox([head, row, self.picture])
@@ -180,7 +180,7 @@ class Explorer:
                     return
         except BaseException as error:  # of any kind, or the worker would end without a word
             self.error = error
-            self.picture.value = f'<div class="q-bad">{escape(describe_error(error))}</div>'
+            self.picture.value = f'<div class="q-bad">{show_text(describe_error(error))}</div>'
 
 
 class Runner(Explorer):

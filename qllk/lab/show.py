@@ -35,7 +35,7 @@ def describe_error(error: BaseException) -> str:
         said = str(error).strip()
     except BaseException:
         said = "it cannot say what happened"
-    return f"{type(error).__name__}: {said[:500]}"
+    return f"{type(error).__name__}: {said[:500]}" if said else type(error).__name__
 
 
 def same(first: torch.Tensor | float, second: torch.Tensor | float, within: float = 1e-9) -> None:

@@ -127,7 +127,7 @@ def load(
         except ValueError:
             recipe = replace(recipe, device="cpu", precision="float32", matmul="native")
         trainer = Trainer(what, data, recipe, clock=clock)
-        _check_run(trainer, snapshot)
+        check_run(trainer, snapshot)
         restore_snapshot(trainer, snapshot)
         for at, name, value in metadata["pending"]:
             trainer.submit(name, value, at)
@@ -153,7 +153,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Tokenizer]:
     return model.eval(), tokenizer_from_json(snapshot.metadata["corpus"]["tokenizer"])
 
 
-def _check_run(trainer: Trainer, snapshot: Snapshot) -> None:
+def check_run(trainer: Trainer, snapshot: Snapshot) -> None:
     """Check that a snapshot is a run of this trainer's model, corpus and recipe.
 
     Raises   ValueError saying what differs or is damaged
