@@ -279,8 +279,7 @@ class Run:
     def _release(self):
         """Drop the trainer, and show what it was from now on: a view may live for very long."""
         with self._changed:
-            self._last = self.snapshot()
-            self.trainer = None
+            self._last, self.trainer = self.snapshot(), None
         if self.error:
             traceback.clear_frames(self.error.__traceback__)
         gc.collect()  # a trainer and its model refer to each other
