@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
