@@ -6,7 +6,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +39,9 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_atomically(
-    path: str | Path, content: bytes, finish: Callable[[Path, Path], object] = os.replace
+    path: str | Path,
+    content: bytes | Iterator[bytes],
+    finish: Callable[[Path, Path], object] = os.replace,
 ) -> None:
     """Write a file so that a reader finds either its old content or its new content, whole.
 
@@ -62,7 +64,7 @@ def write_atomically(
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines(content if isinstance(content, Iterator) else [content])
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
         if target.exists():
