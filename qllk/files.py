@@ -7,10 +7,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def user_path(text: str | Path) -> Path:
@@ -85,3 +90,18 @@ def _remove_leftovers(target):
         with suppress(OSError, OverflowError):
             if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
                 path.unlink()
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Let one process at a time be in this context, where the file system has locks of folders."""
+    handle = None
+    with suppress(OSError):
+        if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

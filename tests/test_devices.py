@@ -1,22 +1,17 @@
 """This machine offers what was tried and worked, and refuses the rest with a reason."""
 
+import contextlib
+
 import pytest
 import torch
+from helpers import SPEC
 
-from qllk.training import devices
+from qllk.text.corpora import task
+from qllk.training import checkpoint, devices
+from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 CPU = {device.name: device for device in devices.available()}["cpu"]
-
-
-@pytest.fixture
-def fresh():
-    """Empties the cache of `available` and `fastest_precision`, before and after a test."""
-    cached = devices.available, devices.fastest_precision
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
 
 
 def test_the_processor_is_always_there_last_and_in_float32():
@@ -53,7 +48,7 @@ def test_float16_on_the_processor_is_refused_with_its_reason():
         devices.require("cpu", "float16")
 
 
-def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch, fresh):
+def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch):
     monkeypatch.setattr(
         devices, "autocast", lambda name, precision: torch.autocast("cpu", enabled=False)
     )
@@ -64,7 +59,7 @@ def test_a_precision_that_torch_quietly_replaces_is_not_offered(monkeypatch, fre
     assert {d.name: d.precisions for d in devices.available()}["cpu"] == ("float32",)
 
 
-def test_a_precision_whose_probe_fails_is_not_offered(monkeypatch, fresh):
+def test_a_precision_whose_probe_fails_is_not_offered(monkeypatch):
     def autocast(name, precision):
         if precision == "bfloat16":
             raise RuntimeError("no such instruction\nlong trace")
@@ -75,9 +70,92 @@ def test_a_precision_whose_probe_fails_is_not_offered(monkeypatch, fresh):
         devices.require("cpu", "bfloat16")
 
 
-def test_a_device_that_is_listed_but_fails_is_not_offered(monkeypatch, fresh):
+def test_a_device_that_is_listed_but_fails_is_not_offered(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 99)
     assert "cuda:98" not in {device.name for device in devices.available()}
+
+
+def test_a_device_that_failed_once_is_offered_as_soon_as_it_works(monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(devices, "linear", lambda *args: raise_error("out of memory"))
+        with pytest.raises(
+            ValueError,
+            match="a trial step on cpu fails: out of memory; this machine has none that works",
+        ):
+            devices.require("cpu", "float32")
+    assert devices.require("cpu", "float32") == "cpu"
+
+
+def raise_error(text):
+    raise RuntimeError(text)
+
+
+def test_trying_the_devices_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    devices.available(), devices.fastest_precision("cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+CONDITIONS = {
+    "gradients are off": lambda: torch.set_grad_enabled(False),
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "another device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def short_run(path):
+    """All that a short run, saved and resumed on the way, measures, and the types of its model."""
+    recipe = Recipe(
+        steps=9, batch=2, window=16, validate_every=2, validate_bytes=99, optimizer="muon"
+    )
+    run = Trainer(SPEC, task("markov", 2000), recipe)
+    records = [next(run), next(run)]
+    run = checkpoint.load(checkpoint.save(run, path))
+    run.submit("batch", 3)
+    records += [next(run), next(run)]
+    weights = {(p.dtype, p.device) for p in run.model.parameters()}
+    restored = [(p.dtype, p.device) for p in checkpoint.load_model(path)[0].parameters()]
+    losses = [(r.nats, r.valid_nats, r.precision) for r in records]
+    return losses, run.stream_losses(99)[0].tolist(), weights, set(restored)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
+def test_what_an_earlier_cell_has_set_changes_no_run(tmp_path, condition):
+    expected = short_run(tmp_path / "run")
+    with condition():
+        assert short_run(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
+def test_what_an_earlier_cell_has_set_changes_no_offer(condition):
+    with condition():
+        assert CPU in devices.available()
+        assert devices.fastest_precision("cpu") in CPU.precisions
+
+
+def test_a_run_leaves_what_an_earlier_cell_has_set():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), devices.own_conditions():
+            assert torch.ones(1).dtype == torch.float32
+            assert not torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_require_gives_the_full_name():
@@ -110,7 +188,7 @@ def test_a_cuda_device_comes_before_the_processor_and_has_a_name():
     assert {"float32", "float16"} <= set(first.precisions)
 
 
-def test_the_fastest_precision_is_one_that_is_offered(monkeypatch, fresh):
+def test_the_fastest_precision_is_one_that_is_offered(monkeypatch):
     times = {"float32": 2.0, "bfloat16": 1.0}
     monkeypatch.setattr(devices, "_seconds", lambda name, precision: times[precision])
     expected = "bfloat16" if "bfloat16" in CPU.precisions else "float32"
@@ -119,7 +197,7 @@ def test_the_fastest_precision_is_one_that_is_offered(monkeypatch, fresh):
         devices.fastest_precision("tpu")
 
 
-def test_the_fastest_precision_of_cuda_is_that_of_its_first_device(monkeypatch, fresh):
+def test_the_fastest_precision_of_cuda_is_that_of_its_first_device(monkeypatch):
     first = devices._Device("cuda:0", "a card", ("float32", "float16"))
     monkeypatch.setattr(devices, "available", lambda: (first, CPU))
     times = {("cuda:0", "float32"): 2.0, ("cuda:0", "float16"): 1.0}

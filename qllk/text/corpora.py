@@ -65,9 +65,11 @@ _TASK = re.compile(r"task:([a-z]+)(?::([0-9]{1,20}))?(?::([0-9]{1,20}))?")
 # Excluded from the standard library: its tests, and installed packages.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 _BYTES = Bytes()
+_TASK_BYTES = 1 << 18
 
 _Facts = dict[Path, os.stat_result]  # of the files of a text, when they were found
 _Splits = tuple[Iterable, Iterable]  # both splits, in chunks
+_Raw = tuple[np.ndarray, np.ndarray]  # both splits, as bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ class Corpus:
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
     origin: str = ""  # what the text is, in words; default: its source
-    raw: tuple[np.ndarray, np.ndarray] | None = None  # as bytes; default: what the ids decode to
+    raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,6 +97,11 @@ class Corpus:
         if self.tokenizer != _BYTES:
             digest.update(self.tokenizer.to_json().encode())
         return digest.hexdigest()
+
+    @cached_property
+    def source_bytes(self) -> int:
+        """The bytes of the text that `source` names."""
+        return len(self.text.train) + len(self.text.valid)
 
     def describe(self) -> str:
         """Which text this is, for a message to someone who has another one."""
@@ -188,7 +195,7 @@ def corpus_names() -> list[str]:
     return ["stdlib", *json.loads(_MANIFEST.read_text()), *_STREAMS]
 
 
-def task(name: str, size: int = 1 << 18, seed: int = 0) -> Corpus:
+def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
     """A synthetic text with a known `floor`, see `tasks`; its last tenth is held out.
 
     Raises   ValueError as `make_task`
@@ -211,12 +218,16 @@ def _read_task(source: str) -> Corpus:
 
 
 def _read_stdlib() -> Corpus:
-    folder = Path(sysconfig.get_path("stdlib"))
-    files = _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
+    folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
     found = _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
     return replace(found, origin=f"the standard library of Python {version}")
+
+
+def _find_stdlib() -> tuple[Path, _Facts]:
+    folder = Path(sysconfig.get_path("stdlib"))
+    return folder, _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
 
 
 def _from_folder(folder: Path) -> Corpus:
@@ -355,32 +366,39 @@ def _printable(name: str) -> str:
 
 
 def _tokenize(kind: str, name: str) -> Corpus:
-    """The corpus in a tokenizer's ids.
+    """The corpus in the ids of a tokenizer that is read, or trained once.
 
     Merges are learned from the training split. The alphabet is that of both splits, so that every
     character has an id.
     """
     if _TOKENIZED.fullmatch(name):
         raise ValueError(f"{kind!r} tokenizes bytes, but {name!r} is tokenized already")
-    given, size = None, kind.removeprefix("bpe-")
+    size = kind.removeprefix("bpe-")
     if kind.endswith(".json"):
         kind = str(user_path(kind).resolve())
-        given = HuggingFace.of(kind)
-    elif size != kind and (len(size) > 9 or int(size) > MAX_IDS):
+        tokenizer = HuggingFace.of(kind)
+        return _encode(kind, corpus(name), tokenizer.to_json(), lambda _: tokenizer)
+    if size != kind and (len(size) > 9 or int(size) > MAX_IDS):
         raise ValueError(f"{kind!r} asks for {size} ids; at most {MAX_IDS:,} can be learned")
-    text = corpus(name)
+    return _encode(kind, corpus(name), kind, partial(_train_tokenizer, size))
+
+
+def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenizer]) -> Corpus:
+    """The corpus in ids, cached with their tokenizer, which `facts` and the text determine.
+
+    Raises   ValueError when the tokenizer cannot be made for the text, or cannot encode it
+    """
     raw = _move_cut(text)
 
     def encode() -> tuple[Iterable, Iterable, bytes]:
-        tokenizer = given or _train_tokenizer(size, raw)
+        tokenizer = make(raw)
         return *map(tokenizer.iterate_ids, raw), tokenizer.to_json().encode()
 
     try:
-        key = f"ids-{_stamp((given.to_json() if given else kind, text.fingerprint))}"
-        train, valid, facts = _prepare(key, encode)
+        train, valid, stored = _prepare(f"ids-{_stamp((facts, text.fingerprint))}", encode)
     except ValueError as error:
         raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
-    tokenizer = given or tokenizer_from_json(facts.decode())
+    tokenizer = tokenizer_from_json(stored.decode())
     return Corpus(
         f"{Path(kind).stem}:{text.name}",
         train.view(tokenizer.dtype),
@@ -393,7 +411,7 @@ def _tokenize(kind: str, name: str) -> Corpus:
     )
 
 
-def _train_tokenizer(size: str, raw: tuple[np.ndarray, np.ndarray]) -> Tokenizer:
+def _train_tokenizer(size: str, raw: _Raw) -> Tokenizer:
     if size == "characters":
         alphabet = set().union(*(Characters.train(split).alphabet for split in raw))
         return Characters("".join(sorted(alphabet)))
@@ -401,7 +419,7 @@ def _train_tokenizer(size: str, raw: tuple[np.ndarray, np.ndarray]) -> Tokenizer
     return BPE.train(raw[0], int(size), learn=learn)
 
 
-def _move_cut(text: Corpus) -> tuple[np.ndarray, np.ndarray]:
+def _move_cut(text: Corpus) -> _Raw:
     """Both splits; if the cut falls inside a UTF-8 character, it moves to the character's end."""
     train, valid = text.train, text.valid
     inside = next((i for i, byte in enumerate(valid[:3]) if byte & 0xC0 != 0x80), 0)
@@ -421,7 +439,7 @@ def _download(name: str, row: dict) -> Corpus:
         size = zipfile.ZipFile(path).getinfo(row["unzip"]).file_size
         return _cut_tail(lambda: zipfile.ZipFile(path).open(row["unzip"]), size)
 
-    return Corpus(name, *_prepare(f"{name}-{row['sha256'][:16]}", read)[:2])
+    return Corpus(name, *_prepare(_key(name, row), read)[:2])
 
 
 def _fetch_once(name: str, row: dict) -> Path:
@@ -527,7 +545,7 @@ def _read_stream(name: str) -> Corpus:
                 )
         return tuple([split] for split in _split_tail(memoryview(text)))
 
-    return Corpus(name, *_prepare(f"{name}-{_STREAM_BYTES}", read)[:2])
+    return Corpus(name, *_prepare(_key(name, None), read)[:2])
 
 
 # ---------------------------------------------------------------- splits and cache
@@ -586,6 +604,70 @@ def _map_sealed(path: Path) -> tuple[np.ndarray, np.ndarray, bytes] | None:
 def _stamp(facts) -> str:
     """A short hash of facts about files, which changes when one of them does."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- the text of a saved run
+
+
+def find_again(source: str, size: int | None) -> Corpus:
+    """The text of a saved run as bytes, by the corpus's source and its `source_bytes`.
+
+    Both may come from someone else's file. So nothing is downloaded, and nothing is read that has
+    another size; a path, whose size must be known, is not read without it.
+
+    Raises   FileNotFoundError when it is not on this machine
+             ValueError when it has another size, or is too large
+    """
+    name = _split_source(source)[1]
+    if (found := _count_bytes(name)) is None:
+        raise FileNotFoundError(f"there is no text {name!r} on this machine; it is not downloaded")
+    if size != found and (size is not None or user_path(name).exists()):
+        had = "an unknown number of" if size is None else f"{size:,}"
+        raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
+    return corpus(name)
+
+
+def encode_corpus(text: Corpus, tokenizer: Tokenizer, source: str) -> Corpus:
+    """The corpus in the ids of a tokenizer that the prefix of `source` names, which is not read.
+
+    Raises   ValueError when the corpus has another tokenizer, or its text cannot be encoded
+    """
+    if text.tokenizer == tokenizer:
+        return text
+    if text.tokenizer != _BYTES:
+        raise ValueError(f"{text.name!r} has another tokenizer than the run; give its bytes")
+    kind = _split_source(source)[0] or type(tokenizer).__name__
+    return _encode(kind, text, tokenizer.to_json(), lambda _: tokenizer)
+
+
+def _split_source(source: str) -> tuple[str, str]:
+    """The tokenizer and the text of "bpe-1024:stdlib"; "" for bytes."""
+    made = _TOKENIZED.fullmatch(source)
+    return made.groups() if made else ("", source)
+
+
+def _count_bytes(name: str) -> int | None:
+    """The bytes of a text by its name, not read; None if it is not on this machine."""
+    manifest = json.loads(_MANIFEST.read_text())
+    if made := _TASK.fullmatch(name):
+        return int(made[2] or _TASK_BYTES)
+    if name in manifest or name in _STREAMS:
+        path = cache_file(f"{_key(name, manifest.get(name))}.bin")
+        return path.stat().st_size - _SEAL.size if path.is_file() else None
+    if name == "stdlib":
+        files = _find_stdlib()[1]
+    elif not name:
+        return None
+    elif (path := user_path(name)).is_dir():
+        files = _find_files(path, _TEXT_SUFFIXES.split())
+    else:
+        files = {path: path.stat()} if path.is_file() else {}
+    return sum(seen.st_size for seen in files.values()) if files else None
+
+
+def _key(name: str, row: dict | None) -> str:
+    """The name in the cache of a download or, without a row of the manifest, of a stream."""
+    return f"{name}-{row['sha256'][:16] if row else _STREAM_BYTES}"
 
 
 # ---------------------------------------------------------------- documents

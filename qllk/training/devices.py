@@ -15,14 +15,19 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
+from torch.nn.functional import linear
 
 from ..checks import look_up
 
+_CONTAINER = Path("/sys/fs/cgroup")
+_INTERPRETER_BYTES = 1 << 29  # of a process that has imported torch, which no step can use
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The largest difference, in nats, of a loss that is computed elsewhere or in another precision.
 PARITY_NATS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
@@ -36,17 +41,40 @@ class _Device(NamedTuple):
     precisions: tuple[str, ...]
 
 
-@cache
+@contextlib.contextmanager
+def own_conditions() -> Iterator[None]:
+    """torch's defaults within a context, whatever this process has set before.
+
+    Gradients are on, new tensors are float32 on the CPU, and nothing is autocast. The default dtype
+    belongs to the whole process: other threads see float32 in the meantime.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if device.type != "cpu":  # only then, because it slows every operation down
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
 def available() -> tuple[_Device, ...]:
-    """All devices that can train, in the order CUDA, MPS, CPU."""
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    names += ["mps"] if torch.backends.mps.is_available() else []
+    """All devices that can train now, in the order CUDA, MPS, CPU."""
     found = []
-    for name in [*names, "cpu"]:
+    for name in _listed():
         precisions = tuple(p for p in PRECISIONS if _unavailable_reason(name, p) is None)
         if precisions:
             found.append(_Device(name, _label(name), precisions))
     return tuple(found)
+
+
+def _listed() -> list[str]:
+    """The devices that torch lists, whether they work or not."""
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def _label(name: str) -> str:
@@ -58,6 +86,7 @@ def _label(name: str) -> str:
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+@cache
 def _processor() -> str:
     """The model of the processor, or its architecture if the system does not name the model."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
@@ -79,6 +108,26 @@ def memory_bytes(name: str) -> int:
     return psutil.virtual_memory().total  # MPS devices share it
 
 
+def free_bytes(name: str) -> int:
+    """The memory of a device that this process can still take, or has taken and can use again.
+
+    That of the machine, and less where a container or the process itself is limited.
+    """
+    if name.startswith("cuda"):
+        taken = torch.cuda.memory_reserved(name) - torch.cuda.memory_allocated(name)
+        return torch.cuda.mem_get_info(name)[0] + taken
+    process = psutil.Process()
+    used, free = process.memory_info(), [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError, LookupError):  # no container, or no limit
+        limit = int((_CONTAINER / "memory.max").read_text())
+        stat = (_CONTAINER / "memory.stat").read_text().split()
+        free.append(limit - int(stat[stat.index("anon") + 1]))
+    with contextlib.suppress(AttributeError, psutil.Error):  # Linux only
+        limit = process.rlimit(psutil.RLIMIT_AS)[0]
+        free += [limit - used.vms] if limit > 0 else []
+    return max(0, min(free)) + max(0, used.rss - _INTERPRETER_BYTES)
+
+
 def require(name: str, precision: str) -> str:
     """Return the full name of the device if it can train in `precision`.
 
@@ -98,10 +147,15 @@ def require(name: str, precision: str) -> str:
 def _find(name: str) -> _Device:
     found = {device.name: device for device in available()}
     if (full := full_name(name)) not in found:
-        raise ValueError(f"no device {full!r} here; this machine has {', '.join(found)}")
+        here = f"this machine has {', '.join(found) or 'none that works'}"
+        if full in _listed():
+            reason = _unavailable_reason(full, "float32")
+            raise ValueError(f"a trial step on {full} fails: {reason}; {here}")
+        raise ValueError(f"no device {full!r} here; {here}")
     return found[full]
 
 
+@own_conditions()
 def _unavailable_reason(name: str, precision: str) -> str | None:
     """Why a small training step does not work, or None if it does."""
     if precision == "float16" and not name.startswith("cuda"):
@@ -109,18 +163,17 @@ def _unavailable_reason(name: str, precision: str) -> str | None:
     if precision != "float32" and name == "mps":
         return "autocast on MPS is not reliable enough to train with"
     try:
-        layer = torch.nn.Linear(8, 8).to(name)
+        weight = torch.ones(8, 8, device=name, requires_grad=True)
         with autocast(name, precision):
-            y = layer(torch.ones(2, 8, device=name))
+            y = linear(torch.ones(2, 8, device=name), weight)
         y.float().square().mean().backward()
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     if y.dtype != PRECISIONS[precision]:
         return f"asked for {precision}, torch ran {y.dtype}"
-    return None if layer.weight.grad.isfinite().all() else "its gradients are not finite"
+    return None if weight.grad.isfinite().all() else "its gradients are not finite"
 
 
-@cache
 def fastest_precision(name: str) -> str:
     """The precision with the fastest matrix products, forward and backward, on a device.
 
@@ -133,15 +186,17 @@ def fastest_precision(name: str) -> str:
     return min(device.precisions, key=lambda precision: _seconds(device.name, precision))
 
 
+@cache
+@own_conditions()
 def _seconds(name, precision, repeats=5):
     """The best of several timings, without the first, which is a warm-up."""
-    layer = torch.nn.Linear(256, 1024).to(name)
+    weight = torch.ones(1024, 256, device=name, requires_grad=True)
     x = torch.ones(4096, 256, device=name)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         with autocast(name, precision):
-            y = layer(x)
+            y = linear(x, weight)
         y.sum().backward()
         synchronize(name)
         times.append(time.perf_counter() - start)

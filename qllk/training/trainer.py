@@ -25,14 +25,14 @@ from torch import nn
 
 from .. import probes
 from ..checks import as_plain, check_positive, check_range, check_rate, look_up
-from ..model.families import build, eval_mode
+from ..model.families import build, eval_mode, sketch
 from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
 from ..spec import Spec
 from ..text.corpora import Corpus
 from ..text.objectives import Batch, count_targets, token_losses
 from ..text.windows import sample_windows
-from . import devices, float8, optim
+from . import costs, devices, float8, optim
 from .place import Place, check_memory, check_parity, move_to
 from .questions import fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
@@ -65,6 +65,7 @@ class Trainer:
                 model larger than the memory, or the machine lacks the device or the precision
     """
 
+    @devices.own_conditions()
     def __init__(
         self,
         what: str | Path | Spec | nn.Module,
@@ -82,8 +83,7 @@ class Trainer:
             self.spec = find_spec(what)
             if isinstance(what, str) and what in PRESETS:
                 self.spec = fit_vocabulary(self.spec, recipe.window, corpus.tokenizer)
-            with torch.device("meta"):  # takes no memory, so a model too large is refused unbuilt
-                plan = build(self.spec)
+            plan = sketch(self.spec)  # so that a model that is too large is refused unbuilt
         self.name = name_of(self.spec) if self.spec else type(what).__name__
         self.question = question_of(plan)
         check_memory(plan, device)
@@ -91,6 +91,7 @@ class Trainer:
         self._rows_per_window, self.window = spec.split_window(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
+        self.check_batch(recipe.batch, device, recipe.precision)
         model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
         self.model = float8.convert(
             model.to(device), recipe.matmul, device=device, precision=recipe.precision
@@ -133,6 +134,17 @@ class Trainer:
                 "or a corpus with fewer ids"
             )
 
+    def check_batch(self, batch: int, device: str, precision: str) -> None:
+        """Refuse a batch that has fewer rows than micro-batches, or does not fit in memory.
+
+        Raises   ValueError
+        """
+        check_micro_batches("command", batch, self.recipe.accumulate)
+        rows = -(-batch // self.recipe.accumulate) * self._rows_per_window
+        if not self.recipe.recompute:  # which keeps much less
+            share = 1.0 if precision == "float32" else 0.5
+            costs.check_batch(self.spec, self.window, rows, device, share)
+
     # ------------------------------------------------------------ commands
 
     def submit(self, name: str, value, at: int | None = None) -> None:
@@ -161,20 +173,28 @@ class Trainer:
                 self.pending.append((at, name, value))
                 continue
             try:
-                COMMANDS[name].act(self, value)
+                self.act(name, value)
             except (ValueError, RuntimeError) as error:
                 refusals.append(f"{name} {value!r} was refused: {error}")
             else:
                 self.last_refusal = None
-                self.log.append([self.step, name, value])
         if refusals:
             self.last_refusal = "; ".join(refusals)
+
+    def act(self, name: str, value) -> None:
+        """Carry out a command between two steps, in the thread that trains, and log it.
+
+        Raises   ValueError, RuntimeError when it is refused; nothing has then changed
+        """
+        COMMANDS[name].act(self, value)
+        self.log.append([self.step, name, value])
 
     # ------------------------------------------------------------ one step
 
     def __iter__(self):
         return self
 
+    @devices.own_conditions()
     def __next__(self) -> Record:
         """Run the commands that are due, then make one update.
 
@@ -330,6 +350,7 @@ class Trainer:
         """
         return evaluate.mean_loss(*self.loss_by_position(limit, window))
 
+    @devices.own_conditions()
     def loss_by_position(
         self, limit: int | None = None, window: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -345,6 +366,7 @@ class Trainer:
             )
         return nats / self.corpus.bytes_per_id, count
 
+    @devices.own_conditions()
     def stream_losses(
         self,
         limit: int | None = None,
@@ -366,6 +388,7 @@ class Trainer:
 
     # ------------------------------------------------------------ devices
 
+    @devices.own_conditions()
     def move(self, device: str, precision: str) -> None:
         """Continue on another device or in another precision, after a parity check.
 
@@ -409,7 +432,7 @@ def _set_lr(trainer, value):
 
 
 def _set_batch(trainer, value):
-    check_micro_batches("command", value, trainer.recipe.accumulate)
+    trainer.check_batch(value, trainer.place.device, trainer.place.precision)
     trainer.batch = value
 
 
