@@ -6,11 +6,16 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def user_path(text: str | Path) -> Path:
@@ -39,7 +44,9 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_atomically(
-    path: str | Path, content: bytes, finish: Callable[[Path, Path], object] = os.replace
+    path: str | Path,
+    content: bytes | Iterator[bytes],
+    finish: Callable[[Path, Path], object] = os.replace,
 ) -> None:
     """Write a file so that a reader finds either its old content or its new content, whole.
 
@@ -62,7 +69,7 @@ def write_atomically(
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines(content if isinstance(content, Iterator) else [content])
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
         if target.exists():
@@ -83,3 +90,18 @@ def _remove_leftovers(target):
         with suppress(OSError, OverflowError):
             if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
                 path.unlink()
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Let one process at a time be in this context, where the file system has locks of folders."""
+    handle = None
+    with suppress(OSError):
+        if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -93,6 +93,8 @@ def as_contexts(contexts: object, owner: str) -> tuple[int | str, ...]:
     return tuple(contexts)
 
 
+_MOST_LAYERS = 256  # a model of so many is built in a second, and deeper ones train nowhere
+_MOST_JSON = 100_000  # characters; each layer has a mixer of its own at most
 # Fields that exist in one family of models only.
 _ONLY_IN = {
     **dict.fromkeys(("patch", "ngrams", "recall"), "decoder"),
@@ -154,12 +156,19 @@ class Spec:
                 f"Patch.after={self.patch.after} must be 0 or more and leave at least one of the "
                 f"{self.layers} layers before the patches are made"
             )
+        if self.depth > _MOST_LAYERS:
+            raise ValueError(f"Spec: at most {_MOST_LAYERS} layers can be built, got {self.depth}")
         check_dropout("Spec", self.dropout)
         for name, family in _ONLY_IN.items():
             if getattr(self, name) and self.family != family:
                 raise ValueError(f"Spec.{name} is for the family {family!r}, not {self.family!r}")
         if self.family == "encoder-decoder" and not self.cross:
             raise ValueError("Spec: an encoder-decoder needs cross, a pair (name, options)")
+
+    @property
+    def depth(self) -> int:
+        """The number of layers, those of the slow path included."""
+        return self.layers + (self.patch.layers if self.patch else 0)
 
     def but(self, **changes: object) -> Spec:
         """This spec with some fields changed."""
@@ -184,6 +193,8 @@ class Spec:
 
         Raises   ValueError when the text is not JSON, lacks a field, or has an unknown one
         """
+        if len(text) > _MOST_JSON:
+            raise ValueError(f"a Spec has at most {_MOST_JSON:,} characters, got {len(text):,}")
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

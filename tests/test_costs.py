@@ -1,18 +1,25 @@
 """The costs of a model, measured without memory, equal formulas and those of real steps."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from helpers import TINY
 
 from qllk.model.families import build, count_parameters
 from qllk.presets import PRESETS
 from qllk.probes import measure
 from qllk.spec import Patch, Spec
 from qllk.text import objectives
-from qllk.training import optim
+from qllk.text.corpora import task
+from qllk.training import costs as costs_of
+from qllk.training import devices, optim
 from qllk.training.costs import _format_size, format_bytes, measure_costs, training_bytes
 from qllk.training.recipe import Recipe
+from qllk.training.trainer import Trainer
 
 WINDOW, BATCH = Recipe.window, Recipe.batch
 SMALL = ["qllk-2-nano", "gpt-nano", "bert-nano", "t5-nano", "swa-mla-nano", "randygpt-0.3"]
@@ -227,3 +234,78 @@ def test_sizes_have_the_largest_unit_that_they_fill(number, said):
 
 def test_a_size_beyond_the_units_keeps_the_last():
     assert _format_size(5e9, 1000, ("", "K", "M")) == "5000.0 M"
+
+
+# ---------------------------------------------------------------- before a run
+
+LIMITED = """
+import resource, sys
+from qllk import Recipe, Trainer
+from qllk.text.corpora import task
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+run = Trainer("gpt-nano", task("markov", 20_000), Recipe(steps=3, batch=2, window=256))
+next(run)
+run.submit("batch", 10_000)
+next(run)
+print(run.batch, run.last_refusal)
+try:
+    Trainer("gpt-nano", task("markov", 20_000), Recipe(steps=3, batch=10_000, window=256))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_that_would_end_the_process_is_refused_in_words():
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", LIMITED, str(12 << 30)]
+    child = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
+    reason = "a step on 10,000 rows of 256 ids takes about "
+    command, start = child.stdout.splitlines()
+    assert command.startswith(f"2 batch 10000 was refused: {reason}")
+    assert start.startswith(reason)
+    assert "of memory free; use a smaller batch or window" in start
+
+
+@pytest.mark.parametrize("batch", [2_000_000_000, 2**62])
+def test_a_batch_beyond_all_memory_is_refused_at_once(batch):
+    text = task("markov", 4000)
+    with pytest.raises(ValueError, match=r"takes about [\d.]+ TiB, but cpu has"):
+        Trainer("qllk-2-nano", text, Recipe(batch=batch, window=64))
+    with pytest.raises(ValueError, match=r"takes about [\d.]+ TiB, but cpu has"):
+        Trainer(torch.nn.Embedding(256, 256), text, Recipe(batch=batch, window=64))
+    run = Trainer("qllk-2-nano", text, Recipe(batch=1, window=64))
+    run.submit("batch", batch)
+    assert next(run).step == 1
+    assert run.batch == 1
+    assert "of memory free; use a smaller batch" in run.last_refusal
+
+
+def test_micro_batches_and_recomputing_make_a_batch_fit(monkeypatch):
+    monkeypatch.setattr(devices, "free_bytes", lambda name: 200 << 20)
+    text, sizes = task("markov", 4000), {"batch": 64, "window": 256}
+    with pytest.raises(ValueError, match="a step on 64 rows of 256 ids"):
+        Trainer("gpt-nano", text, Recipe(**sizes))
+    for change in ({"accumulate": 32}, {"recompute": 1}, {"batch": 2}):
+        Trainer("gpt-nano", text, Recipe(**sizes | change))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_not_measured_because_it_is_small_is_small(name):
+    spec = TINY[name]
+    _, window = spec.split_window(64)
+    more = training_bytes(spec, window, 5) - training_bytes(spec, window, 1)
+    assert more <= costs_of._most_activations(spec, window, 4)
+
+
+def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_CONTAINER", tmp_path)
+    monkeypatch.setattr(devices, "_INTERPRETER_BYTES", 1 << 60)
+    before = devices.free_bytes("cpu")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_bytes("cpu") > before / 2
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\nfile 90000000\n")
+    assert devices.free_bytes("cpu") == 600_000
+    (tmp_path / "memory.stat").write_text("anon 4000000\nfile 90000000\n")
+    assert devices.free_bytes("cpu") == 0

@@ -206,10 +206,13 @@ def test_heads_must_divide_the_width():
     refused(f"relative positions: {whole}2.0", positions=("relative", {"heads": 2.0}))
 
 
-@pytest.mark.parametrize("half_lives", [[0, 256], [256, -1], [256], 256, "ab", [1, math.inf]])
-def test_half_lives_are_two_numbers_above_zero(half_lives):
+@pytest.mark.parametrize(
+    "half_lives",
+    [[0, 256], [256, -1], [256], 256, "ab", [1, math.inf], [1e-308, 1], [1, 1e308]],
+)
+def test_half_lives_are_two_numbers_that_float32_can_tell_from_zero_and_from_each_other(half_lives):
     refused(
-        rf"half_lives must be two numbers of steps above 0, got {re.escape(repr(half_lives))}",
+        rf"steps from 0\.01 to 1,000,000, got {re.escape(repr(half_lives))}",
         mixers=(("cumsum", {"half_lives": half_lives}),),
     )
 

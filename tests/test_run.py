@@ -391,16 +391,17 @@ def test_saving_replaces_earlier_states_of_the_run_and_no_other_file(tmp_path):
     assert "saved to" in saved(some, path)
 
     content = path.read_bytes()
-    same = Run(make, "same recipe, text and commands so far, but earlier")
-    same.advance(2)
-    assert "not an earlier state of this run (its log has other commands)" in saved(same, path)
-    other = Run(lambda: make(seed=1), "another seed")
-    other.advance(9)
-    assert "not an earlier state of this run (its recipe has seed=0" in saved(other, path)
-    other = Run(make, "other commands")
-    other.send("lr", 2e-3)
-    other.advance(9)
-    assert "its log has other commands" in saved(other, path)
+    others = {
+        "another seed": (lambda: make(seed=1), None),
+        "another command": (make, 2e-3),
+        "no command": (make, None),
+    }
+    for name, (make_other, lr) in others.items():
+        other = Run(make_other, name)
+        if lr:
+            other.send("lr", lr)
+        other.advance(9)
+        assert "is another run (a spec of your own, at step 7); choose" in saved(other, path)
     assert path.read_bytes() == content
 
     again = Run(make, "loaded")
@@ -417,7 +418,7 @@ def test_an_older_state_does_not_replace_a_newer_one(tmp_path):
     saved(ahead, tmp_path / "run")
     behind = Run(make, "behind")
     behind.advance(3)
-    assert "it is ahead, at step 5" in saved(behind, tmp_path / "run")
+    assert "it has step 5 of the same run" in saved(behind, tmp_path / "run")
 
 
 FILES = {

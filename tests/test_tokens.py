@@ -166,6 +166,47 @@ def test_ids_of_a_corpus_are_drawn_and_read_like_bytes():
     assert model(rows).shape == (3, 17, TRAINED.vocab_size)
 
 
+@every_kind
+def test_a_text_encoded_in_chunks_has_the_ids_of_the_whole_text(tokenizer, monkeypatch):
+    text = ("hello wörld\n\n  hello\n" * 3 + "held  oh " * 9 + "\n") * 5
+    whole = tokenizer.encode(text)
+    for size in (24, 40, 100, 333):
+        monkeypatch.setattr(tokens, "_CHUNK_BYTES", size)
+        pieces = list(tokenizer.iterate_ids(text))
+        assert len(pieces) > len(text) // size
+        assert all(piece.dtype == tokenizer.dtype for piece in pieces)
+        assert np.array_equal(np.concatenate(pieces), whole)
+
+
+@given(st.one_of(st.binary(), st.text().map(str.encode)))
+@FUZZ
+def test_chunks_are_the_whole_text_and_cut_no_character(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_CHUNK_BYTES", 5)
+        chunks = list(tokens._iterate_chunks(text))
+        assert b"".join(chunks) == text
+        assert all(0 < len(chunk) <= 5 for chunk in chunks)
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            with pytest.raises(ValueError, match=f"not UTF-8 at byte {error.start};"):
+                list(tokens._iterate_text(text))
+        else:
+            assert "".join(tokens._iterate_text(text)) == text.decode()
+
+
+@every_kind
+def test_text_that_arrives_id_by_id_is_the_text_of_all_ids(tokenizer):
+    random = np.random.default_rng(0)
+    for ids in (
+        tokenizer.encode("hello wörld, hello"),
+        random.integers(tokenizer.vocab_size, size=90),
+    ):
+        for rows in ([[id] for id in ids.tolist()], [ids[:7], ids[7:]], [torch.tensor(ids[:0])]):
+            joined = b"".join(tokenizer.decode_stream(rows))
+            assert joined == tokenizer.decode([id for row in rows for id in row])
+
+
 # ---------------------------------------------------------------- specials
 
 
@@ -421,6 +462,48 @@ def test_a_pair_is_merged_once():
         BPE(((97, 98), (97, 98)))
 
 
+def test_merges_that_double_sixty_times_are_refused_before_a_token_is_built():
+    doubling = [(97, 97), *((id, id) for id in range(256, 316))]
+    with pytest.raises(
+        ValueError, match="each of at most 512 bytes; this one has 317, the longest"
+    ):
+        BPE(tuple(doubling))
+    assert max(map(len, BPE(tuple(doubling[:9])).tokens)) == 512
+
+
+def test_more_ids_than_any_vocabulary_has_are_refused_whoever_asks():
+    many = tuple(map(str, range(tokens.MAX_IDS + 1)))
+    for ask in (
+        lambda: BPE.train("some text", 9999999999999999),
+        lambda: BPE(((97, 98),) * tokens.MAX_IDS),
+        lambda: Bytes(many),
+        lambda: Characters("".join(map(chr, range(0xE000, 0xE001 + tokens.MAX_IDS)))),
+        lambda: HuggingFace(words({"a": 0}).to_str().replace('"a": 0', '"a": 4294967295')),
+    ):
+        with pytest.raises(ValueError, match=r"at most 524,288 ids.*this one has"):
+            ask()
+
+
+def test_an_id_that_stands_for_a_megabyte_is_refused():
+    for ask in (lambda: Bytes(("x" * 1000000,)), lambda: HuggingFace.of(words({"x" * 1000000: 0}))):
+        with pytest.raises(ValueError, match=r"each of at most 512 bytes.* of 1000000 bytes"):
+            ask()
+
+
+def test_half_a_character_is_no_name_of_an_id():
+    for ask in (lambda: Bytes(("a\ud800",)), lambda: Characters("a\ud800")):
+        with pytest.raises(ValueError, match="at 1 is half a character"):
+            ask()
+
+
+def test_merges_of_a_text_without_end_are_learned_from_as_many_pieces_as_fit(monkeypatch):
+    monkeypatch.setattr(tokens, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tokens, "_MAX_PIECES", 300)
+    noise = np.random.default_rng(0).integers(97, 123, 100_000).astype(np.uint8)
+    counts = tokens._count_pieces(np.where(np.arange(100_000) % 6, noise, 32).astype(np.uint8))
+    assert 300 < len(counts) < 500
+
+
 # ---------------------------------------------------------------- JSON
 
 
@@ -428,6 +511,8 @@ def test_a_pair_is_merged_once():
     ("text", "message"),
     [
         ("{", "a tokenizer must be JSON"),
+        ("[" * 100000, "a tokenizer must be JSON"),
+        ('{"kind": %s}' % ("9" * 5000), "a tokenizer must be JSON"),
         ("[]", "an object that names its kind"),
         ('{"model": {}}', "Hugging Face with HuggingFace.of"),
         (
@@ -487,6 +572,103 @@ def test_what_their_tokenizer_throws_away_does_not_come_back():
     theirs.normalizer = normalizers.Lowercase()
     tokenizer = HuggingFace.of(theirs)
     assert tokenizer.decode(tokenizer.encode("Hello")) == b"hello"
+
+
+def words(vocabulary, **steps):
+    """The tokenizer.json of whole words, with other steps."""
+    theirs = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    facts = json.loads(theirs.to_str()) | steps
+    return SimpleNamespace(to_str=lambda: json.dumps(facts))
+
+
+PANICS = {
+    "when read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "when encoding": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(a+)+$"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
+    "when decoding": {"decoder": {"type": "Strip", "content": "a", "start": 5, "stop": 5}},
+}
+
+
+@pytest.mark.parametrize("steps", PANICS.values(), ids=PANICS)
+def test_a_tokenizer_whose_pattern_panics_is_an_error_in_words(steps, tmp_path):
+    """Its Rust code raises what is not even an Exception, and would end a thread in silence."""
+    path = tmp_path / "bad.json"
+    path.write_text(words({"a": 0, "b": 1}, **steps).to_str())
+
+    def use():
+        tokenizer = HuggingFace.of(path)
+        tokenizer.encode("a" * 40 + "b")
+        list(tokenizer.decode_stream([[0], [1]]))
+        tokenizer.decode([0, 1])
+
+    with pytest.raises(ValueError, match=r"of Hugging Face.*: .*(Onig|charsmap|index)") as found:
+        use()
+    if "normalizer" in steps:
+        assert str(path) in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"decoder": decoders.Sequence([decoders.Replace("a", "aa")] * 60)},
+        {"normalizer": normalizers.Sequence([normalizers.Replace("a", "aa")] * 60)},
+        {"normalizer": normalizers.Replace(tokenizers.Regex("a*"), "b" * 1000)},
+        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 60)},
+    ],
+    ids=["decoder", "normalizer", "pattern", "bytes"],
+)
+def test_replacements_that_double_a_text_sixty_times_are_refused(step):
+    ((name, part),) = step.items()
+    with pytest.raises(ValueError, match=r"can make a text \d.* times longer"):
+        HuggingFace.of(words({"a": 0}, **{name: json.loads(part.__getstate__())}))
+
+
+def test_a_tokenizer_without_ids_is_refused():
+    with pytest.raises(ValueError, match="it has no ids"):
+        HuggingFace(words({"a": 0}).to_str().replace('"a": 0', ""))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"{" * 100, b'{"a": 1}'], ids=repr)
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
+    path = tmp_path / "odd.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"odd\.json' cannot be used: "):
+        HuggingFace.of(path)
+
+
+def test_a_tokenizer_file_of_any_length_is_read_only_as_far_as_tokenizers_go(tmp_path):
+    path = tmp_path / "long.json"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="a text of at most 67,108,864 characters"):
+        HuggingFace.of(path)
+
+
+def test_an_umlaut_in_two_ids_is_held_back_until_it_is_whole():
+    theirs = tokenizers.Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, vocab_size=256, show_progress=False)
+    theirs.train_from_iterator([], trainer)
+    tokenizer = HuggingFace.of(theirs)
+    ids = tokenizer.encode("Größe")
+    assert len(ids) == 7
+    said = list(tokenizer.decode_stream(ids[:, None]))
+    assert [text.decode() for text in said] == ["G", "r", "", "ö", "", "ß", "e", ""]
+    assert b"".join(tokenizer.decode_stream(ids[:3, None])).decode() == "Gr\ufffd"
+
+
+def test_words_that_arrive_one_by_one_keep_their_spaces():
+    theirs = words({"the": 0, "cat": 1, "sat": 2})
+    tokenizer = HuggingFace.of(theirs)
+    assert list(tokenizer.decode_stream([[0], [1], [2]])) == [b"the", b" cat", b" sat", b""]
 
 
 def test_an_id_beyond_a_gap_is_in_the_vocabulary():

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..checks import build_part, check_ids, check_same_shape, look_up
 from ..presets import find_spec
@@ -342,6 +343,21 @@ def build(what: str | Path | Spec, *, seed: int | None = None) -> nn.Module:
         model = family(spec)
         initialise(model)
     return model
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`, which on the meta device are slow."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", *args[:1])
+        return func(*args, **(kwargs or {}))
+
+
+def sketch(what: str | Path | Spec) -> nn.Module:
+    """The same as `build` on the meta device, where tensors have shapes but take no memory."""
+    with torch.device("meta"), _SkipInit():
+        return build(what)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class CumsumMixer(nn.Module):
     State    SumState: D numbers
     Cost     time O(T D^2), all of it in the projections; the sum itself is O(T D)
     Paper    QLLK 1.1 for the fused kernel; the output projection and the norm are ours
-    Raises   ValueError when half_lives are not two numbers above 0
+    Raises   ValueError when half_lives are not two numbers from 0.01 to 1,000,000
     """
 
     def __init__(
@@ -103,9 +103,11 @@ def log_decays(d_model: int, shortest: float, longest: float) -> Tensor:
 
 def _check_half_lives(half_lives):
     match half_lives:
-        case [int() | float(), int() | float()] if all(0 < x < math.inf for x in half_lives):
+        case [int() | float(), int() | float()] if all(0.01 <= x <= 1e6 for x in half_lives):
             return half_lives
-    raise ValueError(f"half_lives must be two numbers of steps above 0, got {half_lives!r}")
+    raise ValueError(  # in float32, a channel beyond these is either 0 or the plain sum
+        f"half_lives must be two numbers of steps from 0.01 to 1,000,000, got {half_lives!r}"
+    )
 
 
 def _unscaled(sums, counts):

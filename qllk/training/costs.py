@@ -11,13 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..checks import check_positive
 from ..model.attention import SoftmaxAttention
-from ..model.families import build, count_parameters
+from ..model.families import build, count_parameters, sketch
 from ..model.patching import PatchPath
 from ..probes import measure
 from ..probes.inside import state_bytes
 from ..spec import Spec
 from ..text import objectives
-from . import optim
+from . import devices, optim
 
 _SETTLED = 2048  # tokens by which any part of a state that fills up at the start is full
 
@@ -46,8 +46,8 @@ def measure_costs(what: str | Path | Spec, window: int, batch: int) -> Costs:
     Raises   ValueError when window or batch is below one, or the window exceeds the context
     """
     check_positive("costs", window=window, batch=batch)
+    model = sketch(what)
     with torch.device("meta"), torch.no_grad():
-        model = build(what)
         inputs = model.example_inputs(torch.zeros(1, window, dtype=torch.long))
         flops = measure.count_flops(lambda: model(*inputs)) / window
         state = _state_growth(model, inputs)
@@ -73,6 +73,34 @@ def training_bytes(what: str | Path | Spec, window: int, batch: int) -> int:
         moments = [list(state.values()) for state in optim.init_state(optimizer)]
         weights = state_bytes(list(model.parameters()))
         return weights + optim.gradient_bytes(model) + state_bytes(moments) + kept
+
+
+def check_batch(spec: Spec | None, window: int, rows: int, device: str, share: float = 1.0) -> None:
+    """Refuse a step on `rows` rows of `window` ids that needs more memory than is free.
+
+    An operating system may end a process that takes too much, so this is estimated before. A step
+    takes `share` of the memory that it would take in float32. Of a module without a Spec, only the
+    ids are known.
+
+    Cost     that of `training_bytes`, for a step that could be large; else nothing
+    Raises   ValueError with both sizes
+    """
+    free = devices.free_bytes(device)
+    needed = 64 * rows * window
+    if spec is not None and needed < free and _most_activations(spec, window, rows) > free / 2:
+        needed = share * training_bytes(spec, window, rows)
+    if needed > free:
+        raise ValueError(
+            f"a step on {rows:,} rows of {window:,} ids takes about {format_bytes(needed)}, but "
+            f"{device} has {format_bytes(free)} of memory free; use a smaller batch or window, or "
+            "more micro-batches (accumulate)"
+        )
+
+
+def _most_activations(spec: Spec, window: int, rows: int) -> int:
+    """More bytes than any model of this size saves for the backward pass."""
+    numbers = 8 * spec.vocab_size + spec.depth * (64 * spec.d_model + 8 * window)
+    return 4 * numbers * rows * window
 
 
 def _state_growth(model, inputs) -> tuple[int, float] | tuple[None, None]:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -25,6 +26,8 @@ from torch.nn.functional import linear
 
 from ..checks import look_up
 
+_CONTAINER = Path("/sys/fs/cgroup")
+_INTERPRETER_BYTES = 1 << 29  # of a process that has imported torch, which no step can use
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The largest difference, in nats, of a loss that is computed elsewhere or in another precision.
 PARITY_NATS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
@@ -103,6 +106,26 @@ def memory_bytes(name: str) -> int:
     if name.startswith("cuda"):
         return torch.cuda.get_device_properties(name).total_memory
     return psutil.virtual_memory().total  # MPS devices share it
+
+
+def free_bytes(name: str) -> int:
+    """The memory of a device that this process can still take, or has taken and can use again.
+
+    That of the machine, and less where a container or the process itself is limited.
+    """
+    if name.startswith("cuda"):
+        taken = torch.cuda.memory_reserved(name) - torch.cuda.memory_allocated(name)
+        return torch.cuda.mem_get_info(name)[0] + taken
+    process = psutil.Process()
+    used, free = process.memory_info(), [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError, LookupError):  # no container, or no limit
+        limit = int((_CONTAINER / "memory.max").read_text())
+        stat = (_CONTAINER / "memory.stat").read_text().split()
+        free.append(limit - int(stat[stat.index("anon") + 1]))
+    with contextlib.suppress(AttributeError, psutil.Error):  # Linux only
+        limit = process.rlimit(psutil.RLIMIT_AS)[0]
+        free += [limit - used.vms] if limit > 0 else []
+    return max(0, min(free)) + max(0, used.rss - _INTERPRETER_BYTES)
 
 
 def require(name: str, precision: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -36,12 +37,14 @@ def take_snapshot(trainer) -> Snapshot:
             "source": corpus.source,
             "fingerprint": corpus.fingerprint,
             "tokenizer": corpus.tokenizer.to_json(),
+            "bytes": corpus.source_bytes,
+            "python": platform.python_version(),  # the corpus "stdlib" is its library
         },
         **{name: getattr(trainer, name) for name in _COUNTERS},
         "device": place.device,
         "precision": place.precision,
         "log": copy.deepcopy(trainer.log),
-        "pending": [list(command) for command in trainer.pending],
+        "pending": [list(command) for command in list(trainer.pending)],
         "state_rms": dict(trainer.state_rms),
         "rows_in_use": dict(trainer.rows_in_use),
         "state_bytes": trainer.state_bytes,

@@ -25,14 +25,14 @@ from torch import nn
 
 from .. import probes
 from ..checks import as_plain, check_positive, check_range, check_rate, look_up
-from ..model.families import build, eval_mode
+from ..model.families import build, eval_mode, sketch
 from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
 from ..spec import Spec
 from ..text.corpora import Corpus
 from ..text.objectives import Batch, count_targets, token_losses
 from ..text.windows import sample_windows
-from . import devices, float8, optim
+from . import costs, devices, float8, optim
 from .place import Place, check_memory, check_parity, move_to
 from .questions import fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
@@ -83,8 +83,7 @@ class Trainer:
             self.spec = find_spec(what)
             if isinstance(what, str) and what in PRESETS:
                 self.spec = fit_vocabulary(self.spec, recipe.window, corpus.tokenizer)
-            with torch.device("meta"):  # takes no memory, so a model too large is refused unbuilt
-                plan = build(self.spec)
+            plan = sketch(self.spec)  # so that a model that is too large is refused unbuilt
         self.name = name_of(self.spec) if self.spec else type(what).__name__
         self.question = question_of(plan)
         check_memory(plan, device)
@@ -92,6 +91,7 @@ class Trainer:
         self._rows_per_window, self.window = spec.split_window(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
+        self.check_batch(recipe.batch, device, recipe.precision)
         model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
         self.model = float8.convert(
             model.to(device), recipe.matmul, device=device, precision=recipe.precision
@@ -134,6 +134,17 @@ class Trainer:
                 "or a corpus with fewer ids"
             )
 
+    def check_batch(self, batch: int, device: str, precision: str) -> None:
+        """Refuse a batch that has fewer rows than micro-batches, or does not fit in memory.
+
+        Raises   ValueError
+        """
+        check_micro_batches("command", batch, self.recipe.accumulate)
+        rows = -(-batch // self.recipe.accumulate) * self._rows_per_window
+        if not self.recipe.recompute:  # which keeps much less
+            share = 1.0 if precision == "float32" else 0.5
+            costs.check_batch(self.spec, self.window, rows, device, share)
+
     # ------------------------------------------------------------ commands
 
     def submit(self, name: str, value, at: int | None = None) -> None:
@@ -162,14 +173,21 @@ class Trainer:
                 self.pending.append((at, name, value))
                 continue
             try:
-                COMMANDS[name].act(self, value)
+                self.act(name, value)
             except (ValueError, RuntimeError) as error:
                 refusals.append(f"{name} {value!r} was refused: {error}")
             else:
                 self.last_refusal = None
-                self.log.append([self.step, name, value])
         if refusals:
             self.last_refusal = "; ".join(refusals)
+
+    def act(self, name: str, value) -> None:
+        """Carry out a command between two steps, in the thread that trains, and log it.
+
+        Raises   ValueError, RuntimeError when it is refused; nothing has then changed
+        """
+        COMMANDS[name].act(self, value)
+        self.log.append([self.step, name, value])
 
     # ------------------------------------------------------------ one step
 
@@ -414,7 +432,7 @@ def _set_lr(trainer, value):
 
 
 def _set_batch(trainer, value):
-    check_micro_batches("command", value, trainer.recipe.accumulate)
+    trainer.check_batch(value, trainer.place.device, trainer.place.precision)
     trainer.batch = value
 
 

@@ -426,25 +426,23 @@ class Run:
 
 
 def _check_replaceable(trainer: Trainer, path: Path) -> None:
-    """Check that a file, if there is one, is an earlier checkpoint of the same run.
+    """Check that a file, if there is one, has the same run; `checkpoint.save` compares the steps.
 
     Raises   FileExistsError saying what it is instead
     """
     if not path.is_file():
         return
     try:
-        found = checkpoint.read(path)
-        checkpoint.check_run(trainer, found)
-        step, log = found.metadata["step"], found.metadata["log"]
-        if log != trainer.log[: len(log)]:
-            raise ValueError("its log has other commands")
-        if step > trainer.step:
-            raise ValueError(f"it is ahead, at step {step}")
+        found = checkpoint.read_metadata(path)
+        what = f"another run ({found['name']}, at step {found['step']})"
     except ValueError as error:
-        raise FileExistsError(
-            f"the file there is not an earlier state of this run ({error}); choose another path, "
-            "or delete it first"
-        ) from None
+        found, what = None, f"not a run: {error}"
+    if (
+        found is None
+        or checkpoint.identity(found) != checkpoint.identity(trainer.last_good.metadata)
+        or found["log"][: len(trainer.log)] != trainer.log[: len(found["log"])]
+    ):
+        raise FileExistsError(f"the file is {what}; choose another path, or delete it first")
 
 
 def _baselines(corpus: Corpus) -> dict[str, float]:
