@@ -434,15 +434,18 @@ def _check_replaceable(trainer: Trainer, path: Path) -> None:
         return
     try:
         found = checkpoint.read_metadata(path)
-        what = f"another run ({found['name']}, at step {found['step']})"
     except ValueError as error:
-        found, what = None, f"not a run: {error}"
-    if (
-        found is None
-        or checkpoint.identity(found) != checkpoint.identity(trainer.last_good.metadata)
-        or found["log"][: len(trainer.log)] != trainer.log[: len(found["log"])]
-    ):
-        raise FileExistsError(f"the file is {what}; choose another path, or delete it first")
+        raise FileExistsError(
+            f"the file is not a run: {error}; choose another path, or delete it first"
+        ) from None
+    common = min(found["step"], trainer.step)
+    logs = [[entry for entry in log if entry[0] < common] for log in (found["log"], trainer.log)]
+    same = checkpoint.identity(found) == checkpoint.identity(trainer.last_good.metadata)
+    if not same or logs[0] != logs[1]:
+        raise FileExistsError(
+            f"the file is another run ({found['name']}, at step {found['step']}); choose another "
+            "path, or delete it first"
+        )
 
 
 def _baselines(corpus: Corpus) -> dict[str, float]:
