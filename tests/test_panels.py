@@ -563,3 +563,31 @@ def test_a_saved_run_of_ones_own_model_says_what_loading_it_needs(own, tmp_path)
 def test_a_module_itself_is_refused_since_a_second_run_would_continue_from_its_weights():
     with pytest.raises(ValueError, match=r"needs a function that makes a Model.*lab\(model="):
         panels.lab("test", model=make_own())
+
+
+def test_earlier_runs_stand_behind_the_present_one(panel):
+    panel.advance(6)
+    panel.controls["model"].value = "gpt-nano"
+    panel.reset()
+    panel.advance(6)
+    assert "the run before: model qllk-2-nano → gpt-nano" in panel.outputs["status"].value
+    assert "at step 5 it had" in panel.outputs["status"].value
+    assert "earlier" in panel.outputs["loss"].value
+    for _ in range(5):
+        panel.reset()
+        panel.advance(1)
+    assert len(panel._earlier) == 3
+
+
+def test_a_design_of_ones_own_is_chosen_by_its_spec_or_its_file(tmp_path):
+    spec = TINY["gpt-nano"]
+    (tmp_path / "mine.json").write_text(spec.to_json())
+    sizes = {"window": 64, "batch": 1, "validate_bytes": 256}
+    for model in (spec, str(tmp_path / "mine.json")):
+        panel = panels.lab("test", model=model, corpus=CORPUS.source, **sizes)
+        panel.advance(2)
+        assert panel.run.trainer.spec == spec
+        assert panel.controls["model"].options[0][0] == "a spec of your own"
+        panel.run.stop(wait=60)
+    with pytest.raises(ValueError, match="unknown preset 'gtp'"):
+        panels.lab("test", model="gtp")

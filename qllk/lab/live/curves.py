@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from ...study.axes import BLUE, ORANGE, Scale, format_number, series_colours
+from ...study.axes import BLUE, GREY, ORANGE, Scale, format_number, series_colours
 from ..pictures.svg import LINE_HEIGHT, Frame, document, stroke, text, text_width
 from .history import Point
 
-_TRAINING, _HELD_OUT = BLUE, ORANGE
+_TRAINING, _HELD_OUT, _EARLIER = BLUE, ORANGE, GREY
+_LEGEND = {"training": _TRAINING, "held out": _HELD_OUT}
 _LOSS_WIDTH, _STATES_WIDTH, _HEIGHT = 516, 320, 300
 _HIGHEST_LOSS = 9.0  # bits per byte; a blind guess costs 8
 _MARK_ROWS = 2  # for the texts of marks, above the curves
@@ -22,13 +24,17 @@ def loss_curve(
     baselines: dict[str, float],
     marks: list[tuple[int, str]],
     steps: int,
+    earlier: Sequence[list[tuple[int, float]]] = (),
 ) -> str:
     """Bits per byte against the step (log scale), with the baselines to beat.
 
     train    drawn as a line, the means, inside a band from the lowest to the highest loss
     marks    (step, text) wherever the device or the precision changed
+    earlier  held-out curves of runs before this one, drawn behind it
     """
     losses = [point.mean for point in train] + [loss for _, loss in valid]
+    losses += [loss for curve in earlier for _, loss in curve]
+    steps = max([steps, *(curve[-1][0] for curve in earlier if curve)])
     lowest = min(filter(math.isfinite, [*baselines.values(), *losses, 2.0]))
     y_scale = Scale(max(0, math.floor(lowest - 0.2)), _HIGHEST_LOSS)
     frame = Frame(_LOSS_WIDTH, _HEIGHT, _step_scale(steps), y_scale)
@@ -39,12 +45,13 @@ def loss_curve(
         *map(frame.level, baselines.values()),
         frame.labels([(bits, f"{name} {bits:.2f}", None) for name, bits in baselines.items()]),
         _draw_marks(frame, marks),
+        *(frame.curve(curve, _EARLIER) for curve in earlier),
         f'<polygon points="{frame.points(band)}" fill="{_TRAINING}" opacity="0.25"/>',
         frame.curve(means, _TRAINING),
         frame.curve(valid, _HELD_OUT),
         *(frame.dot(step, loss, _HELD_OUT) for step, loss in valid),
         *(frame.dot(step, loss, _TRAINING) for step, loss in means[-1:]),
-        _draw_legend(frame, {"training": _TRAINING, "held out": _HELD_OUT}),
+        _draw_legend(frame, _LEGEND | ({"earlier": _EARLIER} if earlier else {})),
         frame.caption("bits per byte"),
     ]
     return document(_LOSS_WIDTH, _HEIGHT, _loss_digest(train, valid, baselines, marks), parts)

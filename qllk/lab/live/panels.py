@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import wraps
 from importlib import resources
@@ -15,7 +16,8 @@ from importlib import resources
 import ipywidgets as widgets
 from torch import nn
 
-from ...presets import PRESETS, recipe_of
+from ...presets import PRESETS, find_spec, name_of, recipe_of
+from ...spec import Spec
 from ...text.corpora import corpus, corpus_names
 from ...text.tasks import TASKS
 from ...training import devices
@@ -24,9 +26,10 @@ from ...training.trainer import COMMANDS, Trainer
 from ..pictures.svg import show_text
 from ..show import describe_error, fast
 from .run import Run
-from .view import render
+from .view import Earlier, render
 
 _FRAMES_PER_SECOND = 8
+_EARLIER_RUNS = 3  # that are drawn behind the present one
 _FILE = "a file or folder …"
 _STYLE = f"<style>{resources.files(__package__).joinpath('panel.css').read_text('utf-8')}</style>"
 _HINT = (
@@ -38,7 +41,7 @@ _HINT = (
 def lab(
     name: str = "lab",
     *,
-    model: str | Callable[[], nn.Module] | None = None,
+    model: str | Spec | Callable[[], nn.Module] | None = None,
     corpus: str = "stdlib",
     **changes: object,
 ) -> Panel:
@@ -46,8 +49,8 @@ def lab(
 
         panel = lab("mine", model="qllk-3-nano", steps=500, batch=4)
 
-    model     the preset that is chosen at first, or a function that makes a module of your own; it
-              is called for each new run, on the run's thread
+    model     what is chosen at first: a preset, a Spec, the path of a Spec's JSON, or a function
+              that makes a module of your own, which is called for each new run, on its thread
     changes   fields of `Recipe` that differ from the lab's defaults, which depend on the model
     Raises    ValueError when the model is a module: a second run would continue from its weights
     """
@@ -56,6 +59,8 @@ def lab(
             f"lab needs a function that makes a {type(model).__name__}, since each run trains a "
             "new one; give the function itself, as in lab(model=make_model)"
         )
+    if isinstance(model, str) and model not in PRESETS:
+        model = find_spec(model)
     return Panel(name, model or ("qllk-3-nano" if fast() else "qllk-3"), corpus, changes)
 
 
@@ -90,6 +95,8 @@ class Panel:
         self._acting = threading.RLock()  # held by whoever changes the run or the controls
         self._offering = False  # while the panel itself sets controls
         self._drawing = threading.Lock()
+        self.run: Run | None = None
+        self._earlier: deque[Earlier] = deque(maxlen=_EARLIER_RUNS)
         self._drawn: tuple = ()  # the run and the version that the outputs show
         self._drawer: object = None  # a token; only the thread that has the latest one draws
         self._make_controls(model, corpus)
@@ -190,9 +197,19 @@ class Panel:
         return chosen | {"corpus": typed if chosen["corpus"] == _FILE else chosen["corpus"]}
 
     def _renew(self):
+        if self.run and (now := self.run.snapshot()).train:
+            self._earlier.append(Earlier.of(now, self._settings()))
         self._chosen = chosen = self._choices()
         self._recipe = recipe = _lab_recipe(chosen["model"], self._changes)
         self.run = Run(lambda: _build_trainer(chosen, recipe), self.name)
+
+    def _settings(self) -> dict:
+        """What the run was given, in words."""
+        chosen = self._chosen
+        labels = [
+            label for label, model in self.controls["model"].options if model == chosen["model"]
+        ]
+        return {**chosen, "model": labels[0] if labels else "another"}
 
     @_one_at_a_time
     def _obey_controls(self):
@@ -242,7 +259,7 @@ class Panel:
             now = run.snapshot()
             self._drawn = run, now.version
             try:
-                frame = render(now, self._recipe.steps)
+                frame = render(now, self._recipe.steps, self._settings(), [*self._earlier])
             except Exception as error:  # the thread that draws must not end without a word
                 said = show_text(f"this cannot be shown: {describe_error(error)}")
                 self.outputs["status"].value = f'<div class="q-bad">{said}</div>'
@@ -379,8 +396,12 @@ class Panel:
 
 
 def _model_choices(chosen) -> list[tuple[str, object]]:
-    """(label, model) of each model on offer: a function that makes one, and the presets."""
-    own = [("your own model", chosen)] if callable(chosen) else []
+    """(label, model) of each model on offer: one of your own, and the presets."""
+    if isinstance(chosen, str):
+        own = []
+    else:
+        label = name_of(chosen) if isinstance(chosen, Spec) else "your own model"
+        own = [(label, chosen)]
     return [*own, *((name, name) for name in PRESETS)]
 
 

@@ -5,6 +5,7 @@ Everything that comes from outside (names, paths, errors, samples) is escaped, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...training.costs import format_bytes
@@ -28,15 +29,38 @@ class View(NamedTuple):
     enabled: frozenset[str]  # the buttons that can be pressed now
 
 
-def render(now: Snapshot, steps: int) -> View:
-    """The frame for a snapshot; `steps` is the budget shown until there is a trainer."""
+class Earlier(NamedTuple):
+    """A run that a panel has shown before."""
+
+    settings: dict[str, object]  # what was chosen, by name
+    curve: list[tuple[int, float]]  # held-out bits per byte by step
+
+    @classmethod
+    def of(cls, now: Snapshot, settings: dict[str, object]) -> Earlier:
+        """The run of a snapshot, without held-out losses by its training losses."""
+        train = [(point.step, point.mean) for point in now.train]
+        return cls(settings, now.valid or train)
+
+
+def render(
+    now: Snapshot,
+    steps: int,
+    settings: dict[str, object] | None = None,
+    earlier: Sequence[Earlier] = (),
+) -> View:
+    """The frame for a snapshot; `steps` is the budget shown until there is a trainer.
+
+    Earlier runs, the latest one last, are drawn behind, and `settings` compared with the latest.
+    """
     steps = now.steps or steps
     no_states = "this model keeps no state" if now.record else "not measured yet"
     rows_in_use = now.record.rows_in_use if now.record else {}
     return View(
-        status=_status(now),
+        status=_status(now) + _compare(now, settings or {}, earlier),
         facts=_facts(now, steps),
-        loss=loss_curve(now.train, now.valid, now.baselines, now.marks, steps),
+        loss=loss_curve(
+            now.train, now.valid, now.baselines, now.marks, steps, [one.curve for one in earlier]
+        ),
         states=state_curves(now.states, steps, rows_in_use, no_states),
         sample=_sample(now),
         notes=_notes(now.notes),
@@ -59,6 +83,31 @@ def _status(now: Snapshot) -> str:
         f'<div class="q-line"><span class="q-chip q-is-{now.state}">{show_text(label)}</span>'
         f"<b>{show_text(title)}</b><span>{show_text(doing)}</span></div>"
     )
+
+
+def _compare(now: Snapshot, settings: dict[str, object], earlier: Sequence[Earlier]) -> str:
+    """What differs from the run before, and how far both are after as many steps."""
+    if not earlier:
+        return ""
+    before = earlier[-1]
+    changed = [
+        f"{name} {old} → {settings[name]}"
+        for name, old in before.settings.items()
+        if name in settings and settings[name] != old
+    ]
+    said = f"the run before: {', '.join(changed) or 'nothing differs'}"
+    ours = now.valid or [(point.step, point.mean) for point in now.train]
+    if ours and before.curve:
+        step = min(ours[-1][0], before.curve[-1][0])
+        then, this = (_at(curve, step) for curve in (before.curve, ours))
+        if then is not None and this is not None:
+            said += f"; at step {step:,} it had {then:.2f} bits per byte, this one {this:.2f}"
+    return f'<div class="q-line q-before"><small>{show_text(said)}</small></div>'
+
+
+def _at(curve: list[tuple[int, float]], step: int) -> float | None:
+    """The last value of a curve up to a step."""
+    return next((bits for at, bits in reversed(curve) if at <= step), None)
 
 
 def _facts(now: Snapshot, steps: int) -> str:
