@@ -205,11 +205,9 @@ class Panel:
 
     def _settings(self) -> dict:
         """What the run was given, in words."""
-        chosen = self._chosen
-        labels = [
-            label for label, model in self.controls["model"].options if model == chosen["model"]
-        ]
-        return {**chosen, "model": labels[0] if labels else "another"}
+        model, offered = self._chosen["model"], self.controls["model"].options
+        labels = [label for label, value in offered if value == model]
+        return self._chosen | {"model": labels[0] if labels else "another"}
 
     @_one_at_a_time
     def _obey_controls(self):

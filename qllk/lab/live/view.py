@@ -53,14 +53,13 @@ def render(
     Earlier runs, the latest one last, are drawn behind, and `settings` compared with the latest.
     """
     steps = now.steps or steps
+    behind = [one.curve for one in earlier]
     no_states = "this model keeps no state" if now.record else "not measured yet"
     rows_in_use = now.record.rows_in_use if now.record else {}
     return View(
         status=_status(now) + _compare(now, settings or {}, earlier),
         facts=_facts(now, steps),
-        loss=loss_curve(
-            now.train, now.valid, now.baselines, now.marks, steps, [one.curve for one in earlier]
-        ),
+        loss=loss_curve(now.train, now.valid, now.baselines, now.marks, steps, behind),
         states=state_curves(now.states, steps, rows_in_use, no_states),
         sample=_sample(now),
         notes=_notes(now.notes),
