@@ -39,7 +39,7 @@ def examine(args: Namespace) -> None:
         "qllk": __version__,
         "installed": str(CLONE or PACKAGE),
         "threads": torch.get_num_threads(),
-        "memory": psutil.virtual_memory().available,
+        "memory": devices.free_bytes("cpu"),
         "texts": str(cache_folder()),
         "learner": str(learner_folder()),
         "corpora": corpus_names(),
@@ -121,10 +121,7 @@ def _cores() -> float:
 
 
 def _memory():
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # of a container
-        limit = int((_CONTAINER / "memory.max").read_text())
-        free = min(free, limit - int((_CONTAINER / "memory.current").read_text()))
+    free = devices.free_bytes("cpu")
     if free < 2 * _GIB:
         yield (
             f"only {free / _GIB:.1f} GiB of memory are free; close other programs, or train small "
