@@ -134,7 +134,7 @@ def _sample(args):
     length = sample.positions_left(model, prompt, args.length)
     ids = sample.take_first(_stream(args, model, prompt, tokenizer), length)
     first = [*islice(ids, 1)]  # what cannot be sampled is said before the prompt is printed
-    console.print_pieces(tokenizer.decode(chosen) for chosen in chain(prompt.T, first, ids))
+    console.print_pieces(tokenizer.decode_stream(chain(prompt.T, first, ids)))
     if length < args.length:
         console.say(f"the context of {model.spec.context} ids is full")
 
