@@ -195,7 +195,7 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
     [
         (["--draft", "/nowhere"], "no checkpoint at '/nowhere'"),
         (["--draft", "x", "--repetition-penalty", "2"], "exclude each other"),
-        (["--repetition-penalty", "0"], "penalty must be above 0, got 0.0"),
+        (["--repetition-penalty", "0"], "penalty must be a finite number above 0, got 0.0"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
         (["--length", "-1"], "length must be 0 or more, got -1"),
         (["--prompt", ""], "the prompt is empty; give at least one byte"),
@@ -203,7 +203,8 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
 )
 def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
     assert main(["sample", str(checkpoints[0]), *options]) == 1
-    assert said in capsysbinary.readouterr().err.decode()
+    out, err = capsysbinary.readouterr()
+    assert (out, said in err.decode()) == (b"", True)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +257,16 @@ def test_an_invalid_prompt_fails_before_training(capsysbinary, text):
 def test_sampling_ends_where_the_context_ends(capsysbinary, tmp_path, text):
     line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
     assert run(capsysbinary, line)[0] == 0
-    code, out, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt {'a' * 60}")
-    assert (code, err) == (0, "")
-    assert out.startswith("a" * 60)
+    sampled = f"sample {tmp_path / 'run'} --length 10 --prompt "
+    for drafted in ("", f" --draft {tmp_path / 'run'} --ahead 99"):
+        for given in (60, 64):
+            code, out, err = run(capsysbinary, f"{sampled}{'a' * given}{drafted}")
+            assert (code, err) == (0, "qllk: the context of 64 ids is full\n")
+            assert out.startswith("a" * given)
+            assert len(out.encode()) >= 65 - out.count("\ufffd"), "the last place is used"
+        code, out, err = run(capsysbinary, f"{sampled}{'a' * 65}{drafted}")
+        assert (code, out) == (1, "")
+        assert "the prompt has 65 ids, but the context of the model has only 64" in err
 
 
 def test_a_draft_with_another_tokenizer_is_refused(capsysbinary, tmp_path, text):
