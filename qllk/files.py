@@ -44,7 +44,9 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_atomically(
-    path: str | Path, content: bytes, finish: Callable[[Path, Path], object] = os.replace
+    path: str | Path,
+    content: bytes | Iterator[bytes],
+    finish: Callable[[Path, Path], object] = os.replace,
 ) -> None:
     """Write a file so that a reader finds either its old content or its new content, whole.
 
@@ -67,7 +69,7 @@ def write_atomically(
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines(content if isinstance(content, Iterator) else [content])
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the name
         if target.exists():

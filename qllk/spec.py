@@ -94,6 +94,7 @@ def as_contexts(contexts: object, owner: str) -> tuple[int | str, ...]:
 
 
 _MOST_LAYERS = 256  # a model of so many is built in a second, and deeper ones train nowhere
+_MOST_JSON = 100_000  # characters; each layer has a mixer of its own at most
 # Fields that exist in one family of models only.
 _ONLY_IN = {
     **dict.fromkeys(("patch", "ngrams", "recall"), "decoder"),
@@ -192,6 +193,8 @@ class Spec:
 
         Raises   ValueError when the text is not JSON, lacks a field, or has an unknown one
         """
+        if len(text) > _MOST_JSON:
+            raise ValueError(f"a Spec has at most {_MOST_JSON:,} characters, got {len(text):,}")
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

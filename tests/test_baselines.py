@@ -4,6 +4,7 @@ import bz2
 import json
 import math
 import shutil
+import subprocess
 import sys
 from collections import Counter
 
@@ -48,9 +49,9 @@ def test_the_probabilities_of_all_bytes_sum_to_one():
     train = some_text(300)
     for context in (b"ab", b"aZ", b"ZZ"):
         text = b"".join(context + bytes([byte]) for byte in range(256))
-        for probabilities in baselines._table_probabilities(
-            train, np.frombuffer(text, np.uint8)
-        ).values():
+        tables = [baselines._count_table(train, order) for order in range(3)]
+        text = np.frombuffer(text, np.uint8)
+        for probabilities in baselines._table_probabilities(tables, text):
             assert probabilities[2::3].sum() == pytest.approx(1.0, abs=1e-12)
 
 
@@ -63,6 +64,46 @@ def test_counting_in_pieces_counts_each_ngram_once():
             (found,) = counts.nonzero()
             as_bytes = {int(n).to_bytes(order + 1, "big"): counts[n] for n in found}
             assert as_bytes == slow
+
+
+def test_losses_looked_up_in_pieces_are_those_of_the_whole_text(monkeypatch):
+    train, valid = some_text(300), some_text(100, b"abcdXY ", seed=1)
+    whole = baselines.table_losses(train, valid)
+    for piece in (2, 3, 50, 99):
+        monkeypatch.setattr(baselines, "_PIECE", piece)
+        assert baselines.table_losses(train, valid) == pytest.approx(whole, abs=1e-12)
+
+
+def test_a_long_text_is_measured_on_its_beginning_and_the_names_say_so(monkeypatch):
+    train, valid = some_text(3000), some_text(2000, b"abcdXY ", seed=1)
+    beginning = baselines.measure_baselines(Corpus("short", train[:2000], valid[:1000]))
+    monkeypatch.setattr(baselines, "_TRAIN_BYTES", 2000)
+    monkeypatch.setattr(baselines, "_VALID_BYTES", 1000)
+    measured = baselines.measure_baselines(Corpus("long", train, valid))
+    assert list(measured) == [
+        "uniform",
+        *(f"{name} (first 0.0 MB)" for name in list(beginning)[1:]),
+    ]
+    assert list(measured.values()) == list(beginning.values())
+    only_train = baselines.measure_baselines(Corpus("long", train, valid[:1000]))
+    assert only_train == measured
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory in kB")
+def test_a_long_held_out_split_needs_no_memory_of_its_own():
+    """It was 80 bytes for each of its bytes, which here are 8 million."""
+    code = """
+import resource, sys
+import numpy as np
+from qllk.probes.baselines import table_losses
+rng, peak = np.random.default_rng(0), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+text = rng.integers(0, 64, 8_000_000, np.uint8)
+before = peak()
+table_losses(text[:100_000], text)
+print(peak() - before)
+"""
+    found = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 300 * 1024  # in kB
 
 
 def test_baselines_of_real_text_fall_as_more_is_known():

@@ -1,21 +1,27 @@
 """Corpora by name and by path, their splits and cache, downloads, and streams."""
 
+import contextlib
 import hashlib
 import http.server
 import io
 import itertools
 import json
 import os
-import pathlib
+import subprocess
 import sys
 import threading
+import time
 import zipfile
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from qllk.__main__ import main
+from qllk.files import write_atomically
 from qllk.model.families import build
 from qllk.presets import PRESETS
 from qllk.text import corpora
@@ -47,7 +53,13 @@ def many(folder, count=100):
 
 
 def cached(cache):
-    return {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    """The files of the cache and when they were written, without those that serve as locks."""
+    found = (path for path in cache.glob("*") if not path.name.endswith(".lock"))
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def whole(found):
+    return found.train.tobytes() + found.valid.tobytes()
 
 
 # ---------------------------------------------------------------- the standard library
@@ -73,7 +85,7 @@ def test_the_standard_library_leaves_out_tests_and_what_was_installed(tmp_path, 
     )
     monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(lib))
     found = corpus("stdlib")
-    text = found.train.tobytes() + found.valid.tobytes()
+    text = whole(found)
     assert b"JSON" in text
     assert b"<007>" in text
     assert not any(word in text for word in (b"TESTS", b"TORCH", b"NOTES"))
@@ -118,17 +130,11 @@ def test_of_two_files_the_last_is_held_out(tmp_path):
 def test_a_file_holds_out_its_last_tenth(tmp_path):
     path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
     found = corpus(path)
-    assert found.train.tobytes() + found.valid.tobytes() == TEXT
+    assert whole(found) == TEXT
     assert len(found.valid) == 500
     assert found.name == "letter"
     assert found.source == str(path.resolve())
     assert corpus(found.source).fingerprint == found.fingerprint
-
-
-def test_a_file_is_mapped_where_it_lies(tmp_path, cache):
-    found = corpus(write(tmp_path, letter_dot_txt=TEXT) / "letter.txt")
-    assert isinstance(found.train.base, np.memmap)
-    assert not cache.exists()
 
 
 def test_a_folder_with_one_file_holds_out_its_tail(tmp_path):
@@ -141,7 +147,7 @@ def test_a_folder_skips_what_is_hidden_or_no_text(tmp_path):
     folder = many(tmp_path / "texts", 30)
     write(folder, **{".git__x_dot_txt": b"HIDDEN", ".y_dot_txt": b"HIDDEN", "z_dot_png": b"IMAGE"})
     found = corpus(folder)
-    text = found.train.tobytes() + found.valid.tobytes()
+    text = whole(found)
     assert b"HIDDEN" not in text
     assert b"IMAGE" not in text
     assert len(text) == 450
@@ -221,9 +227,9 @@ def test_a_text_in_ids_is_found_again_from_anywhere_and_made_of_bytes(tmp_path, 
     monkeypatch.chdir(tmp_path)
     found = corpus("characters:text.txt")
     assert found.source == f"characters:{tmp_path / 'text.txt'}"
-    with pytest.raises(ValueError, match="'bpe-270' tokenizes bytes, but 'characters:text'"):
+    with pytest.raises(ValueError, match=r"'bpe-270' tokenizes bytes, but 'characters:text\.txt'"):
         corpus("bpe-270:characters:text.txt")
-    with pytest.raises(ValueError, match="'characters' tokenizes bytes, but 'bpe-260:copy'"):
+    with pytest.raises(ValueError, match="'characters' tokenizes bytes, but 'bpe-260:task"):
         corpus("characters:bpe-260:task:copy:3000")
 
 
@@ -243,7 +249,7 @@ def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
     made = cached(cache)
-    assert len(made) == 3  # the tokenizer and both splits
+    assert len(made) == 2  # the text, and the ids with their tokenizer
     monkeypatch.setattr(BPE, "train", lambda *_: pytest.fail("trained again"))
     assert corpus(first.source).fingerprint == first.fingerprint
     assert cached(cache) == made
@@ -259,9 +265,9 @@ def test_ids_are_made_once(tmp_path, cache, monkeypatch):
 )
 def test_a_text_that_a_tokenizer_cannot_be_trained_on_is_refused(tmp_path, cache, source, reason):
     (tmp_path / "text.txt").write_bytes(b"ab\xff" * 50)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match=rf"'{source}' cannot encode 'text': .*{reason}"):
         corpus(f"{source}:{tmp_path / 'text.txt'}")
-    assert not list(cache.glob("*"))
+    assert [path.name[:5] for path in cache.iterdir()] == ["file-"]
     with pytest.raises(FileNotFoundError, match="no corpus 'nowhere'"):
         corpus(f"{source}:nowhere")
 
@@ -274,7 +280,7 @@ def test_a_folder_is_prepared_once(tmp_path, cache):
     first, made = corpus(folder), cached(cache)
     second = corpus(folder)
     assert cached(cache) == made
-    assert len(made) == 2
+    assert len(made) == 1
     assert second.fingerprint == first.fingerprint
     assert isinstance(second.train, np.memmap)
 
@@ -294,6 +300,97 @@ def test_a_changed_folder_gets_a_new_cache_and_the_old_corpus_stays_valid(tmp_pa
     assert made.items() < cached(cache).items()
 
 
+DAMAGES = {
+    "cut to half": lambda content: content[: len(content) // 2],
+    "cut by one byte": lambda content: content[:-1],
+    "overwritten": lambda content: b"x" * len(content),
+    "one bit changed": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "longer": lambda content: content + b"more",
+    "empty": lambda content: b"",
+    "a few bytes": lambda content: b"odd",
+}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "characters", "bpe-270"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_in_the_cache_is_noticed_and_made_again(tmp_path, cache, kind, damage):
+    text = tmp_path / "texts" / "verses.txt"
+    write(text.parent, verses_dot_txt=VERSES, other_dot_txt=VERSES[:500])
+    name = {"file": f"{text}", "folder": f"{text.parent}"}.get(kind, f"{kind}:{text}")
+    first = corpus(name)
+    expected = first.fingerprint, first.tokenizer, whole(first)
+    del first
+    for path in cache.iterdir():
+        path.write_bytes(damage(path.read_bytes()))
+    again = corpus(name)
+    assert (again.fingerprint, again.tokenizer, whole(again)) == expected
+    made = cached(cache)
+    assert corpus(name).fingerprint == expected[0]
+    assert cached(cache) == made
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_stands_in_the_place_of_a_cached_file_is_named_and_left_alone(tmp_path, cache, make):
+    folder = many(tmp_path / "texts")
+    corpus(folder)
+    (path,) = cache.iterdir()
+    path.unlink()
+    make(path)
+    with pytest.raises(OSError, match=rf"{path.name}' cannot be written: it is a folder, a dev"):
+        corpus(folder)
+    assert not path.is_file()
+
+
+def test_a_cached_file_that_another_process_replaces_stays_valid_for_who_reads_it(tmp_path, cache):
+    folder = many(tmp_path / "texts")
+    first = corpus(folder)
+    before = whole(first)
+    (path,) = cache.iterdir()
+    write_atomically(path, corpora._seal([b"another"], [b"text"]))
+    assert whole(first) == before
+    assert whole(corpus(folder)) == b"anothertext"
+
+
+def test_a_text_that_is_cut_and_rewritten_in_place_leaves_a_run_its_own(tmp_path):
+    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
+    found = corpus(path)
+    with open(path, "r+b") as file:  # as editors and `>` do, without a new file
+        file.truncate(0)
+        assert whole(found) == TEXT  # it was SIGBUS, which ends the process
+        file.write(b"shorter")
+    assert whole(found) == TEXT
+    assert whole(corpus(path)) == b"shorter"
+
+
+CHANGES = {
+    "appended to": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+    "cut": lambda path: path.write_bytes(b"short"),
+    "rewritten in the same length": lambda path: path.write_bytes(path.read_bytes()[::-1]),
+    "deleted": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_text_that_changes_while_it_is_read_is_no_corpus(
+    tmp_path, cache, monkeypatch, change, place
+):
+    folder = many(tmp_path / "texts", 30)
+    path = folder / "part007.py"
+    seal = corpora._seal
+
+    def slowly(train, valid, stored=b""):
+        yield next(content := seal(train, valid, stored))
+        change(path)
+        yield from content
+
+    monkeypatch.setattr(corpora, "_seal", slowly)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ValueError, match=r"part007.py' changed while it was read|cannot be read"):
+        corpus(path if place == "file" else folder)
+    assert not cached(cache)
+
+
 @pytest.mark.parametrize("texts", [{}, {"a_dot_txt": b""}, {"a_dot_txt": b"x"}])
 def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
     corpus(many(tmp_path / "texts"))
@@ -305,6 +402,125 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
 
 
 # ---------------------------------------------------------------- errors
+
+
+def refuses_to_read(monkeypatch):
+    """From now on, opening any text is an error."""
+    for name in ("_prepare", "_find_files", "make_task"):
+        monkeypatch.setattr(corpora, name, lambda *_: pytest.fail("a text was opened"))
+
+
+@pytest.mark.parametrize("size", ["9999999999999999", "1000000", "9" * 5000], ids=len)
+def test_a_vocabulary_of_quadrillions_is_refused_before_a_text_is_opened(monkeypatch, size):
+    refuses_to_read(monkeypatch)
+    with pytest.raises(ValueError, match=f"asks for {size} ids; at most 524,288 can be learned"):
+        corpus(f"bpe-{size}:stdlib")
+
+
+def test_tokenizers_of_tokenizers_are_refused_however_many(monkeypatch):
+    refuses_to_read(monkeypatch)
+    with pytest.raises(ValueError, match="'characters' tokenizes bytes, but 'characters:"):
+        corpus("characters:" * 20_000 + "stdlib")
+
+
+def test_a_broken_tokenizer_is_refused_before_a_text_is_opened(monkeypatch, tmp_path):
+    refuses_to_read(monkeypatch)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"bad\.json' cannot be used: not a tokenizer"):
+        corpus(f"{tmp_path / 'bad.json'}:stdlib")
+
+
+def test_a_tokenizer_that_panics_on_a_text_is_named_with_the_text(tmp_path, cache):
+    library = pytest.importorskip("tokenizers")
+    theirs = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    theirs.pre_tokenizer = library.pre_tokenizers.Split(library.Regex("(a+)+$"), "isolated")
+    theirs.save(str(tmp_path / "panics.json"))
+    write(tmp_path, text_dot_txt=b"a" * 40 + b"b" * 10)
+    with pytest.raises(ValueError, match=r"panics\.json' cannot encode 'text': .*Onig"):
+        corpus(f"{tmp_path / 'panics.json'}:{tmp_path / 'text.txt'}")
+    assert [name[:5] for name in cached(cache)] == ["file-"]
+
+
+@pytest.mark.parametrize("place", ["a pipe", "a device", "in a folder"])
+def test_a_pipe_or_a_device_is_no_text(tmp_path, place):
+    os.mkfifo(tmp_path / "pipe.txt")
+    if place == "in a folder":
+        found = corpus(many(tmp_path, 30))
+        assert len(whole(found)) == 450
+    else:
+        path = tmp_path / "pipe.txt" if place == "a pipe" else "/dev/zero"
+        with pytest.raises(ValueError, match="is neither a file nor a folder, but a device or a"):
+            corpus(path)
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path):
+    folder = many(tmp_path / "texts", 30)
+    (folder / "loop").symlink_to(folder)
+    (folder / "self.txt").symlink_to(folder / "self.txt")
+    (folder / "gone.txt").symlink_to(tmp_path / "gone.txt")
+    assert len(whole(corpus(folder))) == 450
+    with pytest.raises((FileNotFoundError, OSError), match=r"self\.txt"):
+        corpus(folder / "self.txt")
+
+
+@pytest.mark.parametrize(
+    ("bound", "most"), [("_MAX_FILES", 29), ("_MAX_BYTES", 449), ("_MAX_ENTRIES", 29)]
+)
+def test_a_folder_like_usr_is_refused_before_anything_is_copied(
+    tmp_path, cache, monkeypatch, bound, most
+):
+    folder = many(tmp_path / "texts", 30)
+    monkeypatch.setattr(corpora, bound, most)
+    with pytest.raises(ValueError, match=r"texts' is too large for a corpus: .* 30 entries"):
+        corpus(folder)
+    assert not cached(cache)
+    monkeypatch.setattr(corpora, bound, most + 1)
+    assert len(whole(corpus(folder))) == 450
+
+
+def test_a_file_of_a_terabyte_is_refused_before_anything_is_copied(tmp_path, cache):
+    with open(tmp_path / "large.txt", "wb") as file:
+        file.truncate(1 << 40)
+    for name in ("large.txt", ""):
+        with pytest.raises(ValueError, match=r"1,099,511,627,776 bytes.* at most .*1,073,741,824"):
+            corpus(tmp_path / name)
+    assert not cached(cache)
+
+
+ODD = os.fsdecode(b"odd\xff")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has no such names")
+def test_a_name_that_is_not_utf8_is_a_name(tmp_path):
+    folder = many(tmp_path / ODD, 30)
+    (folder / f"{ODD}.txt").write_bytes(TEXT)
+    for path, name in ((folder, "odd\ufffd"), (folder / f"{ODD}.txt", "odd\ufffd")):
+        for prefix in ("", "characters:"):
+            found = corpus(f"{prefix}{path}")
+            assert found.name == prefix + name
+            assert len(whole(found.text)) >= 5000
+            assert corpus(found.source).fingerprint == found.fingerprint
+            assert name in found.text.name
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_text_in_another_encoding_is_read_as_bytes_and_has_no_characters(tmp_path, encoding):
+    text = ("Grüße " * 99).encode(encoding)
+    path = write(tmp_path, letter_dot_txt=text) / "letter.txt"
+    assert whole(corpus(path)) == text
+    assert whole(corpus(f"bpe-259:{path}").text) == text
+    with pytest.raises(ValueError, match=r"encode 'letter': .*not UTF-8 at byte \d.*to UTF-8"):
+        corpus(f"characters:{path}")
+
+
+def test_a_text_is_told_apart_in_words(tmp_path):
+    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
+    found = corpus(path)
+    sizes = f"(4,500 ids to train on and 500 held out, fingerprint {found.fingerprint[:8]})"
+    assert found.describe() == f"{path} {sizes}"
+    version = sys.version.split()[0]
+    assert corpus("stdlib").describe().startswith(f"the standard library of Python {version} (")
+    assert corpus("task:copy:500").describe().startswith("task:copy:500:0 (450 ids")
 
 
 def test_an_unknown_corpus_lists_the_known():
@@ -395,7 +611,7 @@ def served(tmp_path, monkeypatch):
 
     def manifest(content=None, **changes):
         digest = hashlib.sha256(server.content if content is None else content).hexdigest()
-        row = {"url": server.url, "file": "play.txt", "sha256": digest} | changes
+        row = {"url": server.url, "file": "play.txt", "sha256": digest, "bytes": 1 << 20} | changes
         path = tmp_path / "corpora.json"
         path.write_text(json.dumps({"play": row}))
         monkeypatch.setattr(corpora, "_MANIFEST", path)
@@ -408,11 +624,12 @@ def served(tmp_path, monkeypatch):
 
 def test_a_download_is_verified_and_kept(served, cache):
     found = corpus("play")
-    assert found.train.tobytes() + found.valid.tobytes() == served.content
+    assert whole(found) == served.content
     assert found.name == found.source == "play"
     corpus("play")
     assert len(served.asked) == 1
-    assert [path.name for path in cache.iterdir()] == ["play.txt"]
+    assert {path[:4] for path in cached(cache)} == {"play"}
+    assert len(cached(cache)) == 2  # what was sent, and its splits
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_stays(served, cache):
@@ -421,27 +638,29 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(served, cache):
         ValueError, match=r"'play'.*a different text than expected.*SHA-256.*the path of a file"
     ):
         corpus("play")
-    assert list(cache.iterdir()) == []
+    assert not cached(cache)
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(served, cache):
+def test_a_damaged_download_is_fetched_again(served, cache):
     corpus("play")
-    (cache / "play.txt").write_bytes(b"damaged")
-    assert len(corpus("play").train) == len(served.content) * 0.9
+    for path in cache.glob("play*"):
+        path.write_bytes(b"damaged")
+    assert whole(corpus("play")) == served.content
+    assert len(served.asked) == 2
 
 
 def test_offline_the_message_names_the_cure(served, cache):
     served.close()
     with pytest.raises(ConnectionError, match=r"'play' could not be downloaded.*use 'stdlib'"):
         corpus("play")
-    assert list(cache.iterdir()) == []
+    assert not cached(cache)
 
 
 def test_an_answer_that_is_an_error_is_no_corpus(served, cache):
     served.http.RequestHandlerClass.do_GET = lambda self: self.send_error(404)
     with pytest.raises(ConnectionError, match=r"could not be downloaded .*HTTPError"):
         corpus("play")
-    assert list(cache.iterdir()) == []
+    assert not cached(cache)
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["server knows ranges", "it does not"])
@@ -452,41 +671,121 @@ def test_a_download_cut_off_half_way_is_refused_and_then_goes_on(served, cache, 
     assert not (cache / "play.txt").exists()
     served.cut = None
     found = corpus("play")
-    assert found.train.tobytes() + found.valid.tobytes() == served.content
+    assert whole(found) == served.content
     assert served.asked[0] is None
     assert int(served.asked[1][6:-1]) >= 1 << 16
-    assert [path.name for path in cache.iterdir()] == ["play.txt"]
+    assert not list(cache.glob("*.part"))
 
 
-def test_a_part_longer_than_the_text_is_thrown_away(served, cache):
-    served.cut = 150_000
-    with pytest.raises(ConnectionError):
+@pytest.mark.parametrize("size", [10, 250_000, 250_001, 1 << 21], ids=str)
+@pytest.mark.parametrize("ranges", [True, False], ids=["server knows ranges", "it does not"])
+def test_a_part_that_an_older_process_left_of_another_text_does_no_harm(
+    served, cache, size, ranges
+):
+    served.ranges = ranges
+    cache.mkdir()
+    digest = hashlib.sha256(served.content).hexdigest()
+    (cache / f"play.txt.{digest[:8]}.part").write_bytes(b"x" * size)
+    assert whole(corpus("play")) == served.content
+    assert not list(cache.glob("*.part"))
+
+
+def test_a_complete_part_that_was_never_renamed_does_no_harm(served, cache):
+    cache.mkdir()
+    digest = hashlib.sha256(served.content).hexdigest()
+    (cache / f"play.txt.{digest[:8]}.part").write_bytes(served.content)
+    assert whole(corpus("play")) == served.content
+
+
+@pytest.mark.parametrize("said", [None, 10**15], ids=["no length", "a long length"])
+def test_an_answer_without_end_stops_at_the_length_in_the_manifest(served, cache, said):
+    sent = []
+
+    def answer(self):
+        self.send_response(200)
+        if said:
+            self.send_header("Content-Length", str(said))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while len(sent) < 2000:
+                self.wfile.write(b"x" * 100_000)
+                sent.append(1)
+
+    served.http.RequestHandlerClass.do_GET = answer
+    served.manifest(bytes=1_000_000)
+    with pytest.raises(ValueError, match="sent a different text than expected: its length"):
         corpus("play")
-    (part,) = cache.iterdir()
-    part.write_bytes(b"x" * (len(served.content) + 1))
-    served.cut = None
-    with pytest.raises(ConnectionError):
+    assert not cached(cache)
+    assert len(sent) < 500  # what buffers hold
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_and_the_part_kept(
+    served, cache, monkeypatch
+):
+    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.0)
+    with pytest.raises(ConnectionError, match=r"\(TimeoutError\); try again when online"):
         corpus("play")
-    assert len(corpus("play").train) == len(served.content) * 0.9
+    assert [name[-5:] for name in cached(cache)] == [".part"]
 
 
-def test_a_zipped_text_is_unpacked_next_to_its_archive(served, cache):
+FETCH = """
+import pathlib, sys
+from qllk.text import corpora
+corpora._MANIFEST = pathlib.Path(sys.argv[1])
+print(corpora.corpus("play").fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_fetch_one_corpus_from_a_slow_server_ask_once(served, cache, tmp_path):
+    get = served.http.RequestHandlerClass.do_GET
+    served.http.RequestHandlerClass.do_GET = lambda self: (time.sleep(3), get(self))
+    command = (sys.executable, "-c", FETCH, str(tmp_path / "corpora.json"))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert len(served.asked) == 1
+    assert {out.strip() for out, _ in said} == {corpus("play").fingerprint}
+
+
+def test_who_waits_too_long_for_another_process_is_told(served, cache, monkeypatch):
+    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    cache.mkdir()
+    with (
+        FileLock(cache / ".play.txt.lock"),
+        pytest.raises(ConnectionError, match=r"could not be downloaded from .*\(Timeout\)"),
+    ):
+        corpus("play")
+
+
+def test_a_download_that_cannot_be_written_names_the_folder_and_the_cure(
+    served, cache, monkeypatch
+):
+    monkeypatch.setattr(corpora, "_receive", Mock(side_effect=OSError(28, "No space left")))
+    with pytest.raises(
+        OSError, match=r"'play' could not be written into .*cache': No space left;.*QLLK_CACHE"
+    ):
+        corpus("play")
+
+
+def test_a_zipped_text_is_unpacked_once(served, cache):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("inner", TEXT)
     served.content = packed.getvalue()
     served.manifest(file="play.zip", unzip="inner")
     found = corpus("play")
-    assert found.train.tobytes() + found.valid.tobytes() == TEXT
+    assert whole(found) == TEXT
     made = cached(cache)
-    assert sorted(made) == ["inner", "play.zip"]
+    assert len(made) == 2
     assert corpus("play").fingerprint == found.fingerprint
     assert cached(cache) == made
 
 
 def test_every_corpus_in_the_manifest_says_what_it_is_and_may_be_used_for():
     rows = json.loads(corpora._MANIFEST.read_text())
-    readme = (pathlib.Path(__file__).parents[1] / "data" / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "data" / "README.md").read_text()
     for name, row in rows.items():
         assert {"url", "file", "sha256", "bytes", "licence", "source"} <= set(row)
         assert len(bytes.fromhex(row["sha256"])) == 32
@@ -567,13 +866,21 @@ def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "_STREAM_BYTES", 1000)
     package = fake()
     found = corpus("fineweb-edu")
-    text = found.train.tobytes() + found.valid.tobytes()
+    text = whole(found)
     assert text.startswith(b"document 0\ndocument 1\n")
     assert 1000 <= len(text) < 1020
     assert found.name == found.source == "fineweb-edu"
     assert package.read == text.count(b"\n")
     assert corpus("fineweb-edu").fingerprint == found.fingerprint
     assert len(package.asked) == 1
+
+
+def test_a_stream_without_text_is_given_up(fake, monkeypatch, cache):
+    fake(rows=({"text": ""} for _ in itertools.count()))
+    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    with pytest.raises(ConnectionError, match=r"'fineweb-edu' sent [\d,]+ of 100,000,000 bytes in"):
+        corpus("fineweb-edu")
+    assert not cached(cache)
 
 
 def test_a_folder_of_parquet_is_streamed_by_the_real_package(tmp_path, monkeypatch):

@@ -478,7 +478,7 @@ def test_more_ids_than_any_vocabulary_has_are_refused_whoever_asks():
         lambda: BPE(((97, 98),) * tokens.MAX_IDS),
         lambda: Bytes(many),
         lambda: Characters("".join(map(chr, range(0xE000, 0xE001 + tokens.MAX_IDS)))),
-        lambda: HuggingFace.of(words({"a": 0, "b": 4294967295})),
+        lambda: HuggingFace(words({"a": 0}).to_str().replace('"a": 0', '"a": 4294967295')),
     ):
         with pytest.raises(ValueError, match=r"at most 524,288 ids.*this one has"):
             ask()
@@ -486,7 +486,7 @@ def test_more_ids_than_any_vocabulary_has_are_refused_whoever_asks():
 
 def test_an_id_that_stands_for_a_megabyte_is_refused():
     for ask in (lambda: Bytes(("x" * 1000000,)), lambda: HuggingFace.of(words({"x" * 1000000: 0}))):
-        with pytest.raises(ValueError, match="each of at most 512 bytes.* of 1000000 bytes"):
+        with pytest.raises(ValueError, match=r"each of at most 512 bytes.* of 1000000 bytes"):
             ask()
 
 
@@ -600,15 +600,17 @@ def test_a_tokenizer_whose_pattern_panics_is_an_error_in_words(steps, tmp_path):
     """Its Rust code raises what is not even an Exception, and would end a thread in silence."""
     path = tmp_path / "bad.json"
     path.write_text(words({"a": 0, "b": 1}, **steps).to_str())
-    with pytest.raises(ValueError, match="of Hugging Face.*: .*(Onig|charsmap|index)") as found:
+
+    def use():
         tokenizer = HuggingFace.of(path)
         tokenizer.encode("a" * 40 + "b")
+        list(tokenizer.decode_stream([[0], [1]]))
         tokenizer.decode([0, 1])
+
+    with pytest.raises(ValueError, match=r"of Hugging Face.*: .*(Onig|charsmap|index)") as found:
+        use()
     if "normalizer" in steps:
         assert str(path) in str(found.value)
-    if "decoder" in steps:
-        with pytest.raises(ValueError, match="cannot decode these ids: index"):
-            list(tokenizer.decode_stream([[0], [1]]))
 
 
 @pytest.mark.parametrize(
@@ -629,7 +631,7 @@ def test_replacements_that_double_a_text_sixty_times_are_refused(step):
 
 def test_a_tokenizer_without_ids_is_refused():
     with pytest.raises(ValueError, match="it has no ids"):
-        HuggingFace(words({"a": 0}).to_str().replace('{"a": 0}', "{}"))
+        HuggingFace(words({"a": 0}).to_str().replace('"a": 0', ""))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"{" * 100, b'{"a": 1}'], ids=repr)

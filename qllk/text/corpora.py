@@ -2,6 +2,9 @@
 
 A corpus is two memory-mapped arrays of bytes, or of a tokenizer's ids. Texts are split by file or
 by their tail, never interleaved, so that no held-out byte has a neighbour in the training split.
+
+What is mapped is always a copy in the cache, never a file that somebody may edit. A copy carries
+its own checksum, so that one which was cut or altered is noticed and made again.
 """
 
 from __future__ import annotations
@@ -10,23 +13,29 @@ import hashlib
 import json
 import os
 import re
+import struct
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain
 from pathlib import Path
+from time import monotonic
+from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock
 
-from ..files import write_atomically
-from ..folders import cache_file
-from .tasks import TASKS, make_task
+from ..files import user_path, write_atomically
+from ..folders import cache_file, cache_folder
+from .tasks import MAX_TASK_BYTES, TASKS, make_task
 from .tokens import (
     BPE,
+    MAX_IDS,
     Bytes,
     Characters,
     HuggingFace,
@@ -39,6 +48,9 @@ from .tokens import (
 _MANIFEST = Path(__file__).with_name("corpora.json")
 _HELD_OUT = 0.1  # the tail of a text that is not split by file
 _STREAM_BYTES = 100_000_000  # the size of a corpus made of a stream
+_MAX_SECONDS = 3600.0  # for a download, for a stream, and for waiting for another process
+_MAX_BYTES = 1 << 30  # of a file, or of the texts in a folder
+_MAX_FILES, _MAX_ENTRIES = 10_000, 50_000  # of a folder: texts, and all that is looked at
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
@@ -49,11 +61,15 @@ _STREAMS = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "CC-MAIN-2024-10")}
 # "bpe-1024:stdlib": a corpus in the ids of a tokenizer that is trained on it or read from a file.
 _TOKENIZED = re.compile(r"(characters|bpe-[0-9]+|.+\.json):(.+)", re.DOTALL)
 # "task:copy:4000:7": a synthetic task, its size and its seed.
-_TASK = re.compile(r"task:([a-z]+)(?::([0-9]+))?(?::([0-9]+))?")
+_TASK = re.compile(r"task:([a-z]+)(?::([0-9]{1,20}))?(?::([0-9]{1,20}))?")
 # Excluded from the standard library: its tests, and installed packages.
 _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 _BYTES = Bytes()
 _TASK_BYTES = 1 << 18
+
+_Facts = dict[Path, os.stat_result]  # of the files of a text, when they were found
+_Splits = tuple[Iterable, Iterable]  # both splits, in chunks
+_Raw = tuple[np.ndarray, np.ndarray]  # both splits, as bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +85,8 @@ class Corpus:
     source: str = ""  # the name to pass to `corpus`, which checkpoints store
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
+    origin: str = ""  # what the text is, in words; default: its source
+    raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,18 +99,27 @@ class Corpus:
         return digest.hexdigest()
 
     @cached_property
-    def source_bytes(self) -> int | None:
-        """The bytes of the text that `source` names, or None if they cannot be counted."""
-        return _count_bytes(self.source)
+    def source_bytes(self) -> int:
+        """The bytes of the text that `source` names."""
+        return len(self.text.train) + len(self.text.valid)
+
+    def describe(self) -> str:
+        """Which text this is, for a message to someone who has another one."""
+        return (
+            f"{self.origin or self.source or self.name} ({len(self.train):,} ids to train on and "
+            f"{len(self.valid):,} held out, fingerprint {self.fingerprint[:8]})"
+        )
 
     @cached_property
     def text(self) -> Corpus:
         """This corpus as bytes."""
         if self.tokenizer == _BYTES:
             return self
-        splits = (self.tokenizer.decode(ids) for ids in (self.train, self.valid))
-        train, valid = (np.frombuffer(split, np.uint8) for split in splits)
-        return replace(self, train=train, valid=valid, tokenizer=_BYTES)
+        splits = self.raw or (
+            np.frombuffer(self.tokenizer.decode(ids), np.uint8) for ids in (self.train, self.valid)
+        )
+        train, valid = splits
+        return replace(self, train=train, valid=valid, tokenizer=_BYTES, raw=None)
 
     @cached_property
     def bytes_per_id(self) -> float:
@@ -127,16 +154,17 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     byte-level BPE with that many ids, both trained on the corpus once, or the path of a Hugging
     Face tokenizer.json followed by a colon.
 
+    A text has at most 1 GiB; a folder has at most 10,000 files of text.
+
     Raises   FileNotFoundError when it is neither a known name nor a path
-             ValueError when it has no text, the tokenizer cannot be trained on it, or there is no
-             such task
+             ValueError when it has no text or too much, cannot be read, changes while it is read,
+             the tokenizer cannot be trained on it, or there is no such task
              ConnectionError when a download fails
              ModuleNotFoundError when it is a stream and the package `datasets` is missing
     """
     manifest = json.loads(_MANIFEST.read_text())
-    path = Path(name).expanduser()
     if made := _TOKENIZED.fullmatch(str(name)):
-        return _tokenize(made[1], corpus(made[2]))
+        return _tokenize(*made.groups())
     if str(name).startswith("task:"):
         return _read_task(str(name))
     if name == "stdlib":
@@ -145,10 +173,9 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         found = _download(str(name), manifest[name])
     elif name in _STREAMS:
         found = _read_stream(str(name))
-    elif path.is_file():
-        found, name = _from_file(path), path.resolve()
-    elif path.is_dir() and str(name):  # Path("") would be the current folder
-        found, name = _from_folder(path), path.resolve()
+    elif str(name) and (path := user_path(name)).exists():  # "" would be the current folder
+        name = path.resolve()
+        found = _from_folder(name) if path.is_dir() else _from_file(name)
     else:
         raise FileNotFoundError(f"no corpus {str(name)!r}: give {describe_names()}")
     return replace(found, source=str(name))
@@ -171,7 +198,7 @@ def corpus_names() -> list[str]:
 def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
     """A synthetic text with a known `floor`, see `tasks`; its last tenth is held out.
 
-    Raises   ValueError when there is no such task, or the size does not fit in memory
+    Raises   ValueError as `make_task`
     """
     text, floor = make_task(name, size, seed)
     return Corpus(name, *_split_tail(text), source=f"task:{name}:{size}:{seed}", floor=floor)
@@ -192,12 +219,13 @@ def _read_task(source: str) -> Corpus:
 
 def _read_stdlib() -> Corpus:
     folder, files = _find_stdlib()
-    facts = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+    facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
-    return _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
+    found = _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
+    return replace(found, origin=f"the standard library of Python {version}")
 
 
-def _find_stdlib() -> tuple[Path, list[Path]]:
+def _find_stdlib() -> tuple[Path, _Facts]:
     folder = Path(sysconfig.get_path("stdlib"))
     return folder, _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
 
@@ -209,75 +237,193 @@ def _from_folder(folder: Path) -> Corpus:
             f"no text under {str(folder)!r}: looked for files ending in "
             f"{_TEXT_SUFFIXES}; give one file by its path instead"
         )
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return _from_files(folder.resolve().name, f"folder-{_stamp(facts)}", folder, files)
+    return _from_files(_printable(folder.name), f"folder-{_stamp(_changes(files))}", folder, files)
 
 
-def _find_files(folder: Path, suffixes, leave_out=()) -> list[Path]:
-    """All files below `folder` with one of the suffixes, sorted, except hidden ones."""
-    found = []
+def _find_files(folder: Path, suffixes, leave_out=()) -> _Facts:
+    """All files below `folder` with one of the suffixes, sorted, except hidden ones.
+
+    Links to folders are not followed. Raises ValueError as soon as there is too much.
+    """
+    found: _Facts = {}
+    entries = size = 0
     for place, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if f not in leave_out and not f.startswith(".")]
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+        entries += len(folders) + len(names)
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in suffixes and path.is_file():
+                found[path] = path.stat()
+                size += found[path].st_size
+        if entries > _MAX_ENTRIES or len(found) > _MAX_FILES or size > _MAX_BYTES:
+            raise ValueError(
+                f"{str(folder)!r} is too large for a corpus: up to {place!r} there were "
+                f"{entries:,} entries, of these {len(found):,} texts of {size:,} bytes; at most "
+                f"{_MAX_ENTRIES:,} entries, {_MAX_FILES:,} texts and {_MAX_BYTES:,} bytes are "
+                "read. Nothing was copied; give a folder inside it"
+            )
+    return {path: found[path] for path in sorted(found, key=lambda p: p.relative_to(folder).parts)}
 
 
-def _from_file(path: Path, name: str | None = None) -> Corpus:
-    """A file is memory-mapped in place; its last tenth is held out."""
-    size = path.stat().st_size
-    if size < 2:
+def _from_files(name: str, key: str, folder: Path, files: _Facts) -> Corpus:
+    """A corpus of files, split by file.
+
+    One file in twenty is held out, chosen by a hash of its name, which makes the choice stable.
+    """
+    names = {path: path.relative_to(folder).as_posix() for path in files if files[path].st_size}
+    if (size := sum(seen.st_size for seen in files.values())) < 2:
+        raise ValueError(
+            f"corpus {name!r}: the {len(files)} files under {str(folder)!r} have {size} bytes in "
+            "all, but at least two are needed"
+        )
+    if len(names) < 2:
+        (only,) = names
+        return Corpus(name, *_prepare(key, lambda: _read_tail(only, files))[:2])
+    digests = {path: hashlib.sha256(os.fsencode(names[path])).digest() for path in names}
+    held_out = [path for path in names if digests[path][0] % 20 == 0]
+    if not held_out or len(held_out) == len(names):  # too few files: hold out the last one
+        held_out = [max(names, key=names.get)]
+
+    def read(paths: Iterable[Path]) -> Iterator[bytes]:
+        for path in paths:
+            yield from _read(partial(open, path, "rb"), 0, files[path].st_size)
+
+    def read_splits() -> _Splits:
+        train = [path for path in names if path not in held_out]
+        return read(train), chain(read(held_out), _check_unchanged(files))
+
+    return Corpus(name, *_prepare(key, read_splits)[:2])
+
+
+def _from_file(path: Path) -> Corpus:
+    """A file; its last tenth is held out."""
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is neither a file nor a folder, but a device or a pipe")
+    files = {path: path.stat()}
+    if (size := files[path].st_size) < 2:
         raise ValueError(f"{str(path)!r} has {size} bytes; there is nothing to learn from")
-    data = np.memmap(path, np.uint8, mode="r")
-    return Corpus(name or path.stem, *_split_tail(data))
+    if size > _MAX_BYTES:
+        raise ValueError(
+            f"{str(path)!r} has {size:,} bytes, but a text may have at most {_MAX_BYTES:,}; give a "
+            "part of it"
+        )
+    key = f"file-{_stamp(_changes(files))}"
+    return Corpus(_printable(path.stem), *_prepare(key, lambda: _read_tail(path, files))[:2])
 
 
-def _tokenize(kind: str, text: Corpus) -> Corpus:
-    """The corpus in a tokenizer's ids; the tokenizer and the ids are cached."""
-    if text.tokenizer != _BYTES:
-        raise ValueError(f"{kind!r} tokenizes bytes, but {text.name!r} is tokenized already")
-    if kind.endswith(".json"):
-        kind = str(Path(kind).expanduser().resolve())
-    tokenizer = _load_tokenizer(kind, text.fingerprint[:16], *_move_cut(text))
-    return _encode(kind, text, tokenizer)
+def _read_tail(path: Path, files: _Facts) -> _Splits:
+    """Both splits of one file."""
+    train, valid = _cut_tail(partial(open, path, "rb"), files[path].st_size)
+    return train, chain(valid, _check_unchanged(files))
 
 
-def _encode(kind: str, text: Corpus, tokenizer: Tokenizer) -> Corpus:
-    """The corpus in a tokenizer's ids, which are cached."""
-    train, valid = _move_cut(text)
-    key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
-    splits = _map_splits(key, lambda: map(tokenizer.encode, (train, valid)), tokenizer.dtype)
-    name, source = f"{Path(kind).stem}:{text.name}", f"{kind}:{text.source}"
-    return Corpus(name, *splits, source, tokenizer, text.floor)
+def _cut_tail(open_file: Callable[[], BinaryIO], size: int) -> _Splits:
+    cut = int(size * (1 - _HELD_OUT))
+    return _read(open_file, 0, cut), _read(open_file, cut, size)
 
 
-def _load_tokenizer(kind: str, key: str, train: bytes, valid: bytes) -> Tokenizer:
-    """Read a tokenizer, or train it once.
+def _read(open_file: Callable[[], BinaryIO], start: int, stop: int) -> Iterator[bytes]:
+    """Yield the bytes from `start` to `stop` of a file, in chunks.
+
+    Raises   ValueError when it cannot be read, or ends before `stop`
+    """
+    try:
+        with open_file() as file:
+            file.seek(start)
+            while start < stop and (chunk := file.read(min(stop - start, 1 << 20))):
+                start += len(chunk)
+                yield chunk
+    except OSError as error:
+        raise ValueError(f"a text cannot be read: {error}") from error
+    if start < stop:
+        raise ValueError(_CHANGED.format(str(file.name)))
+
+
+_CHANGED = "{!r} changed while it was read; try again, or give a copy that nobody writes to"
+
+
+def _check_unchanged(files: _Facts) -> Iterator[bytes]:
+    """Yield nothing.
+
+    Raises   ValueError when a file is no longer as it was found: what was read may be a mixture
+    """
+    for path, seen in files.items():
+        if not path.exists() or _changes({path: path.stat()}) != _changes({path: seen}):
+            raise ValueError(_CHANGED.format(str(path)))
+    yield from ()
+
+
+def _changes(files: _Facts) -> list[tuple]:
+    """What is known of files without reading them; it differs after one has changed."""
+    return [(str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items()]
+
+
+def _printable(name: str) -> str:
+    """A file's name with marks in the place of what is not UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+# ---------------------------------------------------------------- in the ids of a tokenizer
+
+
+def _tokenize(kind: str, name: str) -> Corpus:
+    """The corpus in the ids of a tokenizer that is read, or trained once.
 
     Merges are learned from the training split. The alphabet is that of both splits, so that every
     character has an id.
     """
+    if _TOKENIZED.fullmatch(name):
+        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r} is tokenized already")
+    size = kind.removeprefix("bpe-")
     if kind.endswith(".json"):
-        if not Path(kind).is_file():
-            raise FileNotFoundError(f"no tokenizer at {kind!r}; give the path of a tokenizer.json")
-        return HuggingFace.of(kind)
-    path = cache_file(f"{kind}-{key}.json")
-    if not path.exists():
-        name, _, size = kind.partition("-")
-        if name == "characters":
-            made = Characters.train(train + valid)
-        else:  # both give the same merges
-            learn = learn_merges_fast if find_spec("tokenizers") else learn_merges
-            made = BPE.train(train, int(size), learn=learn)
-        write_atomically(path, made.to_json().encode())
-    return tokenizer_from_json(path.read_text())
+        kind = str(user_path(kind).resolve())
+        tokenizer = HuggingFace.of(kind)
+        return _encode(kind, corpus(name), tokenizer.to_json(), lambda _: tokenizer)
+    if size != kind and (len(size) > 9 or int(size) > MAX_IDS):
+        raise ValueError(f"{kind!r} asks for {size} ids; at most {MAX_IDS:,} can be learned")
+    return _encode(kind, corpus(name), kind, partial(_train_tokenizer, size))
 
 
-def _move_cut(text: Corpus) -> tuple[bytes, bytes]:
+def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenizer]) -> Corpus:
+    """The corpus in ids, cached with their tokenizer, which `facts` and the text determine.
+
+    Raises   ValueError when the tokenizer cannot be made for the text, or cannot encode it
+    """
+    raw = _move_cut(text)
+
+    def encode() -> tuple[Iterable, Iterable, bytes]:
+        tokenizer = make(raw)
+        return *map(tokenizer.iterate_ids, raw), tokenizer.to_json().encode()
+
+    try:
+        train, valid, stored = _prepare(f"ids-{_stamp((facts, text.fingerprint))}", encode)
+    except ValueError as error:
+        raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
+    tokenizer = tokenizer_from_json(stored.decode())
+    return Corpus(
+        f"{Path(kind).stem}:{text.name}",
+        train.view(tokenizer.dtype),
+        valid.view(tokenizer.dtype),
+        f"{kind}:{text.source}",
+        tokenizer,
+        text.floor,
+        text.origin,
+        raw,
+    )
+
+
+def _train_tokenizer(size: str, raw: _Raw) -> Tokenizer:
+    if size == "characters":
+        alphabet = set().union(*(Characters.train(split).alphabet for split in raw))
+        return Characters("".join(sorted(alphabet)))
+    learn = learn_merges_fast if find_spec("tokenizers") else learn_merges  # the same merges
+    return BPE.train(raw[0], int(size), learn=learn)
+
+
+def _move_cut(text: Corpus) -> _Raw:
     """Both splits; if the cut falls inside a UTF-8 character, it moves to the character's end."""
-    train, valid = bytes(text.train), bytes(text.valid)
+    train, valid = text.train, text.valid
     inside = next((i for i, byte in enumerate(valid[:3]) if byte & 0xC0 != 0x80), 0)
-    return train + valid[:inside], valid[inside:]
+    return np.concatenate((train, valid[:inside])) if inside else train, valid[inside:]
 
 
 # ---------------------------------------------------------------- downloads
@@ -285,46 +431,88 @@ def _move_cut(text: Corpus) -> tuple[bytes, bytes]:
 
 def _download(name: str, row: dict) -> Corpus:
     """Download once into the cache; a file gets its final name only after its checksum."""
+
+    def read() -> _Splits:
+        path = _fetch_once(name, row)
+        if "unzip" not in row:
+            return _read_tail(path, {path: path.stat()})
+        size = zipfile.ZipFile(path).getinfo(row["unzip"]).file_size
+        return _cut_tail(lambda: zipfile.ZipFile(path).open(row["unzip"]), size)
+
+    return Corpus(name, *_prepare(_key(name, row), read)[:2])
+
+
+def _fetch_once(name: str, row: dict) -> Path:
+    """The path of a downloaded file with the right checksum; other processes wait for it.
+
+    Raises   ConnectionError when it cannot be downloaded
+             ValueError when it is not what the manifest says
+             OSError when it cannot be written
+    """
     import pooch
     import requests
 
-    folder, url = cache_file(row["file"]).parent, row["url"]
+    folder, url = cache_folder(), row["url"]
     part = folder / f"{row['file']}.{row['sha256'][:8]}.part"
     try:
-        path = pooch.retrieve(
-            url,
-            known_hash=f"sha256:{row['sha256']}",
-            fname=row["file"],
-            path=folder,
-            downloader=lambda url, target, _: _fetch(url, part, target),
-        )
-    except requests.RequestException as error:
+        with FileLock(folder / f".{row['file']}.lock", timeout=_MAX_SECONDS):
+            return Path(
+                pooch.retrieve(
+                    url,
+                    known_hash=f"sha256:{row['sha256']}",
+                    fname=row["file"],
+                    path=folder,
+                    downloader=lambda url, target, _: _fetch(row, part, target),
+                )
+            )
+    except (requests.RequestException, TimeoutError) as error:
         raise ConnectionError(
             f"corpus {name!r} could not be downloaded from {url} ({type(error).__name__}); try "
             "again when online, which resumes the download; or use 'stdlib', which needs no "
             "network, or give the path of a file"
         ) from error
     except ValueError as error:
+        part.unlink(missing_ok=True)
         raise ValueError(
-            f"corpus {name!r}: {url} sent a different text than expected: its SHA-256 differs "
-            f"from the one in {_MANIFEST.name}, and it was discarded. "
+            f"corpus {name!r}: {url} sent a different text than expected: its length or its "
+            f"SHA-256 differs from that in {_MANIFEST.name}, and it was discarded. "
             "Try again, or give the path of a file"
         ) from error
-    path = Path(path)
-    return _from_file(_unzip(path, row["unzip"]) if "unzip" in row else path, name)
+    except OSError as error:
+        raise OSError(
+            f"corpus {name!r} could not be written into {str(folder)!r}: "
+            f"{error.strerror or error}; set QLLK_CACHE to another folder"
+        ) from error
 
 
-def _fetch(url: str, part: Path, target: str) -> None:
-    """Download to the file `part`, resuming an interrupted download, then rename it."""
+def _fetch(row: dict, part: Path, target: str) -> None:
+    """Download to the file `part`, then rename it. A download that was interrupted is resumed."""
+    import pooch
+
+    if part.exists():
+        with suppress(ValueError):  # a part of another text
+            _receive(row["url"], part, row["bytes"])
+            if pooch.file_hash(part) == row["sha256"]:
+                return os.replace(part, target)
+        part.unlink()
+    _receive(row["url"], part, row["bytes"])
+    os.replace(part, target)
+
+
+def _receive(url: str, part: Path, limit: int) -> None:
+    """Append what is missing to the file `part`.
+
+    Raises   ValueError when there are more than `limit` bytes, TimeoutError after _MAX_SECONDS
+    """
     import requests
     from tqdm import tqdm
 
-    have = part.stat().st_size if part.exists() else 0
+    have, end = part.stat().st_size if part.exists() else 0, monotonic() + _MAX_SECONDS
     # Ask for uncompressed data: a range would otherwise count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:  # longer than the whole text, so it belongs to another
-            part.unlink()
+        if answer.status_code == 416:
+            raise ValueError("the part is as long as the whole text, or longer")
         answer.raise_for_status()
         have = have if answer.status_code == 206 else 0
         total = have + int(answer.headers.get("Content-Length", 0)) or None
@@ -332,31 +520,32 @@ def _fetch(url: str, part: Path, target: str) -> None:
             open(part, "ab" if have else "wb") as file,
             tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
-            for piece in answer.iter_content(1 << 16):
+            for piece in answer.iter_content(1 << 14):
+                if (have := have + len(piece)) > limit:
+                    raise ValueError(f"more than {limit} bytes")
+                if monotonic() > end:
+                    raise TimeoutError
                 file.write(piece)
                 bar.update(len(piece))
-    os.replace(part, target)
-
-
-def _unzip(archive: Path, member: str) -> Path:
-    path = archive.with_name(member)
-    if not path.exists():
-        with zipfile.ZipFile(archive) as file:
-            write_atomically(path, file.read(member))
-    return path
 
 
 def _read_stream(name: str) -> Corpus:
     """The first documents of a stream, each followed by a newline, cached as one file."""
-    path = cache_file(f"{name}-{_STREAM_BYTES}.txt")
-    if not path.exists():
-        text = bytearray()
+
+    def read() -> _Splits:
+        text, end = bytearray(), monotonic() + _MAX_SECONDS
         for document in documents(name):
             text += document.tobytes() + b"\n"
             if len(text) >= _STREAM_BYTES:
                 break
-        write_atomically(path, text)
-    return _from_file(path, name)
+            if monotonic() > end:
+                raise ConnectionError(
+                    f"the stream {name!r} sent {len(text):,} of {_STREAM_BYTES:,} bytes in "
+                    f"{_MAX_SECONDS:.0f} seconds; try again, or use 'stdlib', which needs none"
+                )
+        return tuple([split] for split in _split_tail(memoryview(text)))
+
+    return Corpus(name, *_prepare(_key(name, None), read)[:2])
 
 
 # ---------------------------------------------------------------- splits and cache
@@ -367,41 +556,49 @@ def _split_tail(data):
     return data[:cut], data[cut:]
 
 
-def _split_by_file(folder: Path, files: list[Path]) -> tuple[bytes, bytes]:
-    """Hold out one file in twenty, chosen by a hash of its name, which makes the choice stable."""
-    texts = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    texts = {name: text for name, text in texts.items() if text}
-    if len(texts) < 2:
-        return _split_tail(b"".join(texts.values()))
-    held_out = {n for n in texts if hashlib.sha256(n.encode()).digest()[0] % 20 == 0}
-    if not held_out or len(held_out) == len(texts):  # too few files: hold out the last one
-        held_out = {max(texts)}
-    train = b"".join(text for name, text in texts.items() if name not in held_out)
-    return train, b"".join(texts[name] for name in texts if name in held_out)
+# A prepared text is one file: both splits, what else belongs to them, and at the end the lengths of
+# the first split and of both, and the SHA-256 of all that.
+_SEAL = struct.Struct("<QQ32s")
 
 
-def _from_files(name: str, key: str, folder: Path, files: list[Path]) -> Corpus:
-    """A corpus of files, split by file."""
+def _prepare(key: str, make: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """Both splits, memory-mapped from a file in the cache, and the bytes stored with them.
 
-    def read():
-        texts = _split_by_file(folder, files)
-        if not all(texts):
-            raise ValueError(
-                f"corpus {name!r}: the {len(files)} files under {str(folder)!r} have "
-                f"{sum(map(len, texts))} bytes in all, but at least two are needed"
-            )
-        return texts
+    If there is no such file, or it is damaged, it is written from what `make` returns: the chunks
+    of both splits and, optionally, the bytes to store with them. A process that has mapped an older
+    file keeps that.
+    """
+    if found := _map_sealed(cache_file(f"{key}.bin")):
+        return found
+    path = cache_folder() / f"{key}.bin"
+    write_atomically(path, _seal(*make()))
+    if found := _map_sealed(path):
+        return found
+    raise OSError(f"{str(path)!r} was written, but is damaged; set QLLK_CACHE to another folder")
 
-    return Corpus(name, *_map_splits(key, read))
+
+def _seal(train: Iterable, valid: Iterable, stored: bytes = b"") -> Iterator[bytes]:
+    """Yield the content of a sealed file."""
+    digest, size, ends = hashlib.sha256(), 0, []
+    for part in (train, valid, [stored]):
+        for chunk in map(bytes, part):
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+        ends.append(size)
+    digest.update(struct.pack("<QQ", *ends[:2]))
+    yield _SEAL.pack(*ends[:2], digest.digest())
 
 
-def _map_splits(key: str, make: Callable[[], Iterable], dtype=np.uint8) -> list[np.ndarray]:
-    """Both splits, memory-mapped from files in the cache, which are made once."""
-    paths = [cache_file(f"{key}-{split}.bin") for split in ("train", "valid")]
-    if not all(path.exists() for path in paths):
-        for path, split in zip(paths, make(), strict=True):
-            write_atomically(path, split)
-    return [np.memmap(path, dtype, mode="r") for path in paths]
+def _map_sealed(path: Path) -> tuple[np.ndarray, np.ndarray, bytes] | None:
+    """The content of a sealed file, or None if there is none or it is damaged."""
+    if not path.is_file() or path.stat().st_size < _SEAL.size:
+        return None
+    data = np.memmap(path, np.uint8, mode="r")
+    cut, end, digest = _SEAL.unpack(data[-_SEAL.size :])
+    if hashlib.sha256(data[:-32]).digest() != digest:
+        return None
+    return data[:cut], data[cut:end], bytes(data[end : -_SEAL.size])
 
 
 def _stamp(facts) -> str:
@@ -411,29 +608,24 @@ def _stamp(facts) -> str:
 
 # ---------------------------------------------------------------- the text of a saved run
 
-_MOST_BYTES, _MOST_TASK_BYTES, _MOST_FOLDERS = 1 << 30, 1 << 22, 2000  # looked for unasked
-
 
 def find_again(source: str, size: int | None) -> Corpus:
     """The text of a saved run as bytes, by the corpus's source and its `source_bytes`.
 
     Both may come from someone else's file. So nothing is downloaded, and nothing is read that has
-    another size or more than 1 GiB; a path, whose size must be known, is not read without it.
+    another size; a path, whose size must be known, is not read without it.
 
     Raises   FileNotFoundError when it is not on this machine
              ValueError when it has another size, or is too large
     """
-    name, found = _split_source(source)[1], _count_bytes(source)
-    if found is None:
-        raise FileNotFoundError(
-            f"there is no text {name!r} on this machine, or it is a folder of more than "
-            f"{_MOST_FOLDERS:,} others; it is neither downloaded nor searched"
-        )
-    if size != found and (size is not None or Path(name).expanduser().exists()):
+    name = _split_source(source)[1]
+    if (found := _count_bytes(name)) is None:
+        raise FileNotFoundError(f"there is no text {name!r} on this machine; it is not downloaded")
+    if size != found and (size is not None or user_path(name).exists()):
         had = "an unknown number of" if size is None else f"{size:,}"
         raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
-    if found > (_MOST_TASK_BYTES if name.startswith("task:") else _MOST_BYTES):
-        raise ValueError(f"{name!r} has {found:,} bytes, too many to be read unasked")
+    if found > (MAX_TASK_BYTES if name.startswith("task:") else _MAX_BYTES):
+        raise ValueError(f"{name!r} has {found:,} bytes, which are too many")
     return corpus(name)
 
 
@@ -446,7 +638,8 @@ def encode_corpus(text: Corpus, tokenizer: Tokenizer, source: str) -> Corpus:
         return text
     if text.tokenizer != _BYTES:
         raise ValueError(f"{text.name!r} has another tokenizer than the run; give its bytes")
-    return _encode(_split_source(source)[0] or type(tokenizer).__name__, text, tokenizer)
+    kind = _split_source(source)[0] or type(tokenizer).__name__
+    return _encode(kind, text, tokenizer.to_json(), lambda _: tokenizer)
 
 
 def _split_source(source: str) -> tuple[str, str]:
@@ -455,24 +648,28 @@ def _split_source(source: str) -> tuple[str, str]:
     return made.groups() if made else ("", source)
 
 
-def _count_bytes(source: str) -> int | None:
-    """The bytes of the text that a source names, not read; None if it is not on this machine."""
-    name = _split_source(source)[1]
-    manifest, path = json.loads(_MANIFEST.read_text()), Path(name).expanduser()
+def _count_bytes(name: str) -> int | None:
+    """The bytes of a text by its name, not read; None if it is not on this machine."""
+    manifest = json.loads(_MANIFEST.read_text())
     if made := _TASK.fullmatch(name):
         return int(made[2] or _TASK_BYTES)
+    if name in manifest or name in _STREAMS:
+        path = cache_file(f"{_key(name, manifest.get(name))}.bin")
+        return path.stat().st_size - _SEAL.size if path.is_file() else None
     if name == "stdlib":
         files = _find_stdlib()[1]
-    elif name in manifest:
-        files = [cache_file(manifest[name].get("unzip", manifest[name]["file"]))]
-    elif name in _STREAMS:
-        files = [cache_file(f"{name}-{_STREAM_BYTES}.txt")]
-    elif path.is_dir() and name:
-        many = sum(1 for _ in islice(os.walk(path), _MOST_FOLDERS + 1)) > _MOST_FOLDERS
-        files = [] if many else _find_files(path, _TEXT_SUFFIXES.split())
+    elif not name:
+        return None
+    elif (path := user_path(name)).is_dir():
+        files = _find_files(path, _TEXT_SUFFIXES.split())
     else:
-        files = [path]
-    return sum(file.stat().st_size for file in files) if files and files[0].is_file() else None
+        files = {path: path.stat()} if path.is_file() else {}
+    return sum(seen.st_size for seen in files.values()) if files else None
+
+
+def _key(name: str, row: dict | None) -> str:
+    """The name in the cache of a download or, without a row of the manifest, of a stream."""
+    return f"{name}-{row['sha256'][:16] if row else _STREAM_BYTES}"
 
 
 # ---------------------------------------------------------------- documents

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -169,18 +169,26 @@ class Characters(Tokenizer):
         return [character.encode() for character in self.alphabet]
 
     def iterate_ids(self, text: str | bytes) -> Iterator[np.ndarray]:
-        ids, unknown = self._ids_by_character, self.special_ids.get("<unk>")
         for chunk in _iterate_text(text):
-            if unknown is None and (new := set(chunk) - ids.keys()):
+            ids = self._ids[_code_points(chunk)]
+            if ids.min() < 0:
                 raise ValueError(
-                    f"character {min(new)!r} is not among the {len(ids)} of the alphabet; train "
-                    "on a text that has it, or add the special '<unk>' for unknown characters"
+                    f"character {min(set(chunk) - set(self.alphabet))!r} is not among the "
+                    f"{len(self.alphabet)} of the alphabet; train on a text that has it, or add "
+                    "the special '<unk>' for unknown characters"
                 )
-            yield np.array([ids.get(c, unknown) for c in chunk], self.dtype)
+            yield ids.astype(self.dtype)
 
     @cached_property
-    def _ids_by_character(self) -> dict[str, int]:
-        return {c: id for id, c in enumerate(self.alphabet)}
+    def _ids(self) -> np.ndarray:
+        """The id of every code point; -1 if it has none."""
+        ids = np.full(sys.maxunicode + 1, self.special_ids.get("<unk>", -1), np.int32)
+        ids[_code_points(self.alphabet)] = np.arange(len(self.alphabet))
+        return ids
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
 # ---------------------------------------------------------------- byte-pair encoding
