@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from qllk.__main__ import _parser, main
+from qllk.lab import grade
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines
 from qllk.spec import Spec
-from qllk.study import options, race
+from qllk.study import memory, options, race
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
 from qllk.training.recipe import Recipe
@@ -403,3 +404,68 @@ def test_an_error_is_reported_in_one_line(capsysbinary, line, said):
     assert code == 1
     assert said in err
     assert "Traceback" not in err
+
+
+def test_an_interrupted_race_says_where_its_finished_runs_are(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    def run_race(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(race, "run_race", run_race)
+    code, _, err = run(capsysbinary, bench(tmp_path, text, ""))
+    assert code == 130
+    assert f"finished runs are kept in {tmp_path / 'runs'}; the same command goes on" in err
+
+
+@pytest.mark.parametrize("option", ["--report", "--plot", "--folder"])
+def test_a_race_whose_results_cannot_be_written_does_not_start(
+    capsysbinary, monkeypatch, tmp_path, text, option
+):
+    monkeypatch.setattr(race, "run_race", None)
+    (tmp_path / "taken.png").mkdir()
+    path = text / "runs" if option == "--folder" else tmp_path / "taken.png"
+    code, out, err = run(capsysbinary, bench(tmp_path, text, f"{option} {path}"))
+    assert (code, out) == (1, "")
+    assert "cannot be written" in err
+
+
+def test_the_results_of_a_race_are_printed_before_they_are_written(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {})
+    monkeypatch.setattr("qllk.__main__.write_atomically", fail)
+    options = "--entries qllk-2-nano --lrs 0.004 --batches 1x32 --seeds 1 --jobs 1"
+    code, out, err = run(capsysbinary, bench(tmp_path, text, options))
+    assert (code, "| qllk-2-nano |" in out) == (1, True)
+    assert "no space left" in err
+
+
+def test_the_memory_study_writes_two_files_that_can_be_written(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    monkeypatch.setattr(memory, "study_memory", None)
+    for path in (tmp_path / "x.md", tmp_path, text / "x.json"):
+        code, out, err = run(capsysbinary, f"memory --corpus {text} --report {path}")
+        assert (code, out) == (1, "")
+        assert "written" in err
+
+
+def test_grades_that_are_there_when_grading_is_interrupted_are_kept(
+    capsysbinary, monkeypatch, tmp_path
+):
+    def grades(folder, seconds):
+        yield grade.Grade("a\udcff\x1b.ipynb", "x", "correct", "")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grade, "grade", grades)
+    code, out, _ = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path / 'grades.csv'}")
+    assert code == 130
+    assert "correct" in out
+    assert "correct" in (tmp_path / "grades.csv").read_text()
+    code, _, err = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path}")
+    assert code == 1
+    assert "cannot be written" in err
