@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from qllk import __main__ as commands
-from qllk.study import by_hand, memory, options, race
+from qllk.study import bench, by_hand, memory, options, race
 
 SECONDS = 60  # until a line counts as one that never ends
 ENDLESS = ("--steps", "--minutes", "--length", "--seconds")  # may be asked to take for ever
@@ -127,7 +127,7 @@ def prepare():
     Path("odd.json").write_text(json.dumps(spec | {"mixers": [["conv", {"width": -1}]]}))
     few = ("qllk-2-nano", "bert-nano", "randygpt-0.3")
     commands.PRESETS = {name: commands.PRESETS[name] for name in few}
-    commands.save_picture = lambda chart, path: None  # takes a second
+    bench.save_picture = lambda chart, path: None  # takes a second
     race._workers = lambda jobs: Here()
     memory._LENGTHS, lookup_text = (10, 100), memory.lookup_text
     memory.lookup_text = lambda: lookup_text(6 * 400, 6 * 400)

@@ -56,7 +56,7 @@ ORDER = {
     ],
     "study": [
         *("pool", "published", "by_hand", "axes", "figures", "plots", "entries", "race"),
-        *("standings", "options", "console", "session", "memory"),
+        *("standings", "options", "console", "session", "bench", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.
