@@ -31,6 +31,7 @@ _OPTIONAL = {
 }
 _CONTAINER = Path("/sys/fs/cgroup")  # where the limits of a container are
 _COMPILERS = ("c++", "g++", "clang++", "cl")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def examine(args: Namespace) -> None:
@@ -39,7 +40,7 @@ def examine(args: Namespace) -> None:
         "qllk": __version__,
         "installed": str(CLONE or PACKAGE),
         "threads": torch.get_num_threads(),
-        "memory": psutil.virtual_memory().available,
+        "memory": devices.free_bytes("cpu"),
         "texts": str(cache_folder()),
         "learner": str(learner_folder()),
         "corpora": corpus_names(),
@@ -121,10 +122,7 @@ def _cores() -> float:
 
 
 def _memory():
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # of a container
-        limit = int((_CONTAINER / "memory.max").read_text())
-        free = min(free, limit - int((_CONTAINER / "memory.current").read_text()))
+    free = devices.free_bytes("cpu")
     if free < 2 * _GIB:
         yield (
             f"only {free / _GIB:.1f} GiB of memory are free; close other programs, or train small "
@@ -158,6 +156,8 @@ def _disk():
 def _programs():
     if not any(map(shutil.which, [os.environ.get("CXX", "c++"), *_COMPILERS])):
         yield "no C++ compiler, so --compile does not work; install one, such as g++"
+    if CLONE and not any(map(shutil.which, _BROWSERS)):
+        yield "no Chromium, so `make test` leaves the pages in a browser out; install chromium"
 
 
 def _kernel():

@@ -74,7 +74,7 @@ def _train() -> str:
 
 def _save_and_resume() -> str:
     unbroken = Trainer(_MODEL, corpus("stdlib"), _RECIPE)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "run.safetensors")
         for _ in range(5):
             next(unbroken)
@@ -89,7 +89,7 @@ def _save_and_resume() -> str:
 def _run_a_lesson() -> str:
     path = next((CLONE or PACKAGE).glob("notebooks/03_*.ipynb"))
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         client = NotebookClient(
             notebook,
             timeout=300,

@@ -7,7 +7,6 @@ import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import torch
 
@@ -91,14 +90,10 @@ def test_the_cores_are_those_of_a_containers_quota(monkeypatch, tmp_path):
     assert doctor._cores() == unlimited
 
 
-def test_too_little_memory_of_the_machine_or_of_its_container_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_CONTAINER", tmp_path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 << 30))
-    assert told(doctor._memory) == ""
-    (tmp_path / "memory.max").write_text(str(3 << 30))
-    (tmp_path / "memory.current").write_text(str(2 << 30))
+def test_too_little_memory_is_named(monkeypatch):
+    monkeypatch.setattr(doctor.devices, "free_bytes", lambda device: 1 << 30)
     assert "only 1.0 GiB of memory are free; close other programs" in told(doctor._memory)
-    (tmp_path / "memory.max").write_text("max")
+    monkeypatch.setattr(doctor.devices, "free_bytes", lambda device: 8 << 30)
     assert told(doctor._memory) == ""
 
 
@@ -120,9 +115,12 @@ def test_a_full_disk_is_named_with_the_variable_that_moves_the_folder(monkeypatc
     assert "set QLLK_HOME to" in found
 
 
-def test_a_machine_without_a_compiler_is_told_what_needs_one(monkeypatch):
+def test_a_program_that_is_missing_is_named_with_what_needs_it(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no C++ compiler, so --compile does not work; install one" in told(doctor._programs)
+    assert "no Chromium, so `make test` leaves" in told(doctor._programs)
+    monkeypatch.setattr(doctor, "CLONE", None)
+    assert "Chromium" not in told(doctor._programs)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
     assert told(doctor._programs) == ""
 

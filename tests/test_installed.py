@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import qllk
+
 ROOT = Path(__file__).resolve().parents[1]
 NO_USER = 54321
 # The commands of which every installation must be capable; few presets, because each is measured.
@@ -85,7 +87,7 @@ def test_the_wheel_has_a_command_and_needs_the_packages_of_pyproject(wheel):
     needed = archive.read(facts["METADATA"]).decode()
     assert "Requires-Dist: platformdirs" in needed
     assert "Requires-Python: >=3.11" in needed
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.name == f"qllk-{qllk.__version__}-py3-none-any.whl"
 
 
 # ---------------------------------------------------------------- where it works
