@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +19,8 @@ from .files import write_atomically
 from .lab import grade, progress, serve
 from .model import sample
 from .model.register import load_parts
-from .presets import PRESETS, find_spec
-from .probes import baselines
-from .probes.evaluate import LN2
-from .study import console, entries, judge, memory, options, race, runs, session, standings
-from .study.plots import save_picture
+from .presets import PRESETS
+from .study import bench, console, experiments, memory, options, session
 from .text.corpora import corpus, describe_names
 from .training import checkpoint, costs, devices
 from .training.recipe import Recipe
@@ -146,7 +140,7 @@ def _sample(args):
     length = sample.positions_left(model, prompt, args.length)
     ids = sample.take_first(_stream(args, model, prompt, tokenizer), length)
     first = [*islice(ids, 1)]  # what cannot be sampled is said before the prompt is printed
-    console.print_pieces(tokenizer.decode(chosen) for chosen in chain(prompt.T, first, ids))
+    console.print_pieces(tokenizer.decode_stream(chain(prompt.T, first, ids)))
     if length < args.length:
         console.say(f"the context of {model.spec.context} ids is full")
 
@@ -172,104 +166,6 @@ def _stream(args, model, prompt, tokenizer):
     to_probabilities = sample.restrict_vocabulary(sample.probabilities(*settings), size)
     ahead = min(args.ahead, args.length or 1)
     return sample.speculate(model, draft, prompt, to_probabilities, ahead, seed=args.seed)
-
-
-# ---------------------------------------------------------------- bench
-
-
-def _add_bench(made):
-    add, path, rates = made.add_argument, options.path, race.LEARNING_RATES
-    sizes = [f"{windows}x{ids}" for windows, ids in race.BATCHES]
-    add("--corpus", default=options.CORPUS, help=describe_names())
-    add("--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run")
-    add(
-        "--entries",
-        nargs="+",
-        default=[*entries.RACE],
-        metavar="NAME",
-        help="models to race, or Specs' JSON files",
-    )
-    add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
-    sizes_meaning = "batches to search, as windows per step x ids per window"
-    add("--batches", nargs="+", default=sizes, metavar="NxIDS", help=sizes_meaning)
-    add("--keep", type=int, default=2, help="sizes of each entry that the search keeps")
-    add("--seeds", type=int, default=3, help="final runs of each entry")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
-    add(
-        "--folder",
-        type=options.path,
-        default=Path("runs/race"),
-        help="where finished runs are kept",
-    )
-    add(
-        "--report", type=options.path, default=Path("runs/race.json"), help="write the rows as JSON"
-    )
-    add("--plot", type=path, default=Path("runs/race.png"), help="draw the curves as a PNG")
-    options.add_dropout(made)
-    options.add_json(made)
-    searched = ("lr", "batch", "accumulate", "window")
-    options.add_recipe(made, leave_out=("seconds", "steps", "seed", "validate_every", *searched))
-
-
-def _read_batch(text: str) -> tuple[int, int]:
-    """The windows per step and the ids per window of "4x1024"."""
-    if not (found := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise ValueError(
-            f"--batches must be windows per step x ids per window, got {text!r}; "
-            "write for example 4x1024"
-        )
-    return int(found[1]), int(found[2])
-
-
-def _bench(args):
-    sizes = {name: entries.find_entry(name) for name in args.entries}
-    batches = [_read_batch(text) for text in args.batches]
-    recipe = replace(
-        options.read_recipe(args), validate_every=1 << 30
-    )  # a race validates at its own times
-    options.check_outputs(args.report, picture=args.plot)
-    text = corpus(args.corpus)
-    rows = race.run_race(
-        text.source,
-        args.seconds,
-        entries={
-            name: [options.change_dropout(spec, args) for spec in specs]
-            for name, specs in sizes.items()
-        },
-        learning_rates=args.lrs,
-        batches=batches,
-        keep=args.keep,
-        seeds=args.seeds,
-        recipe=recipe,
-        folder=args.folder,
-        jobs=args.jobs,
-    )
-    zpaq = _measure_zpaq(text, args.folder)
-    levels = baselines.measure_baselines(text) | zpaq
-    facts = {
-        "machine": devices.describe_machine(),
-        "precision": recipe.precision,
-        "baselines": levels,
-        "rows": rows,
-    }
-    lines = [standings.format_rows(rows)]
-    for name, bits in zpaq.items():
-        told = f"{bits * LN2:.4f} nats, {bits:.4f} bits per byte"
-        lines.append(f"{name}, after the training split as one stream: {told}")
-    console.print_result(facts, "\n".join(lines), args.json)
-    write_atomically(args.report, json.dumps(facts, indent=1).encode())
-    longest = [row for row in rows if row["seconds"] == max(args.seconds)]
-    save_picture(standings.draw_race(longest, levels), args.plot)
-
-
-def _measure_zpaq(text, folder) -> dict[str, float]:
-    """`baselines.measure_zpaq`, which takes minutes, kept with the finished runs."""
-    path = folder / f"{text.fingerprint[:8]}-zpaq.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    if found := baselines.measure_zpaq(text):
-        write_atomically(path, json.dumps(found).encode())
-    return found
 
 
 # ---------------------------------------------------------------- memory
@@ -301,72 +197,6 @@ def _memory(args):
     write_atomically(beside, f"{tables}\n".encode(errors="replace"))
 
 
-# ---------------------------------------------------------------- spec, evaluate
-
-
-def _add_spec(made):
-    made.add_argument("model", help="the name of a preset, or a Spec's JSON file")
-
-
-def _spec(args):
-    print(json.dumps(json.loads(find_spec(args.model).to_json()), indent=2))
-
-
-def _add_evaluate(made):
-    add = made.add_argument
-    add("checkpoint", type=options.path, help="file written by train --save or --keep")
-    add("--corpus", help="another text than that of the run; " + describe_names())
-    add("--seed", type=int, default=0, help="random seed of what the model writes")
-    options.add_json(made)
-
-
-def _evaluate(args):
-    text = corpus(args.corpus) if args.corpus else None
-    found = judge.judge(checkpoint.load(args.checkpoint, text), seed=args.seed)
-    console.print_result(found, judge.format_judgement(found), args.json)
-
-
-# ---------------------------------------------------------------- runs, rerun
-
-
-def _add_runs(made):
-    add = made.add_argument
-    add("folder", type=options.path, nargs="?", default=Path("runs"), help="folder of kept runs")
-    add("--compare", nargs=2, metavar="RUN", help="what differs between two of them, by name")
-    add("--plot", type=options.path, help="draw their learning curves to this PNG file")
-    options.add_json(made)
-
-
-def _runs(args):
-    options.check_outputs(picture=args.plot)
-    if args.compare:
-        found = [runs.read_run(args.folder / name) for name in args.compare]
-        facts, text = runs.compare(*found), runs.format_comparison(*found)
-    else:
-        found = runs.kept_runs(args.folder)
-        if not found:
-            raise FileNotFoundError(
-                f"no kept runs in {str(args.folder)!r}; `train --keep` keeps one there"
-            )
-        facts, text = {run.name: run.facts for run in found}, runs.format_runs(found)
-    console.print_result(facts, text, args.json)
-    if args.plot:
-        save_picture(runs.draw_runs(found), args.plot)
-
-
-def _add_rerun(made):
-    made.add_argument("kept", type=options.path, help="folder of a kept run")
-
-
-def _rerun(args):
-    run = runs.read_run(args.kept)
-    total = len(run.facts["each_step"])
-    verdict = runs.rerun(run, partial(tqdm, total=total, unit=" steps", disable=None))
-    if not verdict.same:
-        raise ValueError(f"{run} is another run now: {verdict.sentence}")
-    print(f"{run}: {verdict.sentence}")
-
-
 # ---------------------------------------------------------------- progress, grade
 
 
@@ -388,9 +218,14 @@ def _add_grade(made):
 def _grade(args):
     check_rate("--seconds", args.seconds)
     options.check_outputs(args.csv)
-    grades = list(tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None))
-    print(grade.format_grades(grades))
-    write_atomically(args.csv, grade.to_csv(grades).encode(errors="replace"))
+    grades = []
+    try:
+        for verdict in tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None):
+            grades.append(verdict)
+    finally:  # what is known when it is interrupted
+        if grades:
+            console.print_text(grade.format_grades(grades))
+            write_atomically(args.csv, grade.to_csv(grades).encode(errors="replace"))
 
 
 # ---------------------------------------------------------------- the table
@@ -433,23 +268,23 @@ _COMMANDS = (
         "Continue a prompt with a trained model, one id at a time.",
     ),
     _Command(
-        *("evaluate", _evaluate, _add_evaluate),
+        *("evaluate", experiments.evaluate, experiments.add_evaluate),
         "Judge a trained model on its whole held-out text: in windows, as a stream, as a writer.",
     ),
     _Command(
-        *("spec", _spec, _add_spec),
+        *("spec", experiments.print_spec, experiments.add_spec),
         "Print a model's Spec as JSON. A changed file is named wherever a preset can be.",
     ),
     _Command(
-        *("runs", _runs, _add_runs),
+        *("runs", experiments.show_runs, experiments.add_runs),
         "List the runs that train --keep has kept, compare two of them, and plot them.",
     ),
     _Command(
-        *("rerun", _rerun, _add_rerun),
+        *("rerun", experiments.rerun, experiments.add_rerun),
         "Train a kept run again, and say whether it was the same bit for bit.",
     ),
     _Command(
-        *("bench", _bench, _add_bench),
+        *("bench", bench.bench, bench.add_options),
         "Race models against their controls: equal computing time, equal text, equal search.",
         "The search tries every size of an entry with every rate and batch at a quarter of the "
         "smallest budget; the best sizes train at the smallest budget, and then at each longer "

@@ -58,7 +58,8 @@ ORDER = {
     ],
     "study": [
         *("pool", "published", "by_hand", "axes", "figures", "plots", "entries", "race"),
-        *("standings", "judge", "runs", "options", "console", "session", "memory", "cluster"),
+        *("standings", "judge", "runs", "options", "console", "session", "bench", "experiments"),
+        *("memory", "cluster"),
     ],
 }
 # Modules that are tested in the file of what they serve.

@@ -1,7 +1,7 @@
-"""Give the command odd values of each option, one after another, in this process.
+"""Lines of the command, given one after another in one process; run in an empty folder.
 
-Prints, as JSON, the number of lines and those that did not end as they should: with a result, or
-with one sentence and the exit code 1 or 2. `test_command_lines` runs it in an empty folder.
+python command_lines.py odd      each option with odd values, which `judge` judges
+python command_lines.py plain    every command as it should be used
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from qllk import __main__ as commands
-from qllk.study import memory, options, race
+from qllk.study import bench, by_hand, memory, options, race
 
 SECONDS = 60  # until a line counts as one that never ends
 ENDLESS = ("--steps", "--minutes", "--length", "--seconds")  # may be asked to take for ever
@@ -88,7 +88,7 @@ BASE = {
     "--validate-bytes 64 --precision float32",
     "bench": "--corpus text.txt --entries qllk-2-nano --seconds 0.01 --lrs 0.01 --batches 1x32 "
     "--seeds 1 --keep 1 --jobs 1 --precision float32 --folder runs",
-    "memory": "--model qllk-3-nano --corpus text.txt --seconds 0.01",
+    "memory": "--model qllk-3-nano --corpus long.txt --seconds 0.01",
     "presets": "--window 32 --batch 1",
     "sample": "run --length 3",
     "grade": "notebooks",
@@ -114,6 +114,7 @@ def prepare():
     """Make the files that the lines name, and the work small."""
     text = "the cat sat on the mat, été. " * 40
     Path("text.txt").write_text(text, encoding="utf-8")
+    Path("long.txt").write_text(20 * text, encoding="utf-8")
     Path("notes.txt").write_text("notes")
     Path("empty").touch()
     Path("here").mkdir()
@@ -126,13 +127,13 @@ def prepare():
     Path("odd.json").write_text(json.dumps(spec | {"mixers": [["conv", {"width": -1}]]}))
     few = ("qllk-2-nano", "bert-nano", "randygpt-0.3")
     commands.PRESETS = {name: commands.PRESETS[name] for name in few}
-    commands.save_picture = lambda chart, path: None  # takes a second
+    bench.save_picture = lambda chart, path: None  # takes a second
     race._workers = lambda jobs: Here()
     memory._LENGTHS, lookup_text = (10, 100), memory.lookup_text
     memory.lookup_text = lambda: lookup_text(6 * 400, 6 * 400)
 
 
-def lines():
+def odd_lines():
     """Each option with each odd value, and some lines more."""
     subparsers = next(
         action for action in commands._parser()._actions if isinstance(action.choices, dict)
@@ -187,14 +188,48 @@ def judge(line):
     return None
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    prepare()
-    commands.main(["train", *BASE["train"].split(), "--save", "run"])
+def check_odd_lines():
+    """Prints, as JSON, the number of odd lines and those that do not end as they should."""
     count, wrong = 0, []
-    for line in lines():
+    for line in odd_lines():
         count += 1
         if reason := judge(line):
             wrong.append([line, reason])
             print(line, reason, sep="\n    ", file=sys.stderr, flush=True)
     print(json.dumps({"count": count, "wrong": wrong}))
+
+
+PLAIN = """
+doctor
+presets
+train --sample-at 0 --prompt=☃é --save other --report report.json --plot curve.png
+train --resume run
+sample run --prompt=☃é
+sample run --draft run --length 9
+bench
+memory
+progress
+"""
+
+
+def check_plain_lines():
+    """Call every command, with nothing odd. Each must return 0."""
+    for command in commands._COMMANDS:
+        try:
+            commands.main([command.name, "--help"])
+        except SystemExit as error:
+            if error.code:
+                sys.exit(f"{command.name} --help")
+    for line in PLAIN.strip().splitlines():
+        command, *rest = line.split()
+        base = [] if command == "sample" or "--resume" in rest else BASE.get(command, "").split()
+        if code := commands.main([command, *base, *rest]):
+            sys.exit(f"{line}: exit code {code}")
+    sys.exit(by_hand.main(["--corpus", "text.txt", "--steps", "1"]))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    prepare()
+    commands.main(["train", *BASE["train"].split(), "--save", "run"])
+    {"odd": check_odd_lines, "plain": check_plain_lines}[sys.argv[1]]()
