@@ -47,8 +47,8 @@ ORDER = {
     "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
     "probes": ["measure", "evaluate", "baselines", "inside"],
     "training": [
-        *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
-        *("trainer", "checkpoint", "reports", "costs"),
+        *("recipe", "devices", "float8", "optim", "costs", "place", "previews", "questions"),
+        *("snapshot", "trainer", "checkpoint", "reports"),
     ],
     "study": [
         *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
