@@ -67,7 +67,7 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
 
     Raises   ValueError listing the known names, when the table does not have it
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(sorted(table))}")
     return table[name]
 

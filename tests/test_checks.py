@@ -48,6 +48,8 @@ def test_a_name_that_is_not_in_a_table_lists_the_known():
     assert look_up({"b": 1, "a": 2}, "a", "letter") == 2
     with pytest.raises(ValueError, match="unknown letter 'c'; choose from a, b"):
         look_up({"b": 1, "a": 2}, "c", "letter")
+    with pytest.raises(ValueError, match=r"unknown letter \['a'\]; choose from a, b"):
+        look_up({"b": 1, "a": 2}, ["a"], "letter")  # as JSON may have it
 
 
 def test_a_tensor_with_one_value_per_id_passes():

@@ -75,7 +75,7 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
 
 
 def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
     panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
     panel.start()
     says(panel, "notes", "but cpu has 8.0")
