@@ -249,7 +249,7 @@ def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
     made = cached(cache)
-    assert len(made) == 2  # the text, and the ids with their tokenizer
+    assert len(made) == 3  # the text, the tokenizer and the ids
     monkeypatch.setattr(BPE, "train", lambda *_: pytest.fail("trained again"))
     assert corpus(first.source).fingerprint == first.fingerprint
     assert cached(cache) == made
@@ -339,6 +339,13 @@ def test_what_stands_in_the_place_of_a_cached_file_is_named_and_left_alone(tmp_p
     with pytest.raises(OSError, match=rf"{path.name}' cannot be written: it is a folder, a dev"):
         corpus(folder)
     assert not path.is_file()
+
+
+def test_a_cache_without_room_is_named_with_its_cure(tmp_path, cache, monkeypatch):
+    full = Mock(side_effect=OSError("'/cache' cannot be written: No space left on device"))
+    monkeypatch.setattr(corpora, "write_atomically", full)
+    with pytest.raises(OSError, match=r"'/cache' cannot be .* on device; set QLLK_CACHE to a fol"):
+        corpus(many(tmp_path / "texts"))
 
 
 def test_a_cached_file_that_another_process_replaces_stays_valid_for_who_reads_it(tmp_path, cache):
