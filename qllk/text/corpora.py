@@ -177,7 +177,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         name = path.resolve()
         found = _from_folder(name) if path.is_dir() else _from_file(name)
     else:
-        raise FileNotFoundError(f"no corpus {str(name)!r}: give {describe_names()}")
+        raise FileNotFoundError(f"no corpus {str(name)!r:.300}: give {describe_names()}")
     return replace(found, source=str(name))
 
 
@@ -210,7 +210,7 @@ def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
 def _read_task(source: str) -> Corpus:
     if not (made := _TASK.fullmatch(source)):
         raise ValueError(
-            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
+            f"{source!r:.100} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
             f"where NAME is one of {', '.join(TASKS)}"
         )
     name, *numbers = made.groups()
@@ -372,14 +372,16 @@ def _tokenize(kind: str, name: str) -> Corpus:
     character has an id.
     """
     if _TOKENIZED.fullmatch(name):
-        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r} is tokenized already")
+        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r:.100} is tokenized already")
     if kind.endswith(".json"):
         kind = str(user_path(kind).resolve())
         tokenizer = HuggingFace.of(kind)
         return _encode(kind, corpus(name), tokenizer)
     size = kind.removeprefix("bpe-")
     if kind != "characters" and (len(size) > 9 or int(size) > MAX_IDS):
-        raise ValueError(f"{kind!r} asks for {size} ids; at most {MAX_IDS:,} can be learned")
+        raise ValueError(
+            f"{kind!r:.40} asks for {size:.40} ids; at most {MAX_IDS:,} can be learned"
+        )
     text = corpus(name)
     return _encode(kind, text, _train_tokenizer(kind, text))
 
