@@ -579,16 +579,6 @@ def test_a_text_in_another_encoding_is_read_as_bytes_and_has_no_characters(tmp_p
         corpus(f"characters:{path}")
 
 
-def test_a_text_is_told_apart_in_words(tmp_path):
-    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
-    found = corpus(path)
-    sizes = f"(4,500 ids to train on and 500 held out, fingerprint {found.fingerprint[:8]})"
-    assert found.describe() == f"{path} {sizes}"
-    version = sys.version.split()[0]
-    assert corpus("stdlib").describe().startswith(f"the standard library of Python {version} (")
-    assert corpus("task:copy:500").describe().startswith("task:copy:500:0 (450 ids")
-
-
 def test_an_unknown_corpus_lists_the_known():
     with pytest.raises(
         FileNotFoundError, match=r"no corpus 'nonsense'.*stdlib, shakespeare, text8"

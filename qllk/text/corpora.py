@@ -85,7 +85,6 @@ class Corpus:
     source: str = ""  # the name to pass to `corpus`, which checkpoints store
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
-    origin: str = ""  # what the text is, in words; default: its source
     raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
 
     @cached_property
@@ -102,13 +101,6 @@ class Corpus:
     def source_bytes(self) -> int:
         """The bytes of the text that `source` names."""
         return len(self.text.train) + len(self.text.valid)
-
-    def describe(self) -> str:
-        """Which text this is, for a message to someone who has another one."""
-        return (
-            f"{self.origin or self.source or self.name} ({len(self.train):,} ids to train on and "
-            f"{len(self.valid):,} held out, fingerprint {self.fingerprint[:8]})"
-        )
 
     @cached_property
     def text(self) -> Corpus:
@@ -221,8 +213,7 @@ def _read_stdlib() -> Corpus:
     folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
-    found = _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
-    return replace(found, origin=f"the standard library of Python {version}")
+    return _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
 
 
 def _find_stdlib() -> tuple[Path, _Facts]:
@@ -416,7 +407,6 @@ def _encode(kind: str, text: Corpus, tokenizer: Tokenizer) -> Corpus:
         f"{kind}:{text.source}",
         tokenizer,
         text.floor,
-        text.origin,
         raw,
     )
 
