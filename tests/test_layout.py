@@ -64,6 +64,8 @@ ORDER = {
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
+    "text/copies": "test_corpora",
+    "text/downloads": "test_corpora",
     "model/masks": "test_kernels",
     "study/options": "test_main",
     "training/recipe": "test_trainer",
