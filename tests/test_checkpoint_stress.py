@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from test_checkpoint import crafted, same, steps, trained, trainer
 
+from qllk.training import checkpoint
 from qllk.training.checkpoint import load, load_model, read, save
 from qllk.training.snapshot import take_snapshot
 
@@ -175,6 +177,46 @@ def test_a_file_that_is_copied_over_while_it_is_read_is_whole_or_refused(tmp_pat
                 assert read(path).metadata["step"] == 3
         on.unlink()
     assert read(path).metadata["step"] == 3
+
+
+# ---------------------------------------------------------------- Ctrl-C twice
+
+LARGE = """
+    import signal, sys
+    import test_checkpoint as t
+    from qllk.spec import Spec
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    spec = Spec(d_model=1024, layers=4, mixers=(("conv", {"width": 3}),))
+    run = t.load(sys.argv[1]) if len(sys.argv) > 2 else t.trainer(spec=spec, steps=9999)
+    print("ready", flush=True)
+    try:
+        for record in run:
+            print("step", flush=True)
+    finally:
+        print("saving", run.step, flush=True)
+        t.save(run, sys.argv[1])  # after which the second Ctrl-C acts
+"""
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("QLLK_TEST_LARGE" not in os.environ, reason="needs QLLK_TEST_LARGE and 4 GB")
+def test_ctrl_c_twice_within_half_a_second_loses_nothing_of_a_large_run(tmp_path):
+    path, draws, resumed = tmp_path / "run", random.Random(0), []
+    for pressing in range(10):
+        with child(LARGE, path, *resumed, stderr=subprocess.DEVNULL) as process:
+            while process.stdout.readline() != "step\n":
+                pass
+            process.send_signal(signal.SIGINT)
+            while not (line := process.stdout.readline()).startswith("saving"):
+                pass
+            time.sleep(draws.random() / 2)
+            process.send_signal(signal.SIGINT)
+        assert checkpoint.read_metadata(path)["step"] == int(line.split()[1])
+        assert path.stat().st_size > 500e6
+        assert os.listdir(tmp_path) == ["run"], f"after pressing {pressing}"
+        resumed = ["resumed"]
+    assert read(path).metadata["step"] >= 10
 
 
 # ---------------------------------------------------------------- files made to do harm

@@ -471,9 +471,7 @@ def test_a_folder_like_usr_is_refused_before_anything_is_copied(
 ):
     folder = many(tmp_path / "texts", 30)
     monkeypatch.setattr(corpora, bound, most)
-    with pytest.raises(
-        ValueError, match=r"texts' is too large for a corpus: .* 30 entries, among "
-    ):
+    with pytest.raises(ValueError, match=r"texts' is too large for a corpus: .* 30 entries"):
         corpus(folder)
     assert not cached(cache)
     monkeypatch.setattr(corpora, bound, most + 1)

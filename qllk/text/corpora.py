@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from ..files import user_path, write_atomically
 from ..folders import cache_file, cache_folder
-from .tasks import TASKS, make_task
+from .tasks import MAX_TASK_BYTES, TASKS, make_task
 from .tokens import (
     BPE,
     MAX_IDS,
@@ -50,7 +50,7 @@ _HELD_OUT = 0.1  # the tail of a text that is not split by file
 _STREAM_BYTES = 100_000_000  # the size of a corpus made of a stream
 _MAX_SECONDS = 3600.0  # for a download, for a stream, and for waiting for another process
 _MAX_BYTES = 1 << 30  # of a file, or of the texts in a folder
-_MAX_FILES, _MAX_ENTRIES = 20_000, 200_000  # of a folder: texts, and all that is looked at
+_MAX_FILES, _MAX_ENTRIES = 10_000, 50_000  # of a folder: texts, and all that is looked at
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
@@ -154,7 +154,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
     byte-level BPE with that many ids, both trained on the corpus once, or the path of a Hugging
     Face tokenizer.json followed by a colon.
 
-    A text has at most 1 GiB; a folder has at most 20,000 files of text.
+    A text has at most 1 GiB; a folder has at most 10,000 files of text.
 
     Raises   FileNotFoundError when it is neither a known name nor a path
              ValueError when it has no text or too much, cannot be read, changes while it is read,
@@ -256,10 +256,10 @@ def _find_files(folder: Path, suffixes, leave_out=()) -> _Facts:
                 size += found[path].st_size
         if entries > _MAX_ENTRIES or len(found) > _MAX_FILES or size > _MAX_BYTES:
             raise ValueError(
-                f"{str(folder)!r} is too large for a corpus: below {place!r} it had {entries:,} "
-                f"entries, among them {len(found):,} texts of {size:,} bytes; at most "
-                f"{_MAX_ENTRIES:,}, {_MAX_FILES:,} and {_MAX_BYTES:,} are read. Nothing was "
-                "copied; give a folder inside it"
+                f"{str(folder)!r} is too large for a corpus: up to {place!r} there were "
+                f"{entries:,} entries, of these {len(found):,} texts of {size:,} bytes; at most "
+                f"{_MAX_ENTRIES:,} entries, {_MAX_FILES:,} texts and {_MAX_BYTES:,} bytes are "
+                "read. Nothing was copied; give a folder inside it"
             )
     return {path: found[path] for path in sorted(found, key=lambda p: p.relative_to(folder).parts)}
 
@@ -624,6 +624,8 @@ def find_again(source: str, size: int | None) -> Corpus:
     if size != found and (size is not None or user_path(name).exists()):
         had = "an unknown number of" if size is None else f"{size:,}"
         raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
+    if found > (MAX_TASK_BYTES if name.startswith("task:") else _MAX_BYTES):
+        raise ValueError(f"{name!r} has {found:,} bytes, which are too many")
     return corpus(name)
 
 

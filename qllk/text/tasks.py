@@ -120,7 +120,7 @@ def asked_digits(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(positions), np.array(distances)
 
 
-_MAX_BYTES = 1 << 23  # up to 100 bytes of memory are needed for each
+MAX_TASK_BYTES = 1 << 23  # up to 100 bytes of memory are needed for each
 TASKS = {
     "noise": _noise,
     "periodic": _periodic,
@@ -138,7 +138,7 @@ def make_task(name: str, size: int, seed: int) -> tuple[np.ndarray, float]:
     Raises   ValueError when there is no such task, or the size is not one from 2 bytes to 8 MiB
     """
     make = look_up(TASKS, name, "task")
-    if not 2 <= size <= _MAX_BYTES:
-        raise ValueError(f"the size of a task must lie in 2 … {_MAX_BYTES} bytes, got {size}")
+    if not 2 <= size <= MAX_TASK_BYTES:
+        raise ValueError(f"the size of a task must lie in 2 … {MAX_TASK_BYTES} bytes, got {size}")
     text, floor = make(size, np.random.default_rng(seed))
     return text.astype(np.uint8), floor
