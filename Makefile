@@ -9,7 +9,7 @@ CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 .DEFAULT_GOAL := lab
 
 lab: .venv/core
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(LAB_OPTIONS) notebooks/00_lab.ipynb
+	$(BIN)/python -m qllk lab $(LAB_OPTIONS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser"

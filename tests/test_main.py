@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 
-from qllk.__main__ import _parser, _read_recipe, main
+from qllk.__main__ import _parser, main
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines
 from qllk.spec import Spec
-from qllk.study import race
+from qllk.study import options, race
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
 from qllk.training.recipe import Recipe
@@ -99,9 +99,7 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
 
 
 def test_train_trains_qllk_3_unless_another_model_is_given():
-    args = _parser().parse_args(["train"])
-    assert args.model == "qllk-3"
-    recipe = _read_recipe(args)
+    recipe = options.read_recipe(_parser().parse_args(["train"]))
     assert {name: getattr(recipe, name) for name in recipe_of("qllk-3")} == recipe_of("qllk-3")
 
 

@@ -22,7 +22,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import chain, product, zip_longest
 from pathlib import Path
@@ -43,6 +44,7 @@ from ..training.questions import fit_vocabulary
 from ..training.recipe import Recipe
 from ..training.trainer import Diverged, Trainer
 from .entries import RACE
+from .pool import start_processes
 
 LEARNING_RATES = (4e-3, 8e-3)
 BATCHES = ((1, 1024), (4, 1024), (1, 2048))  # windows per step, and ids per window
@@ -299,14 +301,10 @@ def _run_all(
     return results
 
 
-def _workers(jobs: int) -> Executor:
+def _workers(jobs: int) -> AbstractContextManager[Executor]:
     """Processes that train runs. An interrupt ends them, so that they start no further run."""
-    return ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_DFL),
-    )
+    usual = (signal.SIGINT, signal.SIG_DFL)
+    return start_processes(jobs, initializer=signal.signal, initargs=usual)
 
 
 def run_race(
@@ -335,10 +333,16 @@ def run_race(
     Returns  rows with entry, seconds, parameters, d_model, layers, lr, batch, window, the nats of
              every seed, their mean and spread (largest minus smallest), bytes per second, curve and
              loss by position, and the means of `_judge`, None where a result has none
-    Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, or the corpus is shorter than a
-             window
+    Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, there is nothing to choose from,
+             or the corpus is shorter than a window
+             RuntimeError when the processes cannot start, such as from a script without a main
+             guard
     """
     check_positive("race", keep=keep, seeds=seeds, jobs=jobs)
+    searched = {"budgets": budgets, "learning_rates": learning_rates, "batches": batches}
+    for what, choices in (searched | {"entries": entries} | entries).items():
+        if not choices:
+            raise ValueError(f"race: {what} must not be empty")
     longest = max(window for _, window in batches)
     text = corpus(source).require(longest)
     folder = Path(folder) / f"{text.fingerprint[:8]}-qllk-{__version__}-torch-{torch.__version__}"

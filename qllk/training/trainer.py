@@ -383,7 +383,8 @@ class Trainer:
 
     def _held_out(self, limit):
         """The head of the held-out split, see `validate`."""
-        limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        wanted = round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        limit = limit or max(2, wanted)  # an id and its target at least
         return self.corpus.valid[:limit]
 
     # ------------------------------------------------------------ devices
