@@ -134,7 +134,7 @@ def _sample(args):
     length = sample.positions_left(model, prompt, args.length)
     ids = sample.take_first(_stream(args, model, prompt, tokenizer), length)
     first = [*islice(ids, 1)]  # what cannot be sampled is said before the prompt is printed
-    console.print_pieces(tokenizer.decode(chosen) for chosen in chain(prompt.T, first, ids))
+    console.print_pieces(tokenizer.decode_stream(chain(prompt.T, first, ids)))
     if length < args.length:
         console.say(f"the context of {model.spec.context} ids is full")
 
@@ -210,23 +210,28 @@ def _bench(args):
     recipe = replace(
         options.read_recipe(args), validate_every=1 << 30
     )  # a race validates at its own times
-    options.check_outputs(args.report, picture=args.plot)
+    options.check_outputs(args.report, args.folder / "result.json", picture=args.plot)
     text = corpus(args.corpus)
-    rows = race.run_race(
-        text.source,
-        args.seconds,
-        entries={
-            name: [options.change_dropout(spec, args) for spec in entries.ENTRIES[name]]
-            for name in args.entries
-        },
-        learning_rates=args.lrs,
-        batches=batches,
-        keep=args.keep,
-        seeds=args.seeds,
-        recipe=recipe,
-        folder=args.folder,
-        jobs=args.jobs,
-    )
+    raced = {
+        name: [options.change_dropout(spec, args) for spec in entries.ENTRIES[name]]
+        for name in args.entries
+    }
+    try:
+        rows = race.run_race(
+            text.source,
+            args.seconds,
+            entries=raced,
+            learning_rates=args.lrs,
+            batches=batches,
+            keep=args.keep,
+            seeds=args.seeds,
+            recipe=recipe,
+            folder=args.folder,
+            jobs=args.jobs,
+        )
+    except (KeyboardInterrupt, ChildProcessError):
+        console.say(f"finished runs are kept in {args.folder}; the same command goes on from them")
+        raise
     zpaq = _measure_zpaq(text, args.folder)
     levels = baselines.measure_baselines(text) | zpaq
     facts = {
@@ -248,8 +253,8 @@ def _bench(args):
 def _measure_zpaq(text, folder) -> dict[str, float]:
     """`baselines.measure_zpaq`, which takes minutes, kept with the finished runs."""
     path = folder / f"{text.fingerprint[:8]}-zpaq.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    if kept := race.read_kept(path):
+        return kept
     if found := baselines.measure_zpaq(text):
         write_atomically(path, json.dumps(found).encode())
     return found
@@ -305,9 +310,14 @@ def _add_grade(made):
 def _grade(args):
     check_rate("--seconds", args.seconds)
     options.check_outputs(args.csv)
-    grades = list(tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None))
-    print(grade.format_grades(grades))
-    write_atomically(args.csv, grade.to_csv(grades).encode(errors="replace"))
+    grades = []
+    try:
+        for verdict in tqdm(grade.grade(args.folder, args.seconds), unit=" verdicts", disable=None):
+            grades.append(verdict)
+    finally:  # what is known when it is interrupted
+        if grades:
+            console.print_text(grade.format_grades(grades))
+            write_atomically(args.csv, grade.to_csv(grades).encode(errors="replace"))
 
 
 # ---------------------------------------------------------------- the table

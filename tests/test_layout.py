@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "files": set(),
     "folders": {"files"},
     "spec": {"checks"},
-    "presets": {"checks", "spec"},
+    "presets": {"checks", "files", "spec"},
     "model": BASE,
     "text": BASE,
     "probes": BASE | {"model", "text"},
@@ -51,22 +51,12 @@ ORDER = {
     "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
     "probes": ["measure", "evaluate", "baselines", "inside"],
     "training": [
-        *("recipe", "devices", "float8", "optim", "place", "previews", "questions", "snapshot"),
-        *("trainer", "checkpoint", "reports", "costs"),
+        *("recipe", "devices", "float8", "optim", "costs", "place", "previews", "questions"),
+        *("snapshot", "trainer", "checkpoint", "reports"),
     ],
     "study": [
-        *(
-            "pool",
-            "published",
-            "by_hand",
-            "axes",
-            "figures",
-            "plots",
-            "entries",
-            "race",
-            "standings",
-        ),
-        *("options", "console", "session", "memory"),
+        *("pool", "published", "by_hand", "axes", "figures", "plots", "entries", "race"),
+        *("standings", "options", "console", "session", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.

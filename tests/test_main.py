@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from qllk.__main__ import _parser, main
+from qllk.lab import grade
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines
 from qllk.spec import Spec
-from qllk.study import options, race
+from qllk.study import memory, options, race
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
 from qllk.training.recipe import Recipe
@@ -195,7 +196,7 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
     [
         (["--draft", "/nowhere"], "no checkpoint at '/nowhere'"),
         (["--draft", "x", "--repetition-penalty", "2"], "exclude each other"),
-        (["--repetition-penalty", "0"], "penalty must be above 0, got 0.0"),
+        (["--repetition-penalty", "0"], "penalty must be a finite number above 0, got 0.0"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
         (["--length", "-1"], "length must be 0 or more, got -1"),
         (["--prompt", ""], "the prompt is empty; give at least one byte"),
@@ -203,7 +204,8 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
 )
 def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
     assert main(["sample", str(checkpoints[0]), *options]) == 1
-    assert said in capsysbinary.readouterr().err.decode()
+    out, err = capsysbinary.readouterr()
+    assert (out, said in err.decode()) == (b"", True)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,16 @@ def test_an_invalid_prompt_fails_before_training(capsysbinary, text):
 def test_sampling_ends_where_the_context_ends(capsysbinary, tmp_path, text):
     line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
     assert run(capsysbinary, line)[0] == 0
-    code, out, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt {'a' * 60}")
-    assert (code, err) == (0, "")
-    assert out.startswith("a" * 60)
+    sampled = f"sample {tmp_path / 'run'} --length 10 --prompt "
+    for drafted in ("", f" --draft {tmp_path / 'run'} --ahead 99"):
+        for given in (60, 64):
+            code, out, err = run(capsysbinary, f"{sampled}{'a' * given}{drafted}")
+            assert (code, err) == (0, "qllk: the context of 64 ids is full\n")
+            assert out.startswith("a" * given)
+            assert len(out.encode()) >= 65 - out.count("\ufffd"), "the last place is used"
+        code, out, err = run(capsysbinary, f"{sampled}{'a' * 65}{drafted}")
+        assert (code, out) == (1, "")
+        assert "the prompt has 65 ids, but the context of the model has only 64" in err
 
 
 def test_a_draft_with_another_tokenizer_is_refused(capsysbinary, tmp_path, text):
@@ -369,7 +378,7 @@ def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
     [
         ("train --model nonsense", "unknown preset 'nonsense'; choose from"),
         ("train --model nonsense --corpus /nowhere", "unknown preset 'nonsense'"),
-        ("train --model /nowhere.json", "No such file or directory: '/nowhere.json'"),
+        ("train --model /nowhere.json", "no file '/nowhere.json' with a Spec"),
         ("train --corpus task:nonsense", "unknown task 'nonsense'; choose from"),
         ("train --minutes 0 --precision float32", "seconds must be a number above 0, got 0"),
         ("train --corpus /nowhere", "no corpus '/nowhere'"),
@@ -395,3 +404,68 @@ def test_an_error_is_reported_in_one_line(capsysbinary, line, said):
     assert code == 1
     assert said in err
     assert "Traceback" not in err
+
+
+def test_an_interrupted_race_says_where_its_finished_runs_are(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    def run_race(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(race, "run_race", run_race)
+    code, _, err = run(capsysbinary, bench(tmp_path, text, ""))
+    assert code == 130
+    assert f"finished runs are kept in {tmp_path / 'runs'}; the same command goes on" in err
+
+
+@pytest.mark.parametrize("option", ["--report", "--plot", "--folder"])
+def test_a_race_whose_results_cannot_be_written_does_not_start(
+    capsysbinary, monkeypatch, tmp_path, text, option
+):
+    monkeypatch.setattr(race, "run_race", None)
+    (tmp_path / "taken.png").mkdir()
+    path = text / "runs" if option == "--folder" else tmp_path / "taken.png"
+    code, out, err = run(capsysbinary, bench(tmp_path, text, f"{option} {path}"))
+    assert (code, out) == (1, "")
+    assert "cannot be written" in err
+
+
+def test_the_results_of_a_race_are_printed_before_they_are_written(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {})
+    monkeypatch.setattr("qllk.__main__.write_atomically", fail)
+    options = "--entries qllk-2-nano --lrs 0.004 --batches 1x32 --seeds 1 --jobs 1"
+    code, out, err = run(capsysbinary, bench(tmp_path, text, options))
+    assert (code, "| qllk-2-nano |" in out) == (1, True)
+    assert "no space left" in err
+
+
+def test_the_memory_study_writes_two_files_that_can_be_written(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    monkeypatch.setattr(memory, "study_memory", None)
+    for path in (tmp_path / "x.md", tmp_path, text / "x.json"):
+        code, out, err = run(capsysbinary, f"memory --corpus {text} --report {path}")
+        assert (code, out) == (1, "")
+        assert "written" in err
+
+
+def test_grades_that_are_there_when_grading_is_interrupted_are_kept(
+    capsysbinary, monkeypatch, tmp_path
+):
+    def grades(folder, seconds):
+        yield grade.Grade("a\udcff\x1b.ipynb", "x", "correct", "")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grade, "grade", grades)
+    code, out, _ = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path / 'grades.csv'}")
+    assert code == 130
+    assert "correct" in out
+    assert "correct" in (tmp_path / "grades.csv").read_text()
+    code, _, err = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path}")
+    assert code == 1
+    assert "cannot be written" in err

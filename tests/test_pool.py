@@ -28,6 +28,26 @@ def test_work_is_done_in_other_processes():
         assert pool.submit(os.getpid).result() != os.getpid()
 
 
+def test_a_process_that_is_ended_is_told_in_one_sentence():
+    with (
+        pytest.raises(ChildProcessError, match="perhaps because memory ran out"),
+        start_processes(1) as pool,
+    ):
+        pool.submit(os._exit, 9).result()
+
+
+def test_after_an_error_no_further_work_is_started(tmp_path):
+    def work():
+        with start_processes(1) as pool:
+            waiting = [pool.submit(os.mkdir, tmp_path / name) for name in map(str, range(300))]
+            waiting[0].result()
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        work()
+    assert len(list(tmp_path.iterdir())) < 300
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_without_a_main_guard_is_told_what_one_is(tmp_path, name):

@@ -292,7 +292,7 @@ def workers(processes: int) -> Iterator[Callable]:
 
     Each process uses every core unless OMP_NUM_THREADS=1 is set before Python starts.
 
-    Raises   RuntimeError when they cannot start, such as from a script without a main guard
+    Raises   ChildProcessError as `start_processes`, such as from a script without a main guard
     """
     if processes == 1:
         yield map
@@ -371,7 +371,7 @@ def train(
                       pass through them
              last     train only the last positions of each window; default: all
     Raises   ValueError when the text is shorter than a window, or a part or position does not exist
-             RuntimeError as `workers`
+             ChildProcessError as `workers`
     """
     check_positive("train", steps=steps, batch=batch, processes=processes)
     T, parts = shape.context, {name.split(".")[-1] for name in weights}
@@ -466,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("{variant:32}{all:7.3f}{last:7.3f}{seconds:10.1f}".format(**row), flush=True)
         for name, nats in table_losses(text.train, held_out).items():
             print(f"{name + ' table':32}{nats:7.3f}")
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"qllk: {error}", file=sys.stderr)
         return 1
     return 0

@@ -30,7 +30,12 @@ def say(message: object) -> None:
 
 def print_result(facts: dict, text: str, as_json: bool) -> None:
     """Print the facts as JSON, or the text."""
-    print(json.dumps(facts, indent=2) if as_json else _showable(text, sys.stdout))
+    print_text(json.dumps(facts, indent=2) if as_json else text)
+
+
+def print_text(text: str) -> None:
+    """Print a text that may come from a file."""
+    print(_showable(text, sys.stdout))
 
 
 def print_pieces(pieces: Iterable[bytes]) -> None:

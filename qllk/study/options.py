@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
     given = [path for path in (*paths, picture) if path]
     if picture and picture.suffix.lower() != ".png":
         raise ValueError(f"--plot draws a PNG, so its name must end in .png; got {str(picture)!r}")
-    if len({path.resolve() for path in given}) < len(given):
+    if len({os.path.realpath(path) for path in given}) < len(given):
         raise ValueError(f"two results cannot be written to one file: {given[0]}")
     for path in given:
         check_writable(path)

@@ -14,8 +14,8 @@ from typing import Any
 def start_processes(count: int, **options: Any) -> Iterator[Executor]:
     """A pool of at most `count` processes; `options` are those of `ProcessPoolExecutor`.
 
-    Raises   RuntimeError, before there is work, when they cannot start, such as from a script
-             without a main guard
+    Raises   ChildProcessError, before there is work, when they cannot start, such as from a script
+             without a main guard; later when one of them is ended, such as for its memory
     """
     if getattr(process.current_process(), "_inheriting", False):
         # This process is one of them, and runs a script without a main guard, which the process
@@ -25,9 +25,18 @@ def start_processes(count: int, **options: Any) -> Iterator[Executor]:
         try:
             pool.submit(int).result()
         except BrokenProcessPool:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "the processes could not start. Each of them first runs the script that starts "
                 "them, so what a script does must stand under a main guard, the line "
                 "`if __name__ == '__main__':`"
             ) from None
-        yield pool
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process was ended in the middle of its work, perhaps because memory ran out; "
+                "start fewer at a time"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody would see their results
+            raise

@@ -223,8 +223,17 @@ def _tells_enough(run: Run, result: dict, rivals: Iterable[Path]) -> bool:
     """
     if run.quick or result["judgement"] is not None:
         return True
-    found = [json.loads(path.read_text()) for path in rivals if path.exists()]
+    found = filter(None, map(read_kept, rivals))
     return any(rival["nats_per_byte"] < result["nats_per_byte"] for rival in found)
+
+
+def read_kept(path: Path) -> dict | None:
+    """The result that is kept at a path; None if there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _judge(trainer: Trainer, window: int, mean: float) -> dict:
@@ -284,7 +293,7 @@ def _run_all(
     with_group = ([(run, group) for run in group] for group in groups)
     for run, group in filter(None, chain.from_iterable(zip_longest(*with_group))):
         rivals = [place(other) for other in group if other.key != run.key]
-        kept = json.loads(place(run).read_text()) if place(run).exists() else None
+        kept = read_kept(place(run))
         if kept and _tells_enough(run, kept, rivals):
             results[run.key] = kept
         else:
@@ -335,8 +344,7 @@ def run_race(
              loss by position, and the means of `_judge`, None where a result has none
     Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, there is nothing to choose from,
              or the corpus is shorter than a window
-             RuntimeError when the processes cannot start, such as from a script without a main
-             guard
+             ChildProcessError as `start_processes`, such as from a script without a main guard
     """
     check_positive("race", keep=keep, seeds=seeds, jobs=jobs)
     searched = {"budgets": budgets, "learning_rates": learning_rates, "batches": batches}
