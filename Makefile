@@ -28,7 +28,7 @@ notebooks: .venv/dev
 
 # Train for a minute in the lab, and store a picture of its panel.
 lab-picture: .venv/dev
-	QLLK_LAB_PICTURE=$(CURDIR)/notebooks/images/lab.png $(BIN)/pytest -k front_page tests/browser/test_lab_page.py
+	QLLK_LAB_PICTURE="$(CURDIR)/notebooks/images/lab.png" $(BIN)/pytest -k front_page tests/browser/test_lab_page.py
 
 bench: .venv/core
 	$(BIN)/python -m qllk bench $(BENCH_OPTIONS)

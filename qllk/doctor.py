@@ -31,6 +31,7 @@ _OPTIONAL = {
 }
 _CONTAINER = Path("/sys/fs/cgroup")  # where the limits of a container are
 _COMPILERS = ("c++", "g++", "clang++", "cl")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def examine(args: Namespace) -> None:
@@ -155,6 +156,8 @@ def _disk():
 def _programs():
     if not any(map(shutil.which, [os.environ.get("CXX", "c++"), *_COMPILERS])):
         yield "no C++ compiler, so --compile does not work; install one, such as g++"
+    if CLONE and not any(map(shutil.which, _BROWSERS)):
+        yield "no Chromium, so `make test` leaves the pages in a browser out; install chromium"
 
 
 def _kernel():

@@ -115,9 +115,12 @@ def test_a_full_disk_is_named_with_the_variable_that_moves_the_folder(monkeypatc
     assert "set QLLK_HOME to" in found
 
 
-def test_a_machine_without_a_compiler_is_told_what_needs_one(monkeypatch):
+def test_a_program_that_is_missing_is_named_with_what_needs_it(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no C++ compiler, so --compile does not work; install one" in told(doctor._programs)
+    assert "no Chromium, so `make test` leaves" in told(doctor._programs)
+    monkeypatch.setattr(doctor, "CLONE", None)
+    assert "Chromium" not in told(doctor._programs)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
     assert told(doctor._programs) == ""
 
