@@ -50,7 +50,7 @@ ORDER = {
         "pretrained",
         "sample",
     ],
-    "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
+    "text": ["tokens", "tasks", "copies", "downloads", "corpora", "windows", "objectives"],
     "probes": ["measure", "evaluate", "baselines", "inside", "laws", "scores"],
     "training": [
         *("recipe", "devices", "float8", "optim", "parallel", "costs", "place", "previews"),
