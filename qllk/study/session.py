@@ -205,7 +205,7 @@ def _open_file(trainer, args) -> _File | None:
     if not path or (trainer.progress >= 1.0 and _goes_on(args)):
         return None
     console.say(f"this run is saved to {str(check_writable(path))!r}")
-    return _File(path, args.save_every, args.replace, trainer.step if _goes_on(args) else -1)
+    return _File(trainer, path, args)
 
 
 # ---------------------------------------------------------------- the steps
@@ -214,10 +214,10 @@ def _open_file(trainer, args) -> _File | None:
 class _File:
     """The file of a run. An older step never replaces a newer one."""
 
-    def __init__(self, path: Path, every_seconds: float, replace: bool, step: int):
-        self.path, self._replace = path, replace
-        self._step = step  # that the file has of this run, -1 for none
-        self._every, self._saved = every_seconds, None
+    def __init__(self, trainer: Trainer, path: Path, args: argparse.Namespace):
+        self.path, self._replace, self._every = path, args.replace, args.save_every
+        self._step = trainer.step if _goes_on(args) else -1  # that the file has of this run
+        self._saved = trainer.seconds  # time of training, which all processes agree on
 
     def save(self, trainer: Trainer) -> None:
         """Write the run, if it has come further than the file."""
@@ -227,12 +227,7 @@ class _File:
                 self._step = trainer.step
 
     def save_when_due(self, trainer: Trainer) -> None:
-        """Write the run from time to time. A failure is told; the last save may succeed.
-
-        The time is that of training, which all processes agree on.
-        """
-        if self._saved is None:
-            self._saved = trainer.seconds
+        """Write the run from time to time. A failure is told; the last save may succeed."""
         if trainer.seconds - self._saved > self._every:
             try:
                 self.save(trainer)
