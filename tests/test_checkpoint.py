@@ -367,7 +367,7 @@ def test_a_hostile_header_is_refused(tmp_path, header, length):
     path = tmp_path / "run"
     size = len(header) if length is None else length
     path.write_bytes(size.to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(ValueError, match="not a readable checkpoint|not a run of qllk"):
+    with pytest.raises(ValueError, match=r"not a readable checkpoint|not a run of qllk"):
         load(path)
 
 
