@@ -9,7 +9,7 @@ CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 .DEFAULT_GOAL := lab
 
 lab: .venv/core
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(LAB_OPTIONS) notebooks/00_lab.ipynb
+	$(BIN)/python -m qllk lab $(LAB_OPTIONS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser"
@@ -28,7 +28,7 @@ notebooks: .venv/dev
 
 # Train for a minute in the lab, and store a picture of its panel.
 lab-picture: .venv/dev
-	QLLK_LAB_PICTURE=$(CURDIR)/notebooks/images/lab.png $(BIN)/pytest -k front_page tests/browser/test_lab_page.py
+	QLLK_LAB_PICTURE="$(CURDIR)/notebooks/images/lab.png" $(BIN)/pytest -k front_page tests/browser/test_lab_page.py
 
 bench: .venv/core
 	$(BIN)/python -m qllk bench $(BENCH_OPTIONS)

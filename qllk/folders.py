@@ -55,6 +55,11 @@ def learner_folder() -> Path:
     return _first_writable([own], "QLLK_HOME")
 
 
+def provide_home() -> None:
+    """Let Jupyter work for a user without a home folder, or with one that cannot be written to."""
+    os.environ["HOME"] = str(_first_writable([Path(os.path.expanduser("~"))], "HOME"))
+
+
 def _of_user(find: Callable[..., Path]) -> Path:
     """A folder of this user, or ~ for a user whose home is not known."""
     with contextlib.suppress(RuntimeError):

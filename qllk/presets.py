@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checks import look_up
+from .files import user_path
 from .spec import Ngrams, Patch, Recall, Spec
 
+_MOST_LETTERS = 1 << 20  # of a Spec's file; a Spec has about a thousand
 CONV = ("conv", {"width": 8})
 # Half-lives from one patch to 256 patches: 8 to 2,048 bytes.
 FADING_SUM = ("cumsum", {"normaliser": "rms", "half_lives": [1, 256]})
@@ -247,5 +249,12 @@ def find_spec(what: str | Path | Spec) -> Spec:
     if isinstance(what, Spec):
         return what
     if str(what).endswith(".json"):
-        return Spec.from_json(Path(what).read_text(encoding="utf-8"))
+        path = user_path(what)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {str(path)!r} with a Spec")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return Spec.from_json(file.read(_MOST_LETTERS))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no Spec in {str(path)!r}: {error}") from None
     return look_up(PRESETS, what, "preset")

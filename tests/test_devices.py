@@ -211,3 +211,15 @@ def test_keeping_freed_memory_never_fails(monkeypatch):
     monkeypatch.setattr(devices.sys, "platform", "darwin")
     assert devices.retain_freed_memory() is False
     devices.retain_freed_memory.cache_clear()
+
+
+def test_what_torch_cannot_compile_is_told_in_one_sentence_before_training(monkeypatch):
+    def fail(function):
+        raise RuntimeError("No working C++ compiler found.\n#include <lots of C++>")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ValueError, match="does not work on 'cpu' here: No working C") as caught:
+        devices.check_compiler("cpu")
+    assert "#include" not in str(caught.value)
+    with pytest.raises(ValueError, match="C\\+\\+ compiler, or train without compile"):
+        Trainer("qllk-2-nano", task("copy", 999), Recipe(window=32, compile=True))

@@ -113,3 +113,12 @@ def test_a_user_without_a_home_folder_can_work(monkeypatch, capsys, clone, tmp_p
     assert folders.cache_folder().is_absolute()
     assert "this user has no home folder" in capsys.readouterr().err
     assert not list(tmp_path.glob("~*"))
+
+
+def test_programs_that_need_a_home_folder_are_given_one(monkeypatch, capsys, in_the_way, tmp_path):
+    folders.provide_home()
+    assert os.environ["HOME"] == str(tmp_path / "home")
+    monkeypatch.setenv("HOME", str(in_the_way))
+    folders.provide_home()
+    assert os.path.isdir(os.environ["HOME"])
+    assert "Set HOME to a folder of your own" in capsys.readouterr().err

@@ -17,14 +17,18 @@ MAY_IMPORT = {
     "files": set(),
     "folders": {"files"},
     "spec": {"checks"},
-    "presets": {"checks", "spec"},
+    "presets": {"checks", "files", "spec"},
     "model": BASE,
     "text": BASE,
     "probes": BASE | {"model", "text"},
     "training": BASE | {"model", "text", "probes"},
     "study": BASE | {"model", "text", "probes", "training"},
     "lab": BASE | {"model", "text", "probes", "training", "study"},
-    "__main__": BASE | {"model", "text", "probes", "training", "study", "lab"},
+    "doctor": BASE | {"text", "training", "study"},
+    "selftest": BASE | {"model", "text", "training"},
+    "__main__": {"doctor", "selftest"}
+    | BASE
+    | {"model", "text", "probes", "training", "study", "lab"},
 }
 # Inside a wing, a file imports only from the files before it.
 ORDER = {
@@ -51,13 +55,14 @@ ORDER = {
         *("snapshot", "trainer", "checkpoint", "reports"),
     ],
     "study": [
-        *("published", "by_hand", "axes", "figures", "plots", "entries", "race", "standings"),
-        "memory",
+        *("pool", "published", "by_hand", "axes", "figures", "plots", "entries", "race"),
+        *("standings", "options", "console", "session", "bench", "memory"),
     ],
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
     "model/masks": "test_kernels",
+    "study/options": "test_main",
     "training/recipe": "test_trainer",
     "training/place": "test_trainer",
     "training/snapshot": "test_checkpoint",

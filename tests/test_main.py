@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 
-from qllk.__main__ import _parser, _read_recipe, main
+from qllk.__main__ import _parser, main
+from qllk.lab import grade
 from qllk.model import sample
 from qllk.model.sample import generate, greedy, penalize_repetition, sampler
 from qllk.presets import PRESETS, recipe_of
-from qllk.probes import baselines
 from qllk.spec import Spec
-from qllk.study import race
+from qllk.study import memory, options
 from qllk.text.corpora import corpus
 from qllk.training import checkpoint, costs
 from qllk.training.recipe import Recipe
@@ -99,9 +99,7 @@ def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
 
 
 def test_train_trains_qllk_3_unless_another_model_is_given():
-    args = _parser().parse_args(["train"])
-    assert args.model == "qllk-3"
-    recipe = _read_recipe(args)
+    recipe = options.read_recipe(_parser().parse_args(["train"]))
     assert {name: getattr(recipe, name) for name in recipe_of("qllk-3")} == recipe_of("qllk-3")
 
 
@@ -197,7 +195,7 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
     [
         (["--draft", "/nowhere"], "no checkpoint at '/nowhere'"),
         (["--draft", "x", "--repetition-penalty", "2"], "exclude each other"),
-        (["--repetition-penalty", "0"], "penalty must be above 0, got 0.0"),
+        (["--repetition-penalty", "0"], "penalty must be a finite number above 0, got 0.0"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
         (["--length", "-1"], "length must be 0 or more, got -1"),
         (["--prompt", ""], "the prompt is empty; give at least one byte"),
@@ -205,7 +203,8 @@ def test_sample_with_a_draft_writes_the_same(capsysbinary, checkpoints, monkeypa
 )
 def test_sample_says_what_it_cannot_do(capsysbinary, checkpoints, options, said):
     assert main(["sample", str(checkpoints[0]), *options]) == 1
-    assert said in capsysbinary.readouterr().err.decode()
+    out, err = capsysbinary.readouterr()
+    assert (out, said in err.decode()) == (b"", True)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +257,16 @@ def test_an_invalid_prompt_fails_before_training(capsysbinary, text):
 def test_sampling_ends_where_the_context_ends(capsysbinary, tmp_path, text):
     line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
     assert run(capsysbinary, line)[0] == 0
-    code, out, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt {'a' * 60}")
-    assert (code, err) == (0, "")
-    assert out.startswith("a" * 60)
+    sampled = f"sample {tmp_path / 'run'} --length 10 --prompt "
+    for drafted in ("", f" --draft {tmp_path / 'run'} --ahead 99"):
+        for given in (60, 64):
+            code, out, err = run(capsysbinary, f"{sampled}{'a' * given}{drafted}")
+            assert (code, err) == (0, "qllk: the context of 64 ids is full\n")
+            assert out.startswith("a" * given)
+            assert len(out.encode()) >= 65 - out.count("\ufffd"), "the last place is used"
+        code, out, err = run(capsysbinary, f"{sampled}{'a' * 65}{drafted}")
+        assert (code, out) == (1, "")
+        assert "the prompt has 65 ids, but the context of the model has only 64" in err
 
 
 def test_a_draft_with_another_tokenizer_is_refused(capsysbinary, tmp_path, text):
@@ -301,77 +307,12 @@ def test_samples_are_taken_at_their_time(capsysbinary, text):
     assert 0 < first < last == json.loads(out)["seconds"]
 
 
-def bench(tmp_path, text, options):
-    return (
-        f"bench --corpus {text} --seconds 0.2 --folder {tmp_path / 'runs'} --precision float32 "
-        f"--plot {tmp_path / 'race.png'} --report {tmp_path / 'race.json'} {options}"
-    )
-
-
-def test_bench_searches_and_prints_the_control_next_to_the_model(capsysbinary, tmp_path, text):
-    line = bench(
-        *(tmp_path, text, "--entries qllk-2-nano qllk-2-local --lrs 0.004 --batches 1x32 2x16"),
-    )
-    line += " --keep 1 --seeds 2 --jobs 2"
-    code, out, _ = run(capsysbinary, line)
-    assert code == 0
-    assert re.search(r"\[8/8\] qllk-2-.*, batch [12]x(32|16), seed 0, 0.05 s: ", out)
-    assert re.search(r"\[2/2\] qllk-2-.*, seed 0, 0.2 s: ", out)
-    assert "2 of 4 runs are read from" in out, "the first seed of the finals is that of the search"
-    assert re.search(r"\[2/2\] qllk-2-.*, seed 1, 0.2 s: ", out)
-    assert "| qllk-2-local |" in out
-    assert (tmp_path / "race.png").stat().st_size > 1000
-    rows = json.loads((tmp_path / "race.json").read_text())["rows"]
-    assert [len(row["nats"]) for row in rows] == [2, 2]
-    assert {row["batch"] * row["window"] for row in rows} == {32}
-    assert rows[0]["held_out"] == len(text.read_bytes()) // 10 - 1
-    again = run(capsysbinary, line)
-    assert again[0] == 0
-    assert "[1/" not in again[1], "runs that are done are not trained again"
-
-
-def test_bench_gives_every_entry_the_same_dropout(capsysbinary, monkeypatch, tmp_path, text):
-    given = {}
-
-    def run_race(source, seconds, entries, **options):
-        given.update(entries)
-        raise ValueError("enough")
-
-    monkeypatch.setattr(race, "run_race", run_race)
-    options = "--dropout 0.1 --ngram-dropout 0.5 --entries qllk-2-local qllk-3"
-    run(capsysbinary, bench(tmp_path, text, options))
-    assert {spec.dropout for specs in given.values() for spec in specs} == {0.1}
-    assert {spec.ngrams.dropout for spec in given["qllk-3"]} == {0.5}
-    assert {spec.ngrams for spec in given["qllk-2-local"]} == {None}
-
-
-def test_bench_prints_every_judgement_and_zpaq_where_it_is_installed(
-    capsysbinary, monkeypatch, tmp_path, text
-):
-    options = "--entries qllk-2-nano --lrs 0.004 --batches 1x32 --seeds 1 --jobs 1"
-    line = bench(tmp_path, text, options)
-    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {})
-    code, out, _ = run(capsysbinary, line)
-    assert code == 0
-    assert "| windows of 4,096 | stream |" in out
-    assert "zpaq" not in out
-    monkeypatch.setattr(baselines, "measure_zpaq", lambda text: {"zpaq": 2.0})
-    said = "zpaq, after the training split as one stream: 1.3863 nats, 2.0000 bits per byte"
-    assert said in run(capsysbinary, line)[1]
-    facts = json.loads((tmp_path / "race.json").read_text())
-    assert facts["baselines"]["zpaq"] == 2.0
-    assert facts["baselines"]["uniform"] == 8.0
-    assert facts["rows"][0]["stream_nats"] > 0
-    monkeypatch.delattr(baselines, "measure_zpaq")  # it takes minutes, so it is measured once
-    assert said in run(capsysbinary, line)[1]
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("train --model nonsense", "unknown preset 'nonsense'; choose from"),
         ("train --model nonsense --corpus /nowhere", "unknown preset 'nonsense'"),
-        ("train --model /nowhere.json", "No such file or directory: '/nowhere.json'"),
+        ("train --model /nowhere.json", "no file '/nowhere.json' with a Spec"),
         ("train --corpus task:nonsense", "unknown task 'nonsense'; choose from"),
         ("train --minutes 0 --precision float32", "seconds must be a number above 0, got 0"),
         ("train --corpus /nowhere", "no corpus '/nowhere'"),
@@ -397,3 +338,30 @@ def test_an_error_is_reported_in_one_line(capsysbinary, line, said):
     assert code == 1
     assert said in err
     assert "Traceback" not in err
+
+
+def test_the_memory_study_writes_two_files_that_can_be_written(
+    capsysbinary, monkeypatch, tmp_path, text
+):
+    monkeypatch.setattr(memory, "study_memory", None)
+    for path in (tmp_path / "x.md", tmp_path, text / "x.json"):
+        code, out, err = run(capsysbinary, f"memory --corpus {text} --report {path}")
+        assert (code, out) == (1, "")
+        assert "written" in err
+
+
+def test_grades_that_are_there_when_grading_is_interrupted_are_kept(
+    capsysbinary, monkeypatch, tmp_path
+):
+    def grades(folder, seconds):
+        yield grade.Grade("a\udcff\x1b.ipynb", "x", "correct", "")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grade, "grade", grades)
+    code, out, _ = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path / 'grades.csv'}")
+    assert code == 130
+    assert "correct" in out
+    assert "correct" in (tmp_path / "grades.csv").read_text()
+    code, _, err = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path}")
+    assert code == 1
+    assert "cannot be written" in err

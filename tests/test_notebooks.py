@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pkgutil
 import re
 from importlib import import_module
@@ -107,6 +108,12 @@ def test_the_check_accepts_a_good_notebook(tmp_path):
 )
 def test_the_check_refuses(tmp_path, cells, fault):
     assert fault in faults(tmp_path, *cells)
+
+
+@pytest.mark.parametrize("home", ["~", "/"])
+def test_a_user_without_a_home_folder_can_check_notebooks(tmp_path, monkeypatch, home):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: home)
+    assert faults(tmp_path, cell(1, stream("a/b ~ 1\n")), cell(2, None, TAGS)) == ""
 
 
 def test_the_check_refuses_stored_widget_state(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import pkgutil
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from qllk.__main__ import main
 from qllk.lab.lessons.exercises import EXERCISES
@@ -72,10 +74,33 @@ def test_constraints_pin_every_direct_dependency():
 
 
 def test_lab_binds_to_loopback_and_keeps_the_token():
-    text = read("Makefile") + read("README.md")
-    assert "--ServerApp.ip=127.0.0.1" in text
+    assert "--ServerApp.ip=127.0.0.1" in read("qllk/lab/serve.py")
+    assert "-m qllk lab" in read("Makefile")
+    places = ("Makefile", "README.md", "qllk/lab/serve.py", ".devcontainer/devcontainer.json")
     for weakened in ("0.0.0.0", "token=''", 'token=""', "allow_origin", "disable_check_xsrf"):
-        assert weakened not in text
+        assert not [place for place in places if weakened in read(place)]
+
+
+def test_the_container_for_development_installs_what_the_two_commands_need():
+    container = json.loads(read(".devcontainer/devcontainer.json"))
+    made = re.findall(r"make (\S+)", container["postCreateCommand"])
+    assert made == [".venv/dev"]
+    assert re.search(r"^\.venv/dev:", read("Makefile"), re.M)
+    assert set(container["containerEnv"]) <= set(re.findall(r"\$\((\w+)\)", read("Makefile")))
+
+
+def test_every_push_runs_all_tests_and_installs_the_wheel_on_three_systems():
+    jobs = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert all(step["uses"].startswith("actions/") for step in steps if "uses" in step)
+    assert {"run": ".ci/run"} in jobs["everything"]["steps"]
+    matrix = jobs["wheel"]["strategy"]["matrix"]
+    assert {system.partition("-")[0] for system in matrix["system"]} == {
+        *("ubuntu", "macos", "windows")
+    }
+    assert f">={matrix['python'][0]}" == from_pyproject()["python"]
+    commands = [step.get("run", "") for step in jobs["wheel"]["steps"]]
+    assert "qllk test" in commands
 
 
 # ---------------------------------------------------------------- the front page
@@ -177,7 +202,9 @@ def test_every_command_in_the_documentation_exists(words, monkeypatch):
     match words:
         case ["make", target]:
             assert re.search(rf"^{target}:", read("Makefile"), re.M), f"no target {target!r}"
-        case ["python", "-m", "qllk", *arguments]:
+        case ["pip", "install", "."]:
+            assert "project" in tomllib.loads(read("pyproject.toml"))
+        case ["python", "-m", "qllk", *arguments] | ["qllk", *arguments]:
             parsed = vars(parse(arguments, monkeypatch))
             options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= set(parsed), "write options out"

@@ -444,3 +444,18 @@ def test_no_length_is_judged_twice(monkeypatch, tmp_path, short, name, windows, 
     nats = {None: judgement["stream_nats"], found["judged_window"]: found["nats_per_byte"]}
     for length, one in judgement["window_nats"].items():
         assert one == nats.get(int(length), nats[None])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\x00", "[" * 100_000])
+def test_a_damaged_result_is_as_good_as_none(tmp_path, content):
+    (tmp_path / "kept.json").write_text(content)
+    assert race.read_kept(tmp_path / "kept.json") is None
+    assert race.read_kept(tmp_path / "nowhere.json") is None
+
+
+@pytest.mark.parametrize("what", ["budgets", "entries", "learning_rates", "batches", "gpt"])
+def test_a_race_without_anything_to_choose_from_is_refused(tmp_path, what):
+    given = {"budgets": [1], "learning_rates": [1], "batches": [(1, 8)], "entries": {"gpt": ["a"]}}
+    given |= {"entries": {"gpt": []}} if what == "gpt" else {what: {}}
+    with pytest.raises(ValueError, match=f"race: {what} must not be empty"):
+        race.run_race("task:copy", folder=tmp_path, jobs=1, **given)

@@ -7,7 +7,13 @@ import pytest
 from qllk.probes.baselines import measure_baselines
 from qllk.text.corpora import corpus
 from qllk.training.recipe import Recipe
-from qllk.training.reports import begin_report, finish_report, format_report
+from qllk.training.reports import (
+    begin_report,
+    end_report,
+    finish_report,
+    format_report,
+    progress,
+)
 from qllk.training.trainer import Trainer
 
 RECIPE = Recipe(steps=2, batch=1, window=32, validate_every=99, validate_bytes=64)
@@ -30,7 +36,7 @@ def test_a_report_has_the_loss_on_the_whole_held_out_split(text):
     report = begin_report(run)
     list(run)
     result = finish_report(run, report)
-    assert report.items() <= result.items()
+    assert report.keys() < result.keys()
     assert result["held_out"] == len(run.corpus.valid) - 1 > RECIPE.validate_bytes
     assert result["nats_per_byte"] == run.validate(len(run.corpus.valid))
     assert (result["steps"], result["seconds"]) == (2, run.seconds)
@@ -61,6 +67,7 @@ def test_the_text_of_a_report_has_every_number_and_sample():
         "precision": "float32",
         "baselines": {"uniform": 8.0, "bz2": 2.12345},
         "samples": [[60.0, "import os"]],
+        "ended": None,
         "steps": 2000,
         "bytes_seen": 8_192_000,
         "seconds": 61.4,
@@ -76,3 +83,15 @@ def test_the_text_of_a_report_has_every_number_and_sample():
         "--- after 60.0 seconds of training ---",
         "import os",
     ]
+
+
+def test_the_report_of_an_interrupted_run_has_what_was_measured_and_no_result(text):
+    run = trainer(text)
+    report = begin_report(run)
+    next(run)
+    found = end_report(report | progress(run), KeyboardInterrupt())
+    assert found["ended"] == "interrupted after step 1"
+    assert found["seconds"] == run.seconds
+    assert "nats_per_byte" not in found
+    assert "interrupted after step 1, so not evaluated" in format_report(found)
+    assert end_report(report, OSError())["ended"] == "ended by an error after step 0"

@@ -484,7 +484,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
 
 @pytest.mark.parametrize("penalty", [0, -1.5, float("nan")])
 def test_a_penalty_that_is_not_above_0_is_refused(penalty):
-    with pytest.raises(ValueError, match=f"penalty must be above 0, got {penalty}; 1 changes"):
+    with pytest.raises(ValueError, match=f"a finite number above 0, got {penalty}; 1 changes"):
         penalize_repetition(greedy, penalty, torch.zeros(1, 1))
 
 
@@ -502,3 +502,68 @@ def test_a_draft_that_cannot_guess_is_refused(draft, shape, ahead, message):
     prompt = torch.zeros(shape, dtype=torch.long)
     with pytest.raises(ValueError, match=message):
         next(speculate(made(PATCHED), made(draft), prompt, probabilities(), ahead))
+
+
+# ---------------------------------------------------------------- the end of a context
+
+LEARNED = ATTENTION.but(positions="learned", context=12)
+
+
+def test_the_last_place_of_a_context_is_used_and_a_longer_prompt_refused():
+    model, full = made(LEARNED), "a" * LEARNED.context
+    prompts = [sample.encode_prompt(model, full[:length]) for length in (1, 11, 12)]
+    assert [sample.positions_left(model, prompt, 99) for prompt in prompts] == [12, 2, 1]
+    assert len(generate(model, full, 1)) == 1
+    assert len(generate(model, "a", 12)) == 12
+    with pytest.raises(ValueError, match=r"prompt has 13 ids, but the context .* has only 12"):
+        sample.positions_left(model, sample.encode_prompt(model, full + "a"), 99)
+
+
+@pytest.mark.parametrize("prompt", ["a", "a" * 10, "a" * 12])
+@pytest.mark.parametrize("its_context", [12, 9, 40, None])
+@pytest.mark.parametrize("ahead", [1, 5, 30])
+def test_a_draft_guesses_up_to_the_end_of_the_context(prompt, its_context, ahead):
+    model = made(LEARNED)
+    its_spec = LEARNED.but(context=its_context) if its_context else ATTENTION
+    for draft in (made(its_spec, seed=1), model):
+        ids = sample.encode_prompt(model, prompt)
+        length = sample.positions_left(model, ids, 99)
+        wanted = list(islice(stream(model, ids, greedy), length))
+        written = speculate(model, draft, ids, probabilities(0), ahead)
+        assert list(islice(written, length)) == wanted
+        assert len(wanted) == 13 - len(prompt)
+
+
+# ---------------------------------------------------------------- numbers at their limits
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-30, 1e308, float("inf")])
+def test_no_temperature_is_too_small_or_too_large(temperature):
+    logits = torch.tensor([[3.0, -1e30, 3.5, 3e38], [1.0, 2.0, 0.0, -3e38]])
+    found = probabilities(temperature)(logits)
+    same(found.sum(dim=-1), torch.ones(2, dtype=torch.float64))
+    assert temperature > 1 or found.argmax(dim=-1).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-30, 1e300])
+def test_no_penalty_is_too_small_or_too_large(penalty):
+    pick = penalize_repetition(sampler(0.8, seed=0), penalty, torch.tensor([[0, 1, 2]]))
+    for _ in range(5):
+        assert 0 <= pick(torch.tensor([[1.0, -1.0, 0.0, 2.0]])).item() < 4
+
+
+def test_numbers_beyond_those_of_torch_are_refused_or_have_no_effect():
+    logits = torch.randn(2, 5)
+    same(probabilities(top_k=10**30)(logits), probabilities()(logits))
+    assert list(sample.take_first([1, 2], 10**30)) == [1, 2]
+    for seed in (-1, 2**63, 10**30):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            sampler(seed=seed)
+    for penalty in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="penalty must be a finite number above 0"):
+            penalize_repetition(greedy, penalty, torch.zeros(1, 1))
+
+
+def test_logits_that_are_no_numbers_are_refused_in_words():
+    with pytest.raises(ValueError, match="the logits are not finite numbers"):
+        sampler()(torch.tensor([[0.0, float("nan")]]))

@@ -814,6 +814,17 @@ def test_a_model_that_reads_no_whole_window_gets_it_in_several_rows():
     assert longer._draw_batch()[0].targets.shape == (4, 48)
 
 
+def test_a_weight_larger_than_any_memory_is_refused_in_words():
+    with pytest.raises(ValueError, match="the model is too large: Storage size calculation"):
+        Trainer(PRESETS["qllk-2-nano"].but(d_model=10**9), task("copy", 999), Recipe(window=32))
+
+
+def test_the_ids_of_all_micro_batches_must_fit_in_memory():
+    rows = 99_999_999_999
+    with pytest.raises(ValueError, match="a step on 99,999,999,999 rows of 32 ids takes about"):
+        Trainer("qllk-2-nano", task("copy", 999), Recipe(window=32, batch=rows, accumulate=rows))
+
+
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatch):
     monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 30)
     with pytest.raises(ValueError, match=r"take 63\.9 GiB, but cpu has 1\.0 GiB free; `python -m"):

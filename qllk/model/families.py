@@ -355,9 +355,17 @@ class _SkipInit(TorchFunctionMode):
 
 
 def sketch(what: str | Path | Spec) -> nn.Module:
-    """The same as `build` on the meta device, where tensors have shapes but take no memory."""
-    with torch.device("meta"), _SkipInit():
-        return build(what)
+    """The same as `build` on the meta device, where tensors have shapes but take no memory.
+
+    Raises   ValueError as `build`, and when a weight is larger than any memory
+    """
+    try:
+        with torch.device("meta"), _SkipInit():
+            return build(what)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ValueError(f"the model is too large: {error}") from None
 
 
 @contextmanager

@@ -12,15 +12,15 @@ model checks in one call; the ids have the same distribution. Both expect models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_positive
+from ..checks import check_positive, check_range
 from .families import ModelState, eval_mode
 
 _Sampler = Callable[[Tensor], Tensor]
@@ -94,16 +94,32 @@ def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tens
 
 
 def positions_left(model: nn.Module, prompt: Tensor, length: int) -> int:
-    """Return `length`, or less if the model's context ends earlier."""
-    context = getattr(getattr(model, "spec", None), "context", None)
-    return min(length, max(0, context - prompt.shape[1])) if context else length
+    """How many ids can follow the prompt: `length`, or fewer if the model's context ends earlier.
+
+    The last id need not be read, so the context ends one id later than what the model reads.
+
+    Raises   ValueError when the prompt is longer than the context
+    """
+    if (room := _room(model, None, prompt)) < 0:
+        raise ValueError(
+            f"the prompt has {prompt.shape[1]} ids, but the context of the model has only "
+            f"{model.spec.context}; shorten the prompt"
+        )
+    return min(length, room + 1)
+
+
+def _room(model, state: ModelState | None, unread: Tensor) -> float:
+    """How many ids a model can read after the unread ones: infinitely many without a context."""
+    if not (context := getattr(getattr(model, "spec", None), "context", None)):
+        return math.inf
+    return context - (state.t if state else 0) - unread.shape[1]
 
 
 def take_first(ids: Iterable[Tensor], length: int) -> Iterator[Tensor]:
     """The first `length` ids of a stream.  Raises  ValueError when the length is negative"""
     if length < 0:
         raise ValueError(f"length must be 0 or more, got {length}")
-    return islice(ids, length)
+    return (found for _, found in zip(range(length), ids, strict=False))
 
 
 # ---------------------------------------------------------------- samplers
@@ -145,10 +161,16 @@ def probabilities(
         logits = logits.double().cpu()
         if temperature == 0:
             return F.one_hot(greedy(logits), logits.shape[-1]).double()
-        ranked, ids = (logits / temperature).softmax(dim=-1).sort(descending=True, stable=True)
+        gaps = logits - logits.amax(dim=-1, keepdim=True)  # so that none overflows when divided
+        ranked, ids = (gaps / temperature).softmax(dim=-1).sort(descending=True, stable=True)
+        if ranked.isnan().any():
+            raise ValueError(
+                "the logits are not finite numbers, so nothing can be drawn from them; the weights "
+                "of the model are damaged"
+            )
         kept = torch.ones_like(ranked, dtype=torch.bool)
         if top_k is not None:
-            kept[..., top_k:] = False
+            kept[..., min(top_k, kept.shape[-1]) :] = False
         if top_p is not None and top_p < 1:  # at 1, rounding could cut off the rarest
             kept &= ranked.cumsum(dim=-1) - ranked < top_p
         ranked = ranked * kept
@@ -179,7 +201,11 @@ def _sample_ids(weights: Tensor, generator: torch.Generator) -> Tensor:
 
 def _seeded_generator(seed):
     generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    if seed is None:
+        generator.seed()
+    else:
+        check_range("seed", seed, int, 2**63 - 1)
+        generator.manual_seed(seed)
     return generator
 
 
@@ -193,17 +219,19 @@ def penalize_repetition(sampler: _Sampler, penalty: float, seen: Tensor) -> _Sam
 
     Shapes   seen (B,T) ids: the prompt. Ids that are sampled are added to it
     Paper    CTRL, Keskar 2019, 1909.05858, 4.1
-    Raises   ValueError when the penalty is not above 0
+    Raises   ValueError when the penalty is not a finite number above 0
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty must be above 0, got {penalty}; 1 changes nothing")
+    if not 0 < penalty < math.inf:
+        raise ValueError(
+            f"penalty must be a finite number above 0, got {penalty}; 1 changes nothing"
+        )
     contained = None  # (B,vocab) bool: which ids the text contains
 
     def penalized(logits):
         nonlocal contained
         if contained is None:
             contained = torch.zeros_like(logits, dtype=torch.bool).scatter(1, seen.long(), True)
-        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+        lowered = torch.where(logits > 0, logits / penalty, logits * penalty).nan_to_num()
         ids = sampler(torch.where(contained, lowered, logits))
         contained = contained.scatter(1, ids[:, None], True)
         return ids
@@ -236,14 +264,15 @@ def speculate(
     accepted ids again together with the next proposals.
 
     Shapes   prompt (1,T) ids, T >= 1  ->  yields (1,)
-    State    `states` is where model and draft start, like the state of `stream`
+    State    `states` is where model and draft start, like the state of `stream`. Towards the end
+             of a context fewer ids are proposed, and at its end none
     Cost     a round is `ahead` calls of the draft and one of the model, on at most 2 `ahead` ids,
              for 1 … ahead + 1 ids. After every `ahead` ids or more there is one more call of the
              model, to read accepted ids only: at worst 1 + 1/ahead calls per id. `ahead` states of
              the draft are stored
     Paper    Leviathan 2022, 2211.17192, algorithm 1; Chen 2023, 2302.01318, algorithm 2
     Raises   ValueError, at the first id, when the vocabularies differ, the prompt does not have one
-             row, or `ahead` is below 1. Learned positions must reach `ahead` ids beyond the text
+             row, or `ahead` is below 1
     """
     check_positive("speculate", ahead=ahead)
     if model.spec.vocab_size != draft.spec.vocab_size:
@@ -263,34 +292,39 @@ def speculate(
         if unread.shape[1] > ahead:
             _, state = model.run(unread[:, :-1], state)
             unread = unread[:, -1:]
-        proposals, q, draft_states = _propose(
-            draft, draft_unread, draft_state, to_probabilities, ahead, generator
+        room = min(_room(model, state, unread), _room(draft, draft_state, draft_unread) + 1)
+        tried = max(0, min(ahead, room))
+        proposals, weights, draft_states = _propose(
+            draft, draft_unread, draft_state, to_probabilities, tried, generator
         )
         logits, after = model.run(torch.cat((unread, proposals), dim=1), state)
-        p = to_probabilities(logits[0, -ahead - 1 :])
-        ids = _accept_proposals(proposals[0], p, q, generator)[None]
+        p = to_probabilities(logits[0, -tried - 1 :])
+        ids = _accept_proposals(proposals[0], p, torch.cat([*weights, 0 * p[:1]]), generator)[None]
         yield from ids[0, :, None]
-        if ids.shape[1] > ahead:  # all proposals were accepted
+        if ids.shape[1] > tried:  # all proposals were accepted
             state, unread = after, ids[:, -1:]
         else:
             unread = torch.cat((unread, ids), dim=1)
-        read = min(ids.shape[1], ahead) - 1  # of these ids, by the draft
-        draft_state, draft_unread = draft_states[read], ids[:, read:]
+        if tried:
+            read = min(ids.shape[1], tried) - 1  # of these ids, by the draft
+            draft_state, draft_unread = draft_states[read], ids[:, read:]
+        else:
+            draft_unread = torch.cat((draft_unread, ids), dim=1)
 
 
-def _propose(draft, ids, state, to_probabilities, ahead, generator):
+def _propose(draft, ids, state, to_probabilities, count, generator):
     """The ids that the draft writes after `ids`, their probabilities, and its state at each.
 
-    Shapes   ids (1,T)  ->  (1,ahead), (ahead,vocab), a list of `ahead` states
+    Shapes   ids (1,T)  ->  (1,count), and lists of `count` weights (1,vocab) and states
     """
-    proposals, weights, states = [], [], []
-    for _ in range(ahead):
+    proposals, weights, states = [ids[:, :0]], [], []
+    for _ in range(count):
         logits, state = draft.run(ids, state)
         weights.append(to_probabilities(logits[:, -1]))
         ids = _sample_ids(weights[-1], generator).to(ids.device)[:, None]
         proposals.append(ids)
         states.append(state)
-    return torch.cat(proposals, dim=1), torch.cat(weights), states
+    return torch.cat(proposals, dim=1), weights, states
 
 
 def _accept_proposals(
@@ -301,10 +335,10 @@ def _accept_proposals(
         proposal i is accepted, if all before it are, with probability  min(1, p_i(id) / q_i(id))
         the last id is drawn from  max(0, p_i - q_i)  at the first rejected i, else from  p_A
 
-    Shapes   proposals (A,), p (A+1,vocab) of the model, q (A,vocab) of the draft  ->  (1 … A+1,)
+    Shapes   proposals (A,), p (A+1,vocab) of the model, q (A+1,vocab) of the draft, whose last row
+             is zero, since nothing is proposed after the last  ->  (1 … A+1,)
     Paper    Leviathan 2022, 2211.17192, appendix A.1: why it is a draw from p
     """
-    q = F.pad(q, (0, 0, 0, 1))  # nothing is proposed after the last
     at = torch.arange(len(proposals)), proposals.cpu()
     u = torch.rand(len(proposals), dtype=p.dtype, generator=generator)
     accepted = int((u * q[at] < p[at]).cumprod(dim=0).sum())

@@ -16,17 +16,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 
 from ..checks import check_positive
 from ..probes.baselines import table_losses
 from ..text.corpora import corpus, corpus_names
+from .pool import start_processes
 
 IGNORED = -1  # a target that does not count
 _EPSILON = 1e-5  # keeps the norm of a zero vector finite
@@ -292,11 +291,13 @@ def workers(processes: int) -> Iterator[Callable]:
     """A `map` over processes that live as long as the `with`; for one process, Python's `map`.
 
     Each process uses every core unless OMP_NUM_THREADS=1 is set before Python starts.
+
+    Raises   ChildProcessError as `start_processes`, such as from a script without a main guard
     """
     if processes == 1:
         yield map
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with start_processes(processes) as pool:
             yield pool.map
 
 
@@ -370,6 +371,7 @@ def train(
                       pass through them
              last     train only the last positions of each window; default: all
     Raises   ValueError when the text is shorter than a window, or a part or position does not exist
+             ChildProcessError as `workers`
     """
     check_positive("train", steps=steps, batch=batch, processes=processes)
     T, parts = shape.context, {name.split(".")[-1] for name in weights}
@@ -441,8 +443,9 @@ def compare(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what it costs to freeze the attention and to train one position of each window."""
-    parser = argparse.ArgumentParser(prog="python -m qllk.study.by_hand", description=main.__doc__)
+    """Run the command that `what` describes. Returns 0, or 1 after an error."""
+    what = "Measure what it costs to freeze the attention and to train one position of each window."
+    parser = argparse.ArgumentParser(prog="python -m qllk.study.by_hand", description=what)
     known = f"{', '.join(corpus_names())} or a path"
     parser.add_argument("--corpus", default="stdlib", help=f"{known}; default: %(default)s")
     parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
@@ -463,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("{variant:32}{all:7.3f}{last:7.3f}{seconds:10.1f}".format(**row), flush=True)
         for name, nats in table_losses(text.train, held_out).items():
             print(f"{name + ' table':32}{nats:7.3f}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"qllk: {error}", file=sys.stderr)
         return 1
     return 0

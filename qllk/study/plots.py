@@ -21,7 +21,11 @@ _NUMBER_INCHES = 0.4  # the width of a table's cell with a number
 _LETTER_INCHES, _LINE_INCHES = 0.08, 0.14  # of text
 _MOST_DOTS = 40  # of a curve
 _DASHES = ("--", ":", "-.")  # of levels, in turn
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+# LaTeX, which a user may have asked of matplotlib, would read names as its commands, or be missing.
+_STYLE = {
+    **{"font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
+    "text.usetex": False,
+}
 
 
 def picture(page: Page) -> _Picture:

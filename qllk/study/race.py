@@ -22,7 +22,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import chain, product, zip_longest
 from pathlib import Path
@@ -43,6 +44,7 @@ from ..training.questions import fit_vocabulary
 from ..training.recipe import Recipe
 from ..training.trainer import Diverged, Trainer
 from .entries import RACE
+from .pool import start_processes
 
 LEARNING_RATES = (4e-3, 8e-3)
 BATCHES = ((1, 1024), (4, 1024), (1, 2048))  # windows per step, and ids per window
@@ -221,8 +223,17 @@ def _tells_enough(run: Run, result: dict, rivals: Iterable[Path]) -> bool:
     """
     if run.quick or result["judgement"] is not None:
         return True
-    found = [json.loads(path.read_text()) for path in rivals if path.exists()]
+    found = filter(None, map(read_kept, rivals))
     return any(rival["nats_per_byte"] < result["nats_per_byte"] for rival in found)
+
+
+def read_kept(path: Path) -> dict | None:
+    """The result that is kept at a path; None if there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _judge(trainer: Trainer, window: int, mean: float) -> dict:
@@ -282,7 +293,7 @@ def _run_all(
     with_group = ([(run, group) for run in group] for group in groups)
     for run, group in filter(None, chain.from_iterable(zip_longest(*with_group))):
         rivals = [place(other) for other in group if other.key != run.key]
-        kept = json.loads(place(run).read_text()) if place(run).exists() else None
+        kept = read_kept(place(run))
         if kept and _tells_enough(run, kept, rivals):
             results[run.key] = kept
         else:
@@ -299,14 +310,10 @@ def _run_all(
     return results
 
 
-def _workers(jobs: int) -> Executor:
+def _workers(jobs: int) -> AbstractContextManager[Executor]:
     """Processes that train runs. An interrupt ends them, so that they start no further run."""
-    return ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_DFL),
-    )
+    usual = (signal.SIGINT, signal.SIG_DFL)
+    return start_processes(jobs, initializer=signal.signal, initargs=usual)
 
 
 def run_race(
@@ -335,10 +342,15 @@ def run_race(
     Returns  rows with entry, seconds, parameters, d_model, layers, lr, batch, window, the nats of
              every seed, their mean and spread (largest minus smallest), bytes per second, curve and
              loss by position, and the means of `_judge`, None where a result has none
-    Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, or the corpus is shorter than a
-             window
+    Raises   ValueError when `keep`, `seeds` or `jobs` is below 1, there is nothing to choose from,
+             or the corpus is shorter than a window
+             ChildProcessError as `start_processes`, such as from a script without a main guard
     """
     check_positive("race", keep=keep, seeds=seeds, jobs=jobs)
+    searched = {"budgets": budgets, "learning_rates": learning_rates, "batches": batches}
+    for what, choices in (searched | {"entries": entries} | entries).items():
+        if not choices:
+            raise ValueError(f"race: {what} must not be empty")
     longest = max(window for _, window in batches)
     text = corpus(source).require(longest)
     folder = Path(folder) / f"{text.fingerprint[:8]}-qllk-{__version__}-torch-{torch.__version__}"

@@ -51,12 +51,12 @@ _FREE = (
 
 @defer_interrupts()
 @devices.own_conditions()
-def save(trainer: Trainer, path: str | Path) -> Path:
+def save(trainer: Trainer, path: str | Path, *, replace_later: bool = False) -> Path:
     """Write the run to `path`, completely or not at all; Ctrl-C waits until it is written.
 
-    Raises   OSError when the file cannot be written or has a later step of the same run, Diverged
-             when the weights are not finite or no longer give a finite loss; an existing file is
-             then left unchanged
+    Raises   OSError when the file cannot be written, or, without `replace_later`, has a later step
+             of the same run; Diverged when the weights are not finite or no longer give a finite
+             loss; an existing file is then left unchanged
     """
     tensors, metadata = take_snapshot(trainer)
     bad = _find_bad_number(tensors, metadata, trainer.model)
@@ -70,7 +70,8 @@ def save(trainer: Trainer, path: str | Path) -> Path:
     path = user_path(path)
     text = json.dumps(metadata, sort_keys=True)
     header = {"format": str(_FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
-    write_atomically(path, to_bytes(tensors, header), partial(_replace_earlier, metadata))
+    finish = os.replace if replace_later else partial(_replace_earlier, metadata)
+    write_atomically(path, to_bytes(tensors, header), finish)
     return path
 
 

@@ -20,6 +20,7 @@ from ..text import objectives
 from . import devices, optim
 
 _SETTLED = 2048  # tokens by which any part of a state that fills up at the start is full
+_MOST_IDS = 1 << 24  # of a row; the squares of larger numbers would overflow
 
 
 class Costs(NamedTuple):
@@ -43,9 +44,15 @@ def measure_costs(what: str | Path | Spec, window: int, batch: int) -> Costs:
     encoder-decoder reads a source of the same length; the FLOPs are per token written.
 
     Cost     no memory; up to three seconds for dozens of layers
-    Raises   ValueError when window or batch is below one, or the window exceeds the context
+    Raises   ValueError when window or batch is below one or larger than any machine's, or the
+             window exceeds the context
     """
     check_positive("costs", window=window, batch=batch)
+    if window > _MOST_IDS or window * batch > 64 * _MOST_IDS:
+        raise ValueError(
+            f"costs: a step on {batch} rows of {window} ids is larger than those that are counted: "
+            f"{_MOST_IDS:,} ids in a row, and 64 such rows"
+        )
     model = sketch(what)
     with torch.device("meta"), torch.no_grad():
         inputs = model.example_inputs(torch.zeros(1, window, dtype=torch.long))

@@ -137,6 +137,21 @@ def require(name: str, precision: str) -> str:
     return device.name
 
 
+def check_compiler(name: str) -> None:
+    """Check that torch.compile works on a device, by compiling a small function.
+
+    Raises   ValueError when it does not, as without a C++ compiler, which the CPU needs
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1, device=name))
+    except Exception as error:  # torch's own, of several kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"torch.compile does not work on {name!r} here: {reason} Install what it needs, on the "
+            "CPU a C++ compiler, or train without compile"
+        ) from None
+
+
 def _find(name: str) -> _Device:
     found = {device.name: device for device in available()}
     if (full := full_name(name)) not in found:

@@ -76,6 +76,8 @@ class Trainer:
     ):
         devices.retain_freed_memory()
         device = devices.require(recipe.device, recipe.precision)
+        if recipe.compile:
+            devices.check_compiler(device)
         self.recipe = recipe
         if isinstance(what, nn.Module):
             plan, self.spec = what, getattr(what, "spec", None)
@@ -140,6 +142,7 @@ class Trainer:
         Raises   ValueError
         """
         check_micro_batches("command", batch, self.recipe.accumulate)
+        costs.check_batch(None, self.window, batch * self._rows_per_window, device)  # its ids
         rows = -(-batch // self.recipe.accumulate) * self._rows_per_window
         if not self.recipe.recompute:  # which keeps much less
             share = 1.0 if precision == "float32" else 0.5
@@ -383,7 +386,8 @@ class Trainer:
 
     def _held_out(self, limit):
         """The head of the held-out split, see `validate`."""
-        limit = limit or round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        wanted = round(self.recipe.validate_bytes / self.corpus.bytes_per_id)
+        limit = limit or max(2, wanted)  # an id and its target at least
         return self.corpus.valid[:limit]
 
     # ------------------------------------------------------------ devices

@@ -40,7 +40,6 @@ class Server:
 
     def __init__(self, folder: Path):
         self.folder, self.work = folder, folder / "work"
-        self.work.mkdir()
         self.port, self.token = free_port(), secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
@@ -57,18 +56,13 @@ class Server:
             "QLLK_FAST": "1",
             "OMP_NUM_THREADS": "1",
         }
-        news = self.folder / "settings/@jupyterlab/apputils-extension"
-        news.mkdir(parents=True)
-        quiet = {"fetchNews": "false", "checkForUpdates": False}
-        (news / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-        command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self.port}"]
-        command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.work}"]
-        command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        command = [sys.executable, "-m", "qllk", "lab", "--no-browser", "--allow-root"]
+        command += ["--copy-to", str(self.work), f"--ServerApp.port={self.port}"]
+        command += ["--ServerApp.port_retries=0"]
         command += ["--LabApp.expose_app_in_browser=True"]  # for its themes
         command += ["--KernelManager.transport=ipc"] if os.name != "nt" else []
         with self.log.open("w") as log:
-            return subprocess.Popen(command, env=env, cwd=self.work, stdout=log, stderr=log)
+            return subprocess.Popen(command, env=env, cwd=self.folder, stdout=log, stderr=log)
 
     def ask(self, path, method="GET", token=None):
         """Status and JSON of one request to the server; an empty token sends none."""
