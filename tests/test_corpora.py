@@ -249,7 +249,7 @@ def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
     made = cached(cache)
-    assert len(made) == 2  # the text, and the ids with their tokenizer
+    assert len(made) == 3  # the text, the tokenizer and the ids
     monkeypatch.setattr(BPE, "train", lambda *_: pytest.fail("trained again"))
     assert corpus(first.source).fingerprint == first.fingerprint
     assert cached(cache) == made
@@ -341,6 +341,13 @@ def test_what_stands_in_the_place_of_a_cached_file_is_named_and_left_alone(tmp_p
     assert not path.is_file()
 
 
+def test_a_cache_without_room_is_named_with_its_cure(tmp_path, cache, monkeypatch):
+    full = Mock(side_effect=OSError("'/cache' cannot be written: No space left on device"))
+    monkeypatch.setattr(corpora, "write_atomically", full)
+    with pytest.raises(OSError, match=r"'/cache' cannot be .* on device; set QLLK_CACHE to a fol"):
+        corpus(many(tmp_path / "texts"))
+
+
 def test_a_cached_file_that_another_process_replaces_stays_valid_for_who_reads_it(tmp_path, cache):
     folder = many(tmp_path / "texts")
     first = corpus(folder)
@@ -413,7 +420,9 @@ def refuses_to_read(monkeypatch):
 @pytest.mark.parametrize("size", ["9999999999999999", "1000000", "9" * 5000], ids=len)
 def test_a_vocabulary_of_quadrillions_is_refused_before_a_text_is_opened(monkeypatch, size):
     refuses_to_read(monkeypatch)
-    with pytest.raises(ValueError, match=f"asks for {size} ids; at most 524,288 can be learned"):
+    with pytest.raises(
+        ValueError, match=f"asks for {size:.40} ids; at most 524,288 can be learned"
+    ):
         corpus(f"bpe-{size}:stdlib")
 
 
@@ -439,6 +448,63 @@ def test_a_tokenizer_that_panics_on_a_text_is_named_with_the_text(tmp_path, cach
     with pytest.raises(ValueError, match=r"panics\.json' cannot encode 'text': .*Onig"):
         corpus(f"{tmp_path / 'panics.json'}:{tmp_path / 'text.txt'}")
     assert [name[:5] for name in cached(cache)] == ["file-"]
+
+
+HARM = """
+import json, resource, sys, time
+from pathlib import Path
+from qllk.text.corpora import corpus
+from qllk.text.tokens import tokenizer_from_json
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (500 << 20),) * 2)
+start = time.process_time()
+for name, content in json.loads(Path(sys.argv[1]).read_text()):
+    try:
+        corpus(name) if content is None else tokenizer_from_json(content)
+    except (ValueError, OSError) as error:
+        print(str(error)[:60])
+    else:
+        sys.exit(f"{name} was accepted")
+print(time.process_time() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_what_is_made_to_do_harm_is_refused_within_little_memory_and_time(tmp_path, cache):
+    library = pytest.importorskip("tokenizers")
+    word = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    word = json.dumps(json.loads(word.to_str()))
+    doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    theirs = {
+        "a huge id": word.replace('"a": 0', '"a": 4294967295'),
+        "a long id": word.replace('"a"', f'"{"a" * 30_000_000}"'),
+        "doubling": json.dumps(
+            json.loads(word) | {"decoder": {"type": "Sequence", "decoders": [doubling] * 60}}
+        ),
+    }
+    merges = [[97, 97], *([id, id] for id in range(256, 316))]
+    cases = [
+        *((name, json.dumps({"kind": "HuggingFace", "content": c})) for name, c in theirs.items()),
+        ("doubling merges", json.dumps({"kind": "BPE", "merges": merges})),
+        ("many merges", json.dumps({"kind": "BPE", "merges": [[1, 2]] * 1_000_000})),
+        ("a long special", json.dumps({"kind": "Bytes", "specials": ["x" * 10_000_000]})),
+        ("deep", "[" * 1_000_000),
+        *((name, None) for name in ("bpe-9999999999999999:stdlib", "task:noise:268435456:0")),
+        *(
+            (name, None)
+            for name in ("/dev/zero", "/proc/kcore", "/usr", "characters:" * 9999 + "a")
+        ),
+    ]
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases))
+    done = subprocess.run((sys.executable, "-c", HARM, path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *told, seconds = done.stdout.splitlines()
+    assert len(told) == len(cases)
+    assert float(seconds) < 10
+    assert not cached(cache)
 
 
 @pytest.mark.parametrize("place", ["a pipe", "a device", "in a folder"])
@@ -511,16 +577,6 @@ def test_a_text_in_another_encoding_is_read_as_bytes_and_has_no_characters(tmp_p
     assert whole(corpus(f"bpe-259:{path}").text) == text
     with pytest.raises(ValueError, match=r"encode 'letter': .*not UTF-8 at byte \d.*to UTF-8"):
         corpus(f"characters:{path}")
-
-
-def test_a_text_is_told_apart_in_words(tmp_path):
-    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
-    found = corpus(path)
-    sizes = f"(4,500 ids to train on and 500 held out, fingerprint {found.fingerprint[:8]})"
-    assert found.describe() == f"{path} {sizes}"
-    version = sys.version.split()[0]
-    assert corpus("stdlib").describe().startswith(f"the standard library of Python {version} (")
-    assert corpus("task:copy:500").describe().startswith("task:copy:500:0 (450 ids")
 
 
 def test_an_unknown_corpus_lists_the_known():

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -85,7 +85,6 @@ class Corpus:
     source: str = ""  # the name to pass to `corpus`, which checkpoints store
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
-    origin: str = ""  # what the text is, in words; default: its source
     raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
 
     @cached_property
@@ -102,13 +101,6 @@ class Corpus:
     def source_bytes(self) -> int:
         """The bytes of the text that `source` names."""
         return len(self.text.train) + len(self.text.valid)
-
-    def describe(self) -> str:
-        """Which text this is, for a message to someone who has another one."""
-        return (
-            f"{self.origin or self.source or self.name} ({len(self.train):,} ids to train on and "
-            f"{len(self.valid):,} held out, fingerprint {self.fingerprint[:8]})"
-        )
 
     @cached_property
     def text(self) -> Corpus:
@@ -177,7 +169,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         name = path.resolve()
         found = _from_folder(name) if path.is_dir() else _from_file(name)
     else:
-        raise FileNotFoundError(f"no corpus {str(name)!r}: give {describe_names()}")
+        raise FileNotFoundError(f"no corpus {str(name)!r:.300}: give {describe_names()}")
     return replace(found, source=str(name))
 
 
@@ -210,7 +202,7 @@ def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
 def _read_task(source: str) -> Corpus:
     if not (made := _TASK.fullmatch(source)):
         raise ValueError(
-            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
+            f"{source!r:.100} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
             f"where NAME is one of {', '.join(TASKS)}"
         )
     name, *numbers = made.groups()
@@ -221,8 +213,7 @@ def _read_stdlib() -> Corpus:
     folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
-    found = _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
-    return replace(found, origin=f"the standard library of Python {version}")
+    return _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
 
 
 def _find_stdlib() -> tuple[Path, _Facts]:
@@ -279,17 +270,17 @@ def _from_files(name: str, key: str, folder: Path, files: _Facts) -> Corpus:
         (only,) = names
         return Corpus(name, *_prepare(key, lambda: _read_tail(only, files))[:2])
     digests = {path: hashlib.sha256(os.fsencode(names[path])).digest() for path in names}
-    held_out = [path for path in names if digests[path][0] % 20 == 0]
+    held_out = {path for path in names if digests[path][0] % 20 == 0}
     if not held_out or len(held_out) == len(names):  # too few files: hold out the last one
-        held_out = [max(names, key=names.get)]
+        held_out = {max(names, key=names.get)}
 
     def read(paths: Iterable[Path]) -> Iterator[bytes]:
         for path in paths:
             yield from _read(partial(open, path, "rb"), 0, files[path].st_size)
 
     def read_splits() -> _Splits:
-        train = [path for path in names if path not in held_out]
-        return read(train), chain(read(held_out), _check_unchanged(files))
+        train, valid = ([p for p in names if (p in held_out) == held] for held in (False, True))
+        return read(train), chain(read(valid), _check_unchanged(files))
 
     return Corpus(name, *_prepare(key, read_splits)[:2])
 
@@ -372,33 +363,43 @@ def _tokenize(kind: str, name: str) -> Corpus:
     character has an id.
     """
     if _TOKENIZED.fullmatch(name):
-        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r} is tokenized already")
-    size = kind.removeprefix("bpe-")
+        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r:.100} is tokenized already")
     if kind.endswith(".json"):
         kind = str(user_path(kind).resolve())
         tokenizer = HuggingFace.of(kind)
-        return _encode(kind, corpus(name), tokenizer.to_json(), lambda _: tokenizer)
-    if size != kind and (len(size) > 9 or int(size) > MAX_IDS):
-        raise ValueError(f"{kind!r} asks for {size} ids; at most {MAX_IDS:,} can be learned")
-    return _encode(kind, corpus(name), kind, partial(_train_tokenizer, size))
+        return _encode(kind, corpus(name), tokenizer)
+    size = kind.removeprefix("bpe-")
+    if kind != "characters" and (len(size) > 9 or int(size) > MAX_IDS):
+        raise ValueError(
+            f"{kind!r:.40} asks for {size:.40} ids; at most {MAX_IDS:,} can be learned"
+        )
+    text = corpus(name)
+    return _encode(kind, text, _train_tokenizer(kind, text))
 
 
-def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenizer]) -> Corpus:
-    """The corpus in ids, cached with their tokenizer, which `facts` and the text determine.
+def _train_tokenizer(kind: str, text: Corpus) -> Tokenizer:
+    """Train a tokenizer once; it is cached."""
 
-    Raises   ValueError when the tokenizer cannot be made for the text, or cannot encode it
-    """
+    def train() -> tuple[Iterable, Iterable, bytes]:
+        splits = _move_cut(text)
+        if kind == "characters":
+            letters = set().union(*(Characters.train(split).alphabet for split in splits))
+            made = Characters("".join(sorted(letters)))
+        else:  # both give the same merges
+            learn = learn_merges_fast if find_spec("tokenizers") else learn_merges
+            made = BPE.train(splits[0], int(kind.removeprefix("bpe-")), learn=learn)
+        return [], [], made.to_json().encode()
+
+    with _told(kind, text):
+        return tokenizer_from_json(_prepare(f"{kind}-{text.fingerprint[:16]}", train)[2].decode())
+
+
+def _encode(kind: str, text: Corpus, tokenizer: Tokenizer) -> Corpus:
+    """The corpus in a tokenizer's ids, which are cached."""
     raw = _move_cut(text)
-
-    def encode() -> tuple[Iterable, Iterable, bytes]:
-        tokenizer = make(raw)
-        return *map(tokenizer.iterate_ids, raw), tokenizer.to_json().encode()
-
-    try:
-        train, valid, stored = _prepare(f"ids-{_stamp((facts, text.fingerprint))}", encode)
-    except ValueError as error:
-        raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
-    tokenizer = tokenizer_from_json(stored.decode())
+    key = f"ids-{_stamp((tokenizer.to_json(), text.fingerprint))}"
+    with _told(kind, text):
+        train, valid, _ = _prepare(key, lambda: tuple(map(tokenizer.iterate_ids, raw)))
     return Corpus(
         f"{Path(kind).stem}:{text.name}",
         train.view(tokenizer.dtype),
@@ -406,17 +407,16 @@ def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenize
         f"{kind}:{text.source}",
         tokenizer,
         text.floor,
-        text.origin,
         raw,
     )
 
 
-def _train_tokenizer(size: str, raw: _Raw) -> Tokenizer:
-    if size == "characters":
-        alphabet = set().union(*(Characters.train(split).alphabet for split in raw))
-        return Characters("".join(sorted(alphabet)))
-    learn = learn_merges_fast if find_spec("tokenizers") else learn_merges  # the same merges
-    return BPE.train(raw[0], int(size), learn=learn)
+@contextmanager
+def _told(kind: str, text: Corpus):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
 
 
 def _move_cut(text: Corpus) -> _Raw:
@@ -570,11 +570,14 @@ def _prepare(key: str, make: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarra
     """
     if found := _map_sealed(cache_file(f"{key}.bin")):
         return found
-    path = cache_folder() / f"{key}.bin"
-    write_atomically(path, _seal(*make()))
-    if found := _map_sealed(path):
-        return found
-    raise OSError(f"{str(path)!r} was written, but is damaged; set QLLK_CACHE to another folder")
+    path, content = cache_folder() / f"{key}.bin", _seal(*make())
+    try:
+        write_atomically(path, content)
+        if found := _map_sealed(path):
+            return found
+        raise OSError(f"{str(path)!r} was written, but cannot be read back")
+    except OSError as error:
+        raise type(error)(f"{error}; set QLLK_CACHE to a folder with room for it") from error
 
 
 def _seal(train: Iterable, valid: Iterable, stored: bytes = b"") -> Iterator[bytes]:
@@ -638,8 +641,7 @@ def encode_corpus(text: Corpus, tokenizer: Tokenizer, source: str) -> Corpus:
         return text
     if text.tokenizer != _BYTES:
         raise ValueError(f"{text.name!r} has another tokenizer than the run; give its bytes")
-    kind = _split_source(source)[0] or type(tokenizer).__name__
-    return _encode(kind, text, tokenizer.to_json(), lambda _: tokenizer)
+    return _encode(_split_source(source)[0] or type(tokenizer).__name__, text, tokenizer)
 
 
 def _split_source(source: str) -> tuple[str, str]:

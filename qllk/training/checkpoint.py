@@ -85,7 +85,7 @@ def _replace_earlier(metadata, temporary: Path, target: Path) -> None:
             old = read_metadata(target)
         except (OSError, ValueError, ImportError):  # no run that this version can read
             old = metadata
-        if _identity(old) == _identity(metadata) and old["step"] > metadata["step"]:
+        if identity(old) == identity(metadata) and old["step"] > metadata["step"]:
             raise FileExistsError(
                 f"it has step {old['step']} of the same run, which is later than step "
                 f"{metadata['step']}; continue that one, delete it, or give another path"
@@ -93,8 +93,8 @@ def _replace_earlier(metadata, temporary: Path, target: Path) -> None:
         os.replace(temporary, target)
 
 
-def _identity(metadata):
-    """What two checkpoints of one run have in common."""
+def identity(metadata: dict) -> tuple:
+    """What two checkpoints of one run have in common, from the metadata of one."""
     kept = {k: v for k, v in metadata["recipe"].items() if k not in _FREE}
     return metadata["name"], metadata["spec"], metadata["corpus"]["fingerprint"], kept
 
