@@ -31,7 +31,9 @@ class Size:
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3", None])
 def test_a_size_is_a_whole_number_above_zero(wrong):
-    check_positive("Size", width=1, height=10**20)
+    check_positive("Size", width=1, height=2**63 - 1)
+    with pytest.raises(ValueError, match=r"Size: width must be a whole number below 2\*\*63, got"):
+        check_positive("Size", width=10**400)
     with pytest.raises(ValueError, match="Size: height must be a whole number above 0, got"):
         check_positive("Size", width=1, height=wrong)
 

@@ -1,6 +1,7 @@
 """The panel without a browser: every control and button, with a real run behind them."""
 
 import gc
+import json
 import math
 import random
 import signal
@@ -20,6 +21,7 @@ from run_helpers import (  # noqa: F401 - the fixture acts on every test here
     wait_for,
     wait_steps,
 )
+from safetensors.torch import save as to_bytes
 
 from qllk.lab.lessons.exercises.assembly import Model
 from qllk.lab.live import panels
@@ -310,6 +312,37 @@ def test_a_loaded_model_that_is_no_preset_can_be_started_again(panel, tmp_path):
     assert trains_what_it_shows(panel)
 
 
+@pytest.mark.parametrize("damage", [{"state_rms": {"a": "large"}}, {"rows_in_use": {"a": [1]}}])
+def test_a_file_whose_facts_cannot_be_drawn_is_refused_and_the_panel_goes_on(
+    panel, saved, tmp_path, damage
+):
+    tensors, metadata = checkpoint.read(saved)
+    text = json.dumps(metadata | damage)
+    header = {"format": "3", "metadata": text, "sha256": checkpoint._digest(tensors, text)}
+    (tmp_path / "odd").write_bytes(to_bytes(tensors, header))
+    panel.start()
+    wait_steps(panel.run, 1)
+    load(panel, tmp_path / "odd")
+    says(panel, "notes", "metadata is damaged")
+    assert trains_what_it_shows(panel)
+    says(panel, "status", ">running<")
+
+
+def test_a_text_that_is_overwritten_by_a_shorter_one_changes_no_training(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(random.Random(0).randbytes(200_000))
+    sizes = {"window": 64, "batch": 1, "validate_every": 2, "validate_bytes": 20_000}
+    panel = panels.lab("test", model="qllk-2-nano", corpus=str(path), **sizes)
+    panel.advance(1)
+    fingerprint = panel.run.trainer.corpus.fingerprint
+    path.write_bytes(b"short")  # in place: the same file, now of five bytes
+    panel.start()
+    wait_steps(panel.run, 6)
+    vars(panel.run.trainer.corpus).pop("fingerprint", None)  # so that it is computed again
+    assert panel.run.trainer.corpus.fingerprint == fingerprint
+    assert panel.run.state == "running"
+
+
 def test_an_invalid_rate_of_a_loaded_run_is_refused_and_the_run_stays(panel, saved):
     load(panel, saved)
     panel.controls["lr"].value = -1
@@ -449,7 +482,7 @@ def test_controls_used_in_any_order_by_four_threads_at_once_leave_a_panel_that_w
     seed, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
     sizes = {"window": 64, "validate_bytes": 128, "steps": 10**6}
     panel = panels.lab("test", model="qllk-2 small", corpus=CORPUS.source, batch=1, **sizes)
     hands = 1 if seed % 2 else 4

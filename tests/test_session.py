@@ -70,7 +70,7 @@ def no_step(monkeypatch):
     ("options", "said"),
     [
         ("--report here", "'here' cannot be written"),
-        ("--save here", "exists: --resume here continues the run in it, and --replace writes"),
+        ("--save here", "exists: --resume 'here' continues the run in it, and --replace writes"),
         ("--save here --replace", "'here' cannot be written"),
         ("--plot here/c.txt", "must end in .png; got 'here/c.txt'"),
         ("--plot here.png", "'here.png' cannot be written"),
@@ -118,7 +118,9 @@ def test_a_file_that_exists_is_written_over_only_when_asked(train, folder):
     before = (folder / "run").read_bytes()
     code, _, err = train("--steps 2 --save run")
     assert code == 1
-    assert "'run' exists: --resume run continues the run in it, and --replace writes over it" in err
+    assert (
+        "'run' exists: --resume 'run' continues the run in it, and --replace writes over it" in err
+    )
     assert (folder / "run").read_bytes() == before
     assert train("--steps 9 --save run --replace")[0] == 0
     assert train("--steps 2 --save run --replace")[0] == 0
@@ -207,7 +209,7 @@ def test_a_run_that_diverges_keeps_its_newest_step_and_goes_on_at_a_lower_rate(
         code, out, err = train("--steps 9 --save run --save-every 0 --report r.json")
         assert code == 1
         assert step_of("run") == 5, "the run itself is back at step 0"
-        assert "`python -m qllk train --resume run --lr RATE` does so" in err
+        assert "`python -m qllk train --resume 'run' --lr RATE` does so" in err
         assert "ended by an error after step 5" in out
         assert len(json.loads((folder / "r.json").read_text())["curve"]) == 2
     monkeypatch.undo()

@@ -116,7 +116,7 @@ def _check(args):
     """Check what is known before a model is built or a text is read."""
     if args.save and args.save.exists() and not (args.replace or _goes_on(args)):
         raise FileExistsError(
-            f"{str(args.save)!r} exists: --resume {args.save} continues the run in it, and "
+            f"{str(args.save)!r} exists: --resume {str(args.save)!r} continues the run in it, and "
             "--replace writes over it"
         )
     for other in ("--resume", "--model"):
@@ -271,7 +271,7 @@ def _take_steps(trainer, report, steps, file, args):
 
 def _way_on(file) -> str:
     if file:
-        return f"`python -m qllk train --resume {file.path} --lr RATE` does so"
+        return f"`python -m qllk train --resume {str(file.path)!r} --lr RATE` does so"
     return "but without --save nothing of it is kept, so start again"
 
 

@@ -12,7 +12,6 @@ jobs (save, load) and training steps one at a time, and lives only while there i
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import traceback
@@ -282,7 +281,6 @@ class Run:
             self._last, self.trainer = self.snapshot(), None
         if self.error:
             traceback.clear_frames(self.error.__traceback__)
-        gc.collect()  # a trainer and its model refer to each other
 
     def note(self, text: str, bad=False) -> None:
         """Add a note, which views show."""
