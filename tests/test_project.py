@@ -127,9 +127,20 @@ def test_every_wing_is_on_the_map_with_a_file_to_start_from(wing):
     assert re.search(rf"\(qllk/{wing}/\S+\.py\)", lines[0]), "name a file to start from"
 
 
+LOGGERS = """
+from types import SimpleNamespace
+logged = []
+writer = SimpleNamespace(add_scalar=lambda *values: logged.append(values))
+run = SimpleNamespace(log=lambda *values, **at: logged.append((values, at)))
+trainer = qllk.Trainer("gpt-nano", qllk.corpus("task:markov:9000"), qllk.Recipe(steps=2, window=16))
+"""
+
+
 def test_the_python_on_the_front_page_runs(tmp_path):
+    first, part, logging = blocks("README.md", "python")
+    checked = "assert len(logged) == 4 and qllk.build(spec) and qllk.probes.check_laws(Fading).hold"
     run = subprocess.run(
-        [sys.executable, "-c", blocks("README.md", "python")[0]],
+        [sys.executable, "-c", "\n".join([first, part, LOGGERS, logging, checked])],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         timeout=200,
@@ -208,8 +219,10 @@ def test_every_command_in_the_documentation_exists(words, monkeypatch):
             parsed = vars(parse(arguments, monkeypatch))
             options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
             assert options <= set(parsed), "write options out"
-            assert parsed.get("model", "qllk-3") in PRESETS
-            assert set(parsed.get("entries", ())) <= set(ENTRIES)
+            named = {parsed.get("model", "qllk-3"), *parsed.get("entries", ())}
+            assert {name for name in named if not name.endswith(".json")} <= {*PRESETS, *ENTRIES}
+        case ["torchrun", "--nproc-per-node", _, "-m", "qllk", *arguments]:
+            parse(arguments, monkeypatch)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module!r}"
         case _:
