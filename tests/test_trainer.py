@@ -19,6 +19,7 @@ from qllk.probes import baselines, evaluate, state_bytes
 from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
 from qllk.text.corpora import task
+from qllk.text.objectives import IGNORED
 from qllk.training import checkpoint, devices, optim
 from qllk.training.place import _trial_step, check_memory, move_to
 from qllk.training.recipe import Recipe
@@ -1049,3 +1050,51 @@ def test_carrying_excludes_micro_batches_and_compiling():
     for other in ({"accumulate": 2}, {"compile": True}):
         with pytest.raises(ValueError, match="carry=3 cannot be combined with micro-batches or"):
             trainer(**CARRY | other)
+
+
+# ---------------------------------------------------------------- documents
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of which each repeats one letter, so that another file's letter stands out."""
+    for number, letter in enumerate("abcdefgh"):
+        (tmp_path / f"{letter}.txt").write_text(letter * (7 + 5 * number))
+    return corpora.corpus(tmp_path)
+
+
+def test_documents_that_share_a_row_are_kept_apart(folder):
+    recipe = Recipe(steps=3, batch=4, window=24, documents=True, validate_bytes=20)
+    trainer = Trainer(TINY["gpt-nano"], folder, recipe)
+    batch, _, (count, _) = trainer._draw_batch()
+    ids, documents = batch.inputs
+    assert len(documents.unique()) > 2
+    for row, owners, targets in zip(ids, documents, batch.targets, strict=True):
+        for number in owners.unique():
+            assert len(row[owners == number].unique()) == 1  # one letter per document
+        told = targets != IGNORED
+        assert (targets[told] == row[told]).all()  # never the first letter of another one
+    assert count == (batch.targets != IGNORED).sum() < batch.targets.numel()
+    losses = [record.nats for record in trainer]
+    assert losses[-1] < losses[0]
+    with_others = Trainer(TINY["gpt-nano"], folder, replace(recipe, documents=False))
+    assert next(with_others).nats != losses[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        ("qllk-2-nano", "GatedConv cannot be masked"),
+        ("qllk-3-nano", "Ngrams cannot be masked"),
+        ("t5-nano", "Seq2Seq takes no documents"),
+    ],
+)
+def test_a_model_that_cannot_keep_documents_apart_is_refused_at_the_start(preset, words, folder):
+    spec = TINY[preset].but(vocab_size=400)
+    with pytest.raises(ValueError, match=words):
+        Trainer(spec, folder, Recipe(batch=2, window=24, documents=True))
+
+
+def test_a_text_without_documents_is_refused_by_name():
+    with pytest.raises(ValueError, match="'markov' is a single text"):
+        Trainer(TINY["gpt-nano"], corpora.task("markov", 4000), Recipe(window=24, documents=True))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qllk.model.kernels import softmax_attention
 from qllk.model.masks import Mask, causal_mask
 from qllk.text.objectives import IGNORED, next_token
-from qllk.text.windows import iterate_windows, pack, sample_windows, shard
+from qllk.text.windows import Documents, iterate_windows, pack, sample_windows, shard
 
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True)
 TEXTS = st.lists(st.binary(max_size=30), max_size=12)  # documents, some of them empty
@@ -155,3 +155,19 @@ def test_a_shuffled_order_is_shared_out_as_well():
 def test_a_rank_outside_the_world_is_refused(rank, world):
     with pytest.raises(ValueError, match=f"rank must lie in .* world of {world}, got {rank}"):
         shard(range(9), rank, world)
+
+
+def test_the_numbers_of_documents_are_drawn_for_the_same_windows_as_the_text():
+    sizes = [5, 1, 30, 2, 12]
+    text = np.repeat(np.arange(5, dtype=np.uint8), sizes)
+    documents = Documents(np.cumsum(sizes))
+    assert len(documents) == len(text) == 50
+    np.testing.assert_array_equal(documents[3:40], text[3:40])
+    drawn, numbers = (sample_windows(each, 20, 9, generator(3)) for each in (text, documents))
+    torch.testing.assert_close(numbers, drawn.long())
+
+
+def test_the_share_of_padding_is_that_of_rows_with_one_document_each():
+    # Rows of 8: 5 ids in one row, 1 in one, 30 in four, 2 in one and 12 in two.
+    assert Documents(np.cumsum([5, 1, 30, 2, 12])).padding_share(8) == pytest.approx(1 - 50 / 72)
+    assert Documents([8, 24]).padding_share(8) == 0

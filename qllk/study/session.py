@@ -94,6 +94,12 @@ def _train(args):
     trainer = _resume(args) if args.resume else _begin(args)
     if args.sample_at:
         _sample(trainer, args.prompt, 1)  # so that an invalid prompt fails now
+    if trainer.documents:
+        share = trainer.documents.padding_share(trainer.window)
+        console.say(
+            f"{len(trainer.documents.ends):,} documents share rows of {trainer.window:,} ids; with "
+            f"rows of their own, {100 * share:.0f} % would be padding"
+        )
     file = _open_file(trainer, args)
     report, start = reports.begin_report(trainer), trainer.step
     steps: list[Record] = []

@@ -88,6 +88,7 @@ class Corpus:
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
     raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
+    ends: np.ndarray | None = None  # where each document of `train` ends, if there are several
 
     @cached_property
     def fingerprint(self) -> str:
@@ -258,11 +259,13 @@ def _from_files(name: str, key: str, folder: Path, files: Facts) -> Corpus:
         for path in paths:
             yield from read_chunks(partial(open, path, "rb"), 0, files[path].st_size)
 
+    train, valid = ([p for p in names if (p in held_out) == held] for held in (False, True))
+
     def read_splits() -> Splits:
-        train, valid = ([p for p in names if (p in held_out) == held] for held in (False, True))
         return read(train), chain(read(valid), check_unchanged(files))
 
-    return Corpus(name, *prepare(key, read_splits)[:2])
+    ends = np.cumsum([files[path].st_size for path in train])
+    return Corpus(name, *prepare(key, read_splits)[:2], ends=ends)
 
 
 def _from_file(path: Path) -> Corpus:

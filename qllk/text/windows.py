@@ -25,6 +25,31 @@ def sample_windows(data: np.ndarray, rows: int, window: int, generator: torch.Ge
     return torch.from_numpy(np.stack([data[s : s + window + 1] for s in starts.tolist()]))
 
 
+class Documents:
+    """The number of the document at each position of a text, as an array that takes no memory.
+
+    `sample_windows(documents, …)` draws the numbers for the windows that `sample_windows(data, …)`
+    draws from an equal generator.
+
+    Args     ends     where each document ends: (number of documents,), ascending
+    """
+
+    def __init__(self, ends: np.ndarray):
+        self.ends = np.asarray(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        """Shapes   n positions -> (n,) int64, numbered from 0"""
+        return np.searchsorted(self.ends, np.arange(*at.indices(len(self))), side="right")
+
+    def padding_share(self, window: int) -> float:
+        """The share of padding in rows of `window` ids, if no two documents shared a row."""
+        sizes = np.diff(self.ends, prepend=0)
+        return float(1 - sizes.sum() / (np.ceil(sizes / window).sum() * window))
+
+
 def iterate_windows(data: np.ndarray, rows: int, window: int) -> Iterator[Tensor]:
     """Yield neighbouring windows in order, each with the id that follows it.
 

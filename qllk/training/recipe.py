@@ -36,6 +36,9 @@ class Recipe:
         "for a model with a recall: in the last quarter of the run, read this many windows of a "
         "text one after another, each with what was recalled from those before",
     )
+    documents: bool = _option(
+        False, "keep the files of a folder apart where they share a row; for attention"
+    )
     accumulate: int = _option(1, "number of micro-batches per step (gradient accumulation)")
     recompute: int = _option(
         0,
@@ -85,7 +88,7 @@ class Recipe:
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
         check_range("Recipe: recompute", self.recompute, int, math.inf)
         names = dict.fromkeys(("device", "precision", "optimizer", "matmul", "parallel"), str)
-        for name, kind in (names | {"compile": bool}).items():
+        for name, kind in (names | {"compile": bool, "documents": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")
         check_micro_batches("Recipe", self.batch, self.accumulate)

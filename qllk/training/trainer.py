@@ -30,8 +30,8 @@ from ..presets import PRESETS, find_spec, name_of
 from ..probes import evaluate
 from ..spec import Spec
 from ..text.corpora import Corpus
-from ..text.objectives import Batch, count_targets, token_losses
-from ..text.windows import sample_windows
+from ..text.objectives import Batch, count_targets, next_token, token_losses
+from ..text.windows import Documents, sample_windows
 from . import costs, devices, float8, optim, parallel
 from .place import Place, check_memory, check_parity, move_to
 from .questions import fit_vocabulary, question_of
@@ -59,6 +59,7 @@ class Trainer:
     Attributes  model, spec (None for a module without one), name, question, corpus, recipe
                 window         ids per row: the recipe's, or the model's context if that is shorter
                 place          device and precision
+                documents      those that are kept apart, if the recipe says so
                 processes      this process among those that torchrun has started
                 step, bytes_seen, seconds, lr, batch, log ([step, name, value] of each command)
                 last_refusal   why the last command was refused, or None
@@ -96,6 +97,7 @@ class Trainer:
         self._check_vocabulary()
         self.processes = parallel.current()
         parallel.check(plan, recipe, self._rows_per_window)
+        self.documents = _find_documents(plan, corpus) if recipe.documents else None
         self.check_batch(recipe.batch, device, recipe.precision)
         model = what if isinstance(what, nn.Module) else build(self.spec, seed=recipe.seed)
         parallel.split(model, recipe.parallel, device)
@@ -285,6 +287,9 @@ class Trainer:
         rows, start = self.batch * self._rows_per_window, read * self.window
         ids = sample_windows(self.corpus.train, rows, carry * self.window, generator)
         batch = self.ask(ids[:, start : start + self.window + 1], generator)
+        if self.documents:  # without a carry: a recall cannot keep documents apart
+            again = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step))
+            batch = _keep_apart(ids, sample_windows(self.documents, rows, self.window, again))
         size, mine = self.corpus.tokenizer.vocab_size, self.processes.share
         counts = [count_targets(b.targets) for b in (batch, batch.ignore_specials(size))]
         masks = mix_seeds(self.recipe.seed, ~self.step)
@@ -342,7 +347,8 @@ class Trainer:
     def _probe_state(self, batch):
         """Measure the state after the first row of a batch."""
         with self.place.autocast():
-            state = _final_state(self.model, batch)
+            inputs = batch.inputs[:1] if self.documents else batch.inputs
+            state = _final_state(self.model, inputs)
         self.state_rms = probes.state_rms(state)
         self.rows_in_use = probes.rows_in_use(self.model, state)
         self.state_bytes = probes.state_bytes(state)
@@ -481,9 +487,34 @@ COMMANDS = {
 # ---------------------------------------------------------------- helpers
 
 
-def _final_state(model, batch):
+def _find_documents(model, corpus) -> Documents:
+    """The documents of a corpus, for a model that can keep them apart.
+
+    Raises   ValueError when one of them cannot
+    """
+    if corpus.ends is None:
+        raise ValueError(
+            f"documents=True keeps the files of a folder apart, in bytes; {corpus.name!r} is a "
+            "single text, or in the ids of a tokenizer"
+        )
+    ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            model(ids, documents=ids)
+    except TypeError:
+        raise ValueError(f"{type(model).__name__} takes no documents to keep apart") from None
+    return Documents(corpus.ends)
+
+
+def _keep_apart(ids, documents) -> Batch:
+    """Predict the next id from those of the same document.  Shapes   both (B,T+1)"""
+    batch = next_token(ids.long(), documents)
+    return Batch((*batch.inputs, documents[:, :-1]), batch.targets)
+
+
+def _final_state(model, inputs):
     """The state after the first row of a batch, or None for a model that carries no state."""
-    inputs = [ids[:1] for ids in batch.inputs]
+    inputs = [ids[:1] for ids in inputs]
     with eval_mode(model):
         if hasattr(model, "final_state"):
             return model.final_state(*inputs)
