@@ -983,7 +983,7 @@ def texts(run, count):
     """The inputs of the next steps, each with the text before it."""
     found = []
     for _ in range(count):
-        batch, before = run._draw_batch()
+        batch, before, _ = run._draw_batch()
         found.append((batch.inputs[0], before))
         next(run)
     return found

@@ -274,9 +274,8 @@ class Trainer:
         return self.question.ask(ids.long(), generator, self.corpus.tokenizer.vocab_size)
 
     def _draw_batch(self):
-        """This process's rows of the next step and the text before them, and what all processes
-        count: the targets, and those among them that are text. All are functions of the seed and
-        the step.
+        """This process's rows of the next step and the text before them, and the counts of all
+        processes, see `_count`. All are functions of the seed and the step.
 
         Shapes   -> Batch on the device, and ids (B,n) as the corpus has them, n = 0 for the first
                  window of a text; None while every step draws another text
@@ -290,13 +289,17 @@ class Trainer:
         if self.documents:  # without a carry: a recall cannot keep documents apart
             again = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, self.step))
             batch = _keep_apart(ids, sample_windows(self.documents, rows, self.window, again))
-        size, mine = self.corpus.tokenizer.vocab_size, self.processes.share
-        counts = [count_targets(b.targets) for b in (batch, batch.ignore_specials(size))]
+        mine, counts = self.processes.share, self._count(batch)
         masks = mix_seeds(self.recipe.seed, ~self.step)
         rank = self.processes.rank
         self.place.masks.manual_seed(mix_seeds(masks, rank) if rank else masks)
         before = None if carry == 1 else mine(ids)[:, :start]
         return Batch(*map(mine, batch)).to(self.place.device), before, counts
+
+    def _count(self, batch) -> tuple[int, int]:
+        """The targets of a batch, and those among them that are text."""
+        texts = batch.ignore_specials(self.corpus.tokenizer.vocab_size)
+        return count_targets(batch.targets), count_targets(texts.targets)
 
     def _forward(self, inputs, before):
         """The logits of a window, given what a recall knows from the text before it."""
@@ -311,15 +314,19 @@ class Trainer:
         self._remembered = self.step + 1, after, state._replace(parts=None)
         return logits
 
-    def _backward(self, batch, before, counts):
+    def _backward(self, batch, before=None, counts=None):
         """Backpropagate the mean loss; return the text's nats per byte and the logits' dtype.
 
         The mean is taken over all targets of the step, since micro-batches and processes may differ
-        in how many they have.
+        in how many they have; `counts` are those of all processes, see `_count`.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        size, nats, (count, text) = self.corpus.tokenizer.vocab_size, 0.0, counts
+        size, nats, (count, text) = (
+            self.corpus.tokenizer.vocab_size,
+            0.0,
+            counts or self._count(batch),
+        )
         share = count / self.processes.world  # the engines take the mean over the processes
         *first, last = batch.micro_batches(self.recipe.accumulate)
         for part in (*first, last):
