@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +19,7 @@ from .files import write_atomically
 from .lab import grade, progress, serve
 from .model import sample
 from .presets import PRESETS
-from .probes import baselines
-from .probes.evaluate import LN2
-from .study import console, entries, memory, options, race, session, standings
-from .study.plots import save_picture
+from .study import bench, console, memory, options, session
 from .text.corpora import corpus, describe_names
 from .training import checkpoint, costs, devices
 from .training.recipe import Recipe
@@ -162,104 +157,6 @@ def _stream(args, model, prompt, tokenizer):
     return sample.speculate(model, draft, prompt, to_probabilities, ahead, seed=args.seed)
 
 
-# ---------------------------------------------------------------- bench
-
-
-def _add_bench(made):
-    add, path, rates = made.add_argument, options.path, race.LEARNING_RATES
-    sizes = [f"{windows}x{ids}" for windows, ids in race.BATCHES]
-    add("--corpus", default=options.CORPUS, help=describe_names())
-    add("--seconds", type=float, nargs="+", default=[100.0], help="of one core, for each run")
-    add("--entries", nargs="+", default=[*entries.RACE], metavar="NAME", help="models to race")
-    add("--lrs", type=float, nargs="+", default=rates, metavar="LR", help="rates to search")
-    sizes_meaning = "batches to search, as windows per step x ids per window"
-    add("--batches", nargs="+", default=sizes, metavar="NxIDS", help=sizes_meaning)
-    add("--keep", type=int, default=2, help="sizes of each entry that the search keeps")
-    add("--seeds", type=int, default=3, help="final runs of each entry")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
-    add(
-        "--folder",
-        type=options.path,
-        default=Path("runs/race"),
-        help="where finished runs are kept",
-    )
-    add(
-        "--report", type=options.path, default=Path("runs/race.json"), help="write the rows as JSON"
-    )
-    add("--plot", type=path, default=Path("runs/race.png"), help="draw the curves as a PNG")
-    options.add_dropout(made)
-    options.add_json(made)
-    searched = ("lr", "batch", "accumulate", "window")
-    options.add_recipe(made, leave_out=("seconds", "steps", "seed", "validate_every", *searched))
-
-
-def _read_batch(text: str) -> tuple[int, int]:
-    """The windows per step and the ids per window of "4x1024"."""
-    if not (found := re.fullmatch(r"(\d+)x(\d+)", text)):
-        raise ValueError(
-            f"--batches must be windows per step x ids per window, got {text!r}; "
-            "write for example 4x1024"
-        )
-    return int(found[1]), int(found[2])
-
-
-def _bench(args):
-    if unknown := sorted(set(args.entries) - set(entries.ENTRIES)):
-        raise ValueError(f"no entry {unknown[0]!r}; choose from {', '.join(entries.ENTRIES)}")
-    batches = [_read_batch(text) for text in args.batches]
-    recipe = replace(
-        options.read_recipe(args), validate_every=1 << 30
-    )  # a race validates at its own times
-    options.check_outputs(args.report, args.folder / "result.json", picture=args.plot)
-    text = corpus(args.corpus)
-    raced = {
-        name: [options.change_dropout(spec, args) for spec in entries.ENTRIES[name]]
-        for name in args.entries
-    }
-    try:
-        rows = race.run_race(
-            text.source,
-            args.seconds,
-            entries=raced,
-            learning_rates=args.lrs,
-            batches=batches,
-            keep=args.keep,
-            seeds=args.seeds,
-            recipe=recipe,
-            folder=args.folder,
-            jobs=args.jobs,
-        )
-    except (KeyboardInterrupt, ChildProcessError):
-        console.say(f"finished runs are kept in {args.folder}; the same command goes on from them")
-        raise
-    zpaq = _measure_zpaq(text, args.folder)
-    levels = baselines.measure_baselines(text) | zpaq
-    facts = {
-        "machine": devices.describe_machine(),
-        "precision": recipe.precision,
-        "baselines": levels,
-        "rows": rows,
-    }
-    lines = [standings.format_rows(rows)]
-    for name, bits in zpaq.items():
-        told = f"{bits * LN2:.4f} nats, {bits:.4f} bits per byte"
-        lines.append(f"{name}, after the training split as one stream: {told}")
-    console.print_result(facts, "\n".join(lines), args.json)
-    write_atomically(args.report, json.dumps(facts, indent=1).encode())
-    longest = [row for row in rows if row["seconds"] == max(args.seconds)]
-    save_picture(standings.draw_race(longest, levels), args.plot)
-
-
-def _measure_zpaq(text, folder) -> dict[str, float]:
-    """`baselines.measure_zpaq`, which takes minutes, kept with the finished runs."""
-    path = folder / f"{text.fingerprint[:8]}-zpaq.json"
-    if kept := race.read_kept(path):
-        return kept
-    if found := baselines.measure_zpaq(text):
-        write_atomically(path, json.dumps(found).encode())
-    return found
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -360,7 +257,7 @@ _COMMANDS = (
         "Continue a prompt with a trained model, one id at a time.",
     ),
     _Command(
-        *("bench", _bench, _add_bench),
+        *("bench", bench.bench, bench.add_options),
         "Race models against their controls: equal computing time, equal text, equal search.",
         "The search tries every size of an entry with every rate and batch at a quarter of the "
         "smallest budget; the best sizes train at the smallest budget, and then at each longer "

@@ -24,7 +24,7 @@ from qllk.__main__ import main
 from qllk.files import write_atomically
 from qllk.model.families import build
 from qllk.presets import PRESETS
-from qllk.text import corpora
+from qllk.text import copies, corpora, downloads
 from qllk.text.corpora import corpus, documents
 from qllk.text.objectives import count_targets, next_token, token_losses
 from qllk.text.tokens import BPE, Characters, HuggingFace
@@ -343,7 +343,7 @@ def test_what_stands_in_the_place_of_a_cached_file_is_named_and_left_alone(tmp_p
 
 def test_a_cache_without_room_is_named_with_its_cure(tmp_path, cache, monkeypatch):
     full = Mock(side_effect=OSError("'/cache' cannot be written: No space left on device"))
-    monkeypatch.setattr(corpora, "write_atomically", full)
+    monkeypatch.setattr(copies, "write_atomically", full)
     with pytest.raises(OSError, match=r"'/cache' cannot be .* on device; set QLLK_CACHE to a fol"):
         corpus(many(tmp_path / "texts"))
 
@@ -353,7 +353,7 @@ def test_a_cached_file_that_another_process_replaces_stays_valid_for_who_reads_i
     first = corpus(folder)
     before = whole(first)
     (path,) = cache.iterdir()
-    write_atomically(path, corpora._seal([b"another"], [b"text"]))
+    write_atomically(path, copies._seal([b"another"], [b"text"]))
     assert whole(first) == before
     assert whole(corpus(folder)) == b"anothertext"
 
@@ -384,14 +384,14 @@ def test_a_text_that_changes_while_it_is_read_is_no_corpus(
 ):
     folder = many(tmp_path / "texts", 30)
     path = folder / "part007.py"
-    seal = corpora._seal
+    seal = copies._seal
 
     def slowly(train, valid, stored=b""):
         yield next(content := seal(train, valid, stored))
         change(path)
         yield from content
 
-    monkeypatch.setattr(corpora, "_seal", slowly)
+    monkeypatch.setattr(copies, "_seal", slowly)
     os.utime(path, ns=(0, 0))
     with pytest.raises(ValueError, match=r"part007.py' changed while it was read|cannot be read"):
         corpus(path if place == "file" else folder)
@@ -413,7 +413,7 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
 
 def refuses_to_read(monkeypatch):
     """From now on, opening any text is an error."""
-    for name in ("_prepare", "_find_files", "make_task"):
+    for name in ("prepare", "find_files", "make_task"):
         monkeypatch.setattr(corpora, name, lambda *_: pytest.fail("a text was opened"))
 
 
@@ -530,17 +530,17 @@ def test_links_in_a_circle_are_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bound", "most"), [("_MAX_FILES", 29), ("_MAX_BYTES", 449), ("_MAX_ENTRIES", 29)]
+    ("bound", "most"), [("_MAX_FILES", 29), ("MAX_BYTES", 449), ("_MAX_ENTRIES", 29)]
 )
 def test_a_folder_like_usr_is_refused_before_anything_is_copied(
     tmp_path, cache, monkeypatch, bound, most
 ):
     folder = many(tmp_path / "texts", 30)
-    monkeypatch.setattr(corpora, bound, most)
+    monkeypatch.setattr(copies, bound, most)
     with pytest.raises(ValueError, match=r"texts' is too large for a corpus: .* 30 entries"):
         corpus(folder)
     assert not cached(cache)
-    monkeypatch.setattr(corpora, bound, most + 1)
+    monkeypatch.setattr(copies, bound, most + 1)
     assert len(whole(corpus(folder))) == 450
 
 
@@ -778,7 +778,7 @@ def test_an_answer_without_end_stops_at_the_length_in_the_manifest(served, cache
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_and_the_part_kept(
     served, cache, monkeypatch
 ):
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 0.0)
     with pytest.raises(ConnectionError, match=r"\(TimeoutError\); try again when online"):
         corpus("play")
     assert [name[-5:] for name in cached(cache)] == [".part"]
@@ -786,7 +786,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up_and_the_part_kept(
 
 FETCH = """
 import pathlib, sys
-from qllk.text import corpora
+from qllk.text import copies, corpora, downloads
 corpora._MANIFEST = pathlib.Path(sys.argv[1])
 print(corpora.corpus("play").fingerprint)
 """
@@ -806,7 +806,7 @@ def test_two_processes_that_fetch_one_corpus_from_a_slow_server_ask_once(served,
 
 
 def test_who_waits_too_long_for_another_process_is_told(served, cache, monkeypatch):
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 0.1)
     cache.mkdir()
     with (
         FileLock(cache / ".play.txt.lock"),
@@ -818,7 +818,7 @@ def test_who_waits_too_long_for_another_process_is_told(served, cache, monkeypat
 def test_a_download_that_cannot_be_written_names_the_folder_and_the_cure(
     served, cache, monkeypatch
 ):
-    monkeypatch.setattr(corpora, "_receive", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(downloads, "_receive", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(
         OSError, match=r"'play' could not be written into .*cache': No space left;.*QLLK_CACHE"
     ):
@@ -933,7 +933,7 @@ def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
 
 def test_a_stream_without_text_is_given_up(fake, monkeypatch, cache):
     fake(rows=({"text": ""} for _ in itertools.count()))
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(corpora, "MAX_SECONDS", 0.1)
     with pytest.raises(ConnectionError, match=r"'fineweb-edu' sent [\d,]+ of 100,000,000 bytes in"):
         corpus("fineweb-edu")
     assert not cached(cache)

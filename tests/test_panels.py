@@ -77,7 +77,7 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
 
 
 def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
     panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
     panel.start()
     says(panel, "notes", "but cpu has 8.0")
@@ -500,7 +500,7 @@ def test_controls_used_in_any_order_by_four_threads_at_once_leave_a_panel_that_w
     seed, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
     sizes = {"window": 64, "validate_bytes": 128, "steps": 10**6}
     panel = panels.lab("test", model="qllk-2 small", corpus=CORPUS.source, batch=1, **sizes)
     hands = 1 if seed % 2 else 4

@@ -1,6 +1,7 @@
 """Presets as rows of data: their names, learning rates and way through JSON."""
 
 import json
+import os
 
 import pytest
 
@@ -53,3 +54,27 @@ def test_a_spec_that_cannot_be_found_is_named(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="Spec must be a JSON object, got list"):
         find_spec(tmp_path / "list.json")
+
+
+def test_the_path_of_a_spec_may_start_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "spec.json").write_text(PRESETS["gpt"].to_json())
+    assert find_spec("~/spec.json") == PRESETS["gpt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("[" * 100_000, "recursion"), ("\xff", "no Spec in"), (" " * 9**7, "at most")],
+)
+def test_a_file_that_is_no_spec_is_named(tmp_path, content, said):
+    (tmp_path / "spec.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=said) as caught:
+        find_spec(tmp_path / "spec.json")
+    assert str(tmp_path / "spec.json") in str(caught.value)
+
+
+def test_a_folder_or_a_pipe_is_no_spec(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path, tmp_path / "pipe.json", tmp_path / "missing.json"):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            find_spec(path)

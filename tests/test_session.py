@@ -1,6 +1,7 @@
 """`python -m qllk train`: what is told before the first step, and what is left after the last."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -69,7 +70,7 @@ def no_step(monkeypatch):
     ("options", "said"),
     [
         ("--report here", "'here' cannot be written"),
-        ("--save here", "exists: --resume here continues the run in it, and --replace writes"),
+        ("--save here", "exists: --resume 'here' continues the run in it, and --replace writes"),
         ("--save here --replace", "'here' cannot be written"),
         ("--plot here/c.txt", "must end in .png; got 'here/c.txt'"),
         ("--plot here.png", "'here.png' cannot be written"),
@@ -117,10 +118,14 @@ def test_a_file_that_exists_is_written_over_only_when_asked(train, folder):
     before = (folder / "run").read_bytes()
     code, _, err = train("--steps 2 --save run")
     assert code == 1
-    assert "'run' exists: --resume run continues the run in it, and --replace writes over it" in err
+    assert (
+        "'run' exists: --resume 'run' continues the run in it, and --replace writes over it" in err
+    )
     assert (folder / "run").read_bytes() == before
-    assert train("--steps 2 --seed 1 --save run --replace")[0] == 0
+    assert train("--steps 9 --save run --replace")[0] == 0
+    assert train("--steps 2 --save run --replace")[0] == 0
     assert step_of("run") == 2
+    assert train("--steps 2 --seed 1 --save run --replace")[0] == 0
 
 
 # ---------------------------------------------------------------- on every way out
@@ -146,10 +151,10 @@ def test_an_interrupted_run_is_saved_and_reports_what_it_has_measured(train, at_
 
 
 def test_pressing_interrupt_again_and_again_does_not_undo_the_save(train, at_step, monkeypatch):
-    def save(*args):
+    def save(*args, **options):
         for _ in range(10):
             signal.raise_signal(signal.SIGINT)
-        return usual(*args)
+        return usual(*args, **options)
 
     usual = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", save)
@@ -159,10 +164,10 @@ def test_pressing_interrupt_again_and_again_does_not_undo_the_save(train, at_ste
 
 
 def test_an_interrupt_while_the_run_is_saved_in_between_waits_for_its_end(train, monkeypatch):
-    def save(trainer, path):
+    def save(trainer, path, **options):
         signal.raise_signal(signal.SIGINT)
         saved.append(trainer.step)
-        return usual(trainer, path)
+        return usual(trainer, path, **options)
 
     usual, saved = checkpoint.save, []
     monkeypatch.setattr(checkpoint, "save", save)
@@ -177,7 +182,7 @@ def test_a_run_interrupted_while_it_is_evaluated_keeps_its_report(train, monkeyp
 
     monkeypatch.setattr(Trainer, "loss_by_position", press)
     line = "--steps 3 --validate-every 99 --save run --report r.json --sample-at 0"
-    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "save", lambda *_, **options: None)
     code, out, _ = train(line)
     assert code == 130
     assert "interrupted after step 3" in out
@@ -204,7 +209,7 @@ def test_a_run_that_diverges_keeps_its_newest_step_and_goes_on_at_a_lower_rate(
         code, out, err = train("--steps 9 --save run --save-every 0 --report r.json")
         assert code == 1
         assert step_of("run") == 5, "the run itself is back at step 0"
-        assert "`python -m qllk train --resume run --lr RATE` does so" in err
+        assert "`python -m qllk train --resume 'run' --lr RATE` does so" in err
         assert "ended by an error after step 5" in out
         assert len(json.loads((folder / "r.json").read_text())["curve"]) == 2
     monkeypatch.undo()
@@ -228,7 +233,7 @@ def test_a_run_that_diverges_and_is_kept_nowhere_says_so(train, at_step):
 
 
 def test_a_full_disk_is_told_at_once_and_costs_no_result(train, monkeypatch):
-    def save(trainer, path):
+    def save(trainer, path, **options):
         raise OSError(f"{str(path)!r} cannot be written: No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", save)
@@ -294,6 +299,7 @@ def test_a_resumed_run_is_saved_to_its_own_file_and_says_so(train, half):
 def test_a_resumed_run_that_is_saved_elsewhere_leaves_its_file(train, half):
     assert train("--resume run --save other", resume=True)[0] == 0
     assert (step_of("run"), step_of("other")) == (3, 6)
+    assert train(f"--resume run --save {os.path.abspath('run')}", resume=True)[0] == 0
     code, _, err = train("--resume run --save other", resume=True)
     assert code == 1
     assert "'other' exists" in err
@@ -328,6 +334,8 @@ def test_an_option_of_a_resumed_run_is_obeyed(train, half, folder, options, foun
         ("--optimizer lion", "optimizer cannot be changed"),
         ("--model gpt-nano", "leave out --model"),
         ("--dropout 0.5", "leave out --model, --dropout"),
+        ("--ngram-dropout 0.5", "for models with n-grams, which 'qllk-2-nano' does not have"),
+        ("--steps 9 --minutes 1", "--steps and --minutes exclude each other"),
         ("--device cuda:77", "no device 'cuda:77' here"),
         ("--lr nan", "must be a number above 0"),
         ("--corpus nowhere.txt", "no corpus 'nowhere.txt'"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import threading
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import check_writable, write_atomically
-from ..presets import PRESETS, find_spec
+from ..presets import PRESETS, find_spec, name_of
+from ..spec import Spec
 from ..text.corpora import corpus, describe_names
 from ..training import checkpoint, devices, reports
 from ..training.questions import fit_vocabulary
@@ -66,7 +68,8 @@ def train(args: argparse.Namespace) -> None:
     trainer = _resume(args) if args.resume else _begin(args)
     if args.sample_at:
         _sample(trainer, args.prompt, 1)  # so that an invalid prompt fails now
-    report, file, start = reports.begin_report(trainer), _open_file(trainer, args), trainer.step
+    file = _open_file(trainer, args)
+    report, start = reports.begin_report(trainer), trainer.step
     with _single_interrupt():
         try:
             _take_steps(trainer, report, file, args)
@@ -86,7 +89,7 @@ def _check(args):
     """Check what is known before a model is built or a text is read."""
     if args.save and args.save.exists() and not (args.replace or _goes_on(args)):
         raise FileExistsError(
-            f"{str(args.save)!r} exists: --resume {args.save} continues the run in it, and "
+            f"{str(args.save)!r} exists: --resume {str(args.save)!r} continues the run in it, and "
             "--replace writes over it"
         )
     options.check_outputs(args.save, args.report, picture=args.plot)
@@ -94,19 +97,25 @@ def _check(args):
 
 def _goes_on(args) -> bool:
     """Whether the run is saved to the file that it comes from."""
-    return bool(args.resume) and args.save in (None, args.resume)
+    return bool(args.resume) and (
+        args.save is None or os.path.realpath(args.save) == os.path.realpath(args.resume)
+    )
 
 
 def _begin(args) -> Trainer:
-    model, recipe = getattr(args, "model", options.MODEL), options.read_recipe(args)
-    spec = options.change_dropout(find_spec(model), args)
-    if args.ngram_dropout is not None and not spec.ngrams:
-        raise ValueError(
-            f"--ngram-dropout is for models with n-grams, which {model!r} does not have; "
-            "leave it out"
-        )
+    recipe = options.read_recipe(args)
+    spec = _change_dropout(find_spec(getattr(args, "model", options.MODEL)), args)
     text = corpus(getattr(args, "corpus", options.CORPUS))  # last, because it may be a download
     return Trainer(fit_vocabulary(spec, recipe.window, text.tokenizer), text, recipe)
+
+
+def _change_dropout(spec, args) -> Spec:
+    if args.ngram_dropout is not None and not spec.ngrams:
+        raise ValueError(
+            f"--ngram-dropout is for models with n-grams, which {name_of(spec)!r} does not have; "
+            "leave it out"
+        )
+    return options.change_dropout(spec, args)
 
 
 def _resume(args) -> Trainer:
@@ -122,7 +131,7 @@ def _resume(args) -> Trainer:
     trainer = checkpoint.load(args.resume, text, changes=changes)
     _tell_refusal(trainer)
     own = trainer.spec
-    asked = options.change_dropout(find_spec(args.model) if hasattr(args, "model") else own, args)
+    asked = _change_dropout(find_spec(args.model) if hasattr(args, "model") else own, args)
     if asked.but(vocab_size=own.vocab_size) != own:
         raise ValueError(
             f"{str(args.resume)!r} is a run of {trainer.name}, whose model, dropout and dropout of "
@@ -145,7 +154,7 @@ def _open_file(trainer, args) -> _File | None:
     if not path or (trainer.progress >= 1.0 and _goes_on(args)):
         return None
     console.say(f"this run is saved to {str(check_writable(path))!r}")
-    return _File(path, args.save_every, trainer.step if _goes_on(args) else -1)
+    return _File(path, args.save_every, args.replace, trainer.step if _goes_on(args) else -1)
 
 
 # ---------------------------------------------------------------- the steps
@@ -154,15 +163,16 @@ def _open_file(trainer, args) -> _File | None:
 class _File:
     """The file of a run. An older step never replaces a newer one."""
 
-    def __init__(self, path: Path, every_seconds: float, step: int):
-        self.path, self._step = path, step  # the step that the file has, -1 for none
+    def __init__(self, path: Path, every_seconds: float, replace: bool, step: int):
+        self.path, self._replace = path, replace
+        self._step = step  # that the file has of this run, -1 for none
         self._every, self._saved = every_seconds, time.monotonic()
 
     def save(self, trainer: Trainer) -> None:
         """Write the run, if it has come further than the file."""
         if trainer.step > self._step:
             with defer_interrupts():
-                checkpoint.save(trainer, self.path)
+                checkpoint.save(trainer, self.path, replace_later=self._replace)
                 self._step = trainer.step
 
     def save_when_due(self, trainer: Trainer) -> None:
@@ -209,7 +219,7 @@ def _take_steps(trainer, report, file, args):
 
 def _way_on(file) -> str:
     if file:
-        return f"`python -m qllk train --resume {file.path} --lr RATE` does so"
+        return f"`python -m qllk train --resume {str(file.path)!r} --lr RATE` does so"
     return "but without --save nothing of it is kept, so start again"
 
 

@@ -51,12 +51,12 @@ _FREE = (
 
 @defer_interrupts()
 @devices.own_conditions()
-def save(trainer: Trainer, path: str | Path) -> Path:
+def save(trainer: Trainer, path: str | Path, *, replace_later: bool = False) -> Path:
     """Write the run to `path`, completely or not at all; Ctrl-C waits until it is written.
 
-    Raises   OSError when the file cannot be written or has a later step of the same run, Diverged
-             when the weights are not finite or no longer give a finite loss; an existing file is
-             then left unchanged
+    Raises   OSError when the file cannot be written, or, without `replace_later`, has a later step
+             of the same run; Diverged when the weights are not finite or no longer give a finite
+             loss; an existing file is then left unchanged
     """
     tensors, metadata = take_snapshot(trainer)
     bad = _find_bad_number(tensors, metadata, trainer.model)
@@ -70,7 +70,8 @@ def save(trainer: Trainer, path: str | Path) -> Path:
     path = user_path(path)
     text = json.dumps(metadata, sort_keys=True)
     header = {"format": str(_FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
-    write_atomically(path, to_bytes(tensors, header), partial(_replace_earlier, metadata))
+    finish = os.replace if replace_later else partial(_replace_earlier, metadata)
+    write_atomically(path, to_bytes(tensors, header), finish)
     return path
 
 
@@ -219,7 +220,7 @@ def _open(path: str | Path, cannot: str) -> Iterator[BinaryIO]:
             yield file
     except FileNotFoundError as error:  # its text
         raise FileNotFoundError(f"{str(path)!r} {cannot}: {error}") from error
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, MemoryError) as error:
         raise ValueError(f"{str(path)!r} {cannot}: {error or type(error).__name__}") from error
 
 
@@ -238,7 +239,7 @@ def _read_header(file: BinaryIO) -> _Header:
         raise ValueError(f"it is not a readable checkpoint: it has {count} tensors")
     try:
         values = json.loads(text)
-        facts = values.pop("__metadata__", None) or {}
+        facts = dict(values.pop("__metadata__", None) or {})
         rest = max((entry["data_offsets"][1] for entry in values.values()), default=0)
         whole = size == 8 + length + rest
         tensors = {
@@ -317,15 +318,17 @@ def _check_metadata(metadata: dict) -> None:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"expected a text, got {text!r}")
     tokenizer_from_json(corpus["tokenizer"])
-    check_range("bytes", corpus.get("bytes") or 0, int, _LARGEST)
+    size = corpus.get("bytes")  # None where it is not known
+    check_range("bytes", 0 if size is None else size, int, _LARGEST)
     for name in ("step", "bytes_seen"):
         check_range(name, metadata[name], int, _LARGEST)
     check_range("state_bytes", metadata.get("state_bytes", 0), int, _LARGEST)
     check_range("seconds", metadata["seconds"], int | float, sys.float_info.max)
     for name in ("lr", "batch", "device", "precision"):
         COMMANDS[name].check(metadata[name])
-    for step, name, value in [*metadata["log"], *metadata["pending"]]:
-        check_range("the step of a command", 0 if step is None else step, int, _LARGEST)
+    waiting = [[0 if at is None else at, *rest] for at, *rest in metadata["pending"]]
+    for step, name, value in [*metadata["log"], *waiting]:
+        check_range("the step of a command", step, int, _LARGEST)
         COMMANDS[name].check(value)
     for numbers in (metadata["state_rms"], metadata.get("rows_in_use", {}), metadata["scaler"]):
         for name, number in numbers.items():
