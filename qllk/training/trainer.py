@@ -322,11 +322,8 @@ class Trainer:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        size, nats, (count, text) = (
-            self.corpus.tokenizer.vocab_size,
-            0.0,
-            counts or self._count(batch),
-        )
+        size, nats = self.corpus.tokenizer.vocab_size, 0.0
+        count, text = counts or self._count(batch)
         share = count / self.processes.world  # the engines take the mean over the processes
         *first, last = batch.micro_batches(self.recipe.accumulate)
         for part in (*first, last):
