@@ -30,13 +30,15 @@ def make_fields_plain(record: object) -> None:
 
 
 def check_positive(owner: str, **numbers: int) -> None:
-    """Check that every one of `numbers` is a whole number above 0.
+    """Check that every one of `numbers` is a whole number above 0 and fits in 64 bits.
 
     Raises   ValueError naming the owner and the number
     """
     for name, value in as_plain(numbers).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{owner}: {name} must be a whole number above 0, got {value!r}")
+        if value >= 1 << 63:
+            raise ValueError(f"{owner}: {name} must be a whole number below 2**63, got {value!r}")
 
 
 def check_dropout(owner: str, dropout: float) -> None:
@@ -67,7 +69,7 @@ def look_up(table: dict[str, Any], name: str, what: str) -> Any:
 
     Raises   ValueError listing the known names, when the table does not have it
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(sorted(table))}")
     return table[name]
 

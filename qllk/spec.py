@@ -159,6 +159,8 @@ class Spec:
         if self.depth > _MOST_LAYERS:
             raise ValueError(f"Spec: at most {_MOST_LAYERS} layers can be built, got {self.depth}")
         check_dropout("Spec", self.dropout)
+        if not isinstance(self.tied, bool):
+            raise ValueError(f"Spec.tied must be true or false, got {self.tied!r}")
         for name, family in _ONLY_IN.items():
             if getattr(self, name) and self.family != family:
                 raise ValueError(f"Spec.{name} is for the family {family!r}, not {self.family!r}")

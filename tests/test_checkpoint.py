@@ -354,15 +354,20 @@ def test_tensors_without_a_run_are_told_from_a_checkpoint(tmp_path):
         b'{"x":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,399999999996]}}',
         b'{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
         b'{"x":{"dtype":"PICKLE","shape":[1],"data_offsets":[0,4]}}',
+        b'{"__metadata__":[1],"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        b'{"__metadata__":{"format":3},"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        b'{"x":{"dtype":["F32"],"shape":[4],"data_offsets":[0,16]}}',
+        b'{"x":{"dtype":"F32","shape":[4.0],"data_offsets":[0,16.0]}}',
+        b'{"x":{"dtype":"F32","shape":{},"data_offsets":"ab"}}',
     ],
-    ids=range(8),
+    ids=range(13),
 )
 @pytest.mark.parametrize("length", [None, 2**63, 2**64 - 1, 10**9])
 def test_a_hostile_header_is_refused(tmp_path, header, length):
     path = tmp_path / "run"
     size = len(header) if length is None else length
     path.write_bytes(size.to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(ValueError, match=r"not a readable checkpoint|no run of qllk"):
+    with pytest.raises(ValueError, match=r"not a readable checkpoint|not a run of qllk"):
         load(path)
 
 
@@ -701,7 +706,9 @@ LIES = {
     "state_rms": {"byte 1 conv": "large"},
     "rows_in_use": {"recall 4": None},
     "scaler": {"scale": -1.0},
-    "log": [[3, "batch", True]],
+    "log": [[None, "lr", 1.0]],
+    "recipe": RECIPE.__dict__ | {"window": 10**400},
+    "corpus": {"source": "", "fingerprint": "", "tokenizer": Bytes().to_json(), "bytes": ""},
     "pending": [[None, "lr", math.inf]],
     "step": -1,
     "bytes_seen": 0.5,

@@ -31,7 +31,9 @@ class Size:
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3", None])
 def test_a_size_is_a_whole_number_above_zero(wrong):
-    check_positive("Size", width=1, height=10**20)
+    check_positive("Size", width=1, height=2**63 - 1)
+    with pytest.raises(ValueError, match=r"Size: width must be a whole number below 2\*\*63, got"):
+        check_positive("Size", width=10**400)
     with pytest.raises(ValueError, match="Size: height must be a whole number above 0, got"):
         check_positive("Size", width=1, height=wrong)
 
@@ -48,6 +50,8 @@ def test_a_name_that_is_not_in_a_table_lists_the_known():
     assert look_up({"b": 1, "a": 2}, "a", "letter") == 2
     with pytest.raises(ValueError, match="unknown letter 'c'; choose from a, b"):
         look_up({"b": 1, "a": 2}, "c", "letter")
+    with pytest.raises(ValueError, match=r"unknown letter \['a'\]; choose from a, b"):
+        look_up({"b": 1, "a": 2}, ["a"], "letter")  # as JSON may have it
 
 
 def test_a_tensor_with_one_value_per_id_passes():

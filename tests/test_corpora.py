@@ -24,7 +24,7 @@ from qllk.__main__ import main
 from qllk.files import write_atomically
 from qllk.model.families import build
 from qllk.presets import PRESETS
-from qllk.text import corpora
+from qllk.text import copies, corpora, downloads
 from qllk.text.corpora import corpus, documents
 from qllk.text.objectives import count_targets, next_token, token_losses
 from qllk.text.tokens import BPE, Characters, HuggingFace
@@ -249,7 +249,7 @@ def test_ids_are_made_once(tmp_path, cache, monkeypatch):
     (tmp_path / "verses.txt").write_bytes(VERSES)
     first = corpus(f"bpe-280:{tmp_path / 'verses.txt'}")
     made = cached(cache)
-    assert len(made) == 2  # the text, and the ids with their tokenizer
+    assert len(made) == 3  # the text, the tokenizer and the ids
     monkeypatch.setattr(BPE, "train", lambda *_: pytest.fail("trained again"))
     assert corpus(first.source).fingerprint == first.fingerprint
     assert cached(cache) == made
@@ -341,12 +341,19 @@ def test_what_stands_in_the_place_of_a_cached_file_is_named_and_left_alone(tmp_p
     assert not path.is_file()
 
 
+def test_a_cache_without_room_is_named_with_its_cure(tmp_path, cache, monkeypatch):
+    full = Mock(side_effect=OSError("'/cache' cannot be written: No space left on device"))
+    monkeypatch.setattr(copies, "write_atomically", full)
+    with pytest.raises(OSError, match=r"'/cache' cannot be .* on device; set QLLK_CACHE to a fol"):
+        corpus(many(tmp_path / "texts"))
+
+
 def test_a_cached_file_that_another_process_replaces_stays_valid_for_who_reads_it(tmp_path, cache):
     folder = many(tmp_path / "texts")
     first = corpus(folder)
     before = whole(first)
     (path,) = cache.iterdir()
-    write_atomically(path, corpora._seal([b"another"], [b"text"]))
+    write_atomically(path, copies._seal([b"another"], [b"text"]))
     assert whole(first) == before
     assert whole(corpus(folder)) == b"anothertext"
 
@@ -377,14 +384,14 @@ def test_a_text_that_changes_while_it_is_read_is_no_corpus(
 ):
     folder = many(tmp_path / "texts", 30)
     path = folder / "part007.py"
-    seal = corpora._seal
+    seal = copies._seal
 
     def slowly(train, valid, stored=b""):
         yield next(content := seal(train, valid, stored))
         change(path)
         yield from content
 
-    monkeypatch.setattr(corpora, "_seal", slowly)
+    monkeypatch.setattr(copies, "_seal", slowly)
     os.utime(path, ns=(0, 0))
     with pytest.raises(ValueError, match=r"part007.py' changed while it was read|cannot be read"):
         corpus(path if place == "file" else folder)
@@ -406,14 +413,16 @@ def test_a_refused_folder_leaves_nothing_in_the_cache(tmp_path, cache, texts):
 
 def refuses_to_read(monkeypatch):
     """From now on, opening any text is an error."""
-    for name in ("_prepare", "_find_files", "make_task"):
+    for name in ("prepare", "find_files", "make_task"):
         monkeypatch.setattr(corpora, name, lambda *_: pytest.fail("a text was opened"))
 
 
 @pytest.mark.parametrize("size", ["9999999999999999", "1000000", "9" * 5000], ids=len)
 def test_a_vocabulary_of_quadrillions_is_refused_before_a_text_is_opened(monkeypatch, size):
     refuses_to_read(monkeypatch)
-    with pytest.raises(ValueError, match=f"asks for {size} ids; at most 524,288 can be learned"):
+    with pytest.raises(
+        ValueError, match=f"asks for {size:.40} ids; at most 524,288 can be learned"
+    ):
         corpus(f"bpe-{size}:stdlib")
 
 
@@ -441,6 +450,63 @@ def test_a_tokenizer_that_panics_on_a_text_is_named_with_the_text(tmp_path, cach
     assert [name[:5] for name in cached(cache)] == ["file-"]
 
 
+HARM = """
+import json, resource, sys, time
+from pathlib import Path
+from qllk.text.corpora import corpus
+from qllk.text.tokens import tokenizer_from_json
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (500 << 20),) * 2)
+start = time.process_time()
+for name, content in json.loads(Path(sys.argv[1]).read_text()):
+    try:
+        corpus(name) if content is None else tokenizer_from_json(content)
+    except (ValueError, OSError) as error:
+        print(str(error)[:60])
+    else:
+        sys.exit(f"{name} was accepted")
+print(time.process_time() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_what_is_made_to_do_harm_is_refused_within_little_memory_and_time(tmp_path, cache):
+    library = pytest.importorskip("tokenizers")
+    word = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    word = json.dumps(json.loads(word.to_str()))
+    doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    theirs = {
+        "a huge id": word.replace('"a": 0', '"a": 4294967295'),
+        "a long id": word.replace('"a"', f'"{"a" * 30_000_000}"'),
+        "doubling": json.dumps(
+            json.loads(word) | {"decoder": {"type": "Sequence", "decoders": [doubling] * 60}}
+        ),
+    }
+    merges = [[97, 97], *([id, id] for id in range(256, 316))]
+    cases = [
+        *((name, json.dumps({"kind": "HuggingFace", "content": c})) for name, c in theirs.items()),
+        ("doubling merges", json.dumps({"kind": "BPE", "merges": merges})),
+        ("many merges", json.dumps({"kind": "BPE", "merges": [[1, 2]] * 1_000_000})),
+        ("a long special", json.dumps({"kind": "Bytes", "specials": ["x" * 10_000_000]})),
+        ("deep", "[" * 1_000_000),
+        *((name, None) for name in ("bpe-9999999999999999:stdlib", "task:noise:268435456:0")),
+        *(
+            (name, None)
+            for name in ("/dev/zero", "/proc/kcore", "/usr", "characters:" * 9999 + "a")
+        ),
+    ]
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases))
+    done = subprocess.run((sys.executable, "-c", HARM, path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *told, seconds = done.stdout.splitlines()
+    assert len(told) == len(cases)
+    assert float(seconds) < 10
+    assert not cached(cache)
+
+
 @pytest.mark.parametrize("place", ["a pipe", "a device", "in a folder"])
 def test_a_pipe_or_a_device_is_no_text(tmp_path, place):
     os.mkfifo(tmp_path / "pipe.txt")
@@ -464,17 +530,17 @@ def test_links_in_a_circle_are_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bound", "most"), [("_MAX_FILES", 29), ("_MAX_BYTES", 449), ("_MAX_ENTRIES", 29)]
+    ("bound", "most"), [("_MAX_FILES", 29), ("MAX_BYTES", 449), ("_MAX_ENTRIES", 29)]
 )
 def test_a_folder_like_usr_is_refused_before_anything_is_copied(
     tmp_path, cache, monkeypatch, bound, most
 ):
     folder = many(tmp_path / "texts", 30)
-    monkeypatch.setattr(corpora, bound, most)
+    monkeypatch.setattr(copies, bound, most)
     with pytest.raises(ValueError, match=r"texts' is too large for a corpus: .* 30 entries"):
         corpus(folder)
     assert not cached(cache)
-    monkeypatch.setattr(corpora, bound, most + 1)
+    monkeypatch.setattr(copies, bound, most + 1)
     assert len(whole(corpus(folder))) == 450
 
 
@@ -511,16 +577,6 @@ def test_a_text_in_another_encoding_is_read_as_bytes_and_has_no_characters(tmp_p
     assert whole(corpus(f"bpe-259:{path}").text) == text
     with pytest.raises(ValueError, match=r"encode 'letter': .*not UTF-8 at byte \d.*to UTF-8"):
         corpus(f"characters:{path}")
-
-
-def test_a_text_is_told_apart_in_words(tmp_path):
-    path = write(tmp_path, letter_dot_txt=TEXT) / "letter.txt"
-    found = corpus(path)
-    sizes = f"(4,500 ids to train on and 500 held out, fingerprint {found.fingerprint[:8]})"
-    assert found.describe() == f"{path} {sizes}"
-    version = sys.version.split()[0]
-    assert corpus("stdlib").describe().startswith(f"the standard library of Python {version} (")
-    assert corpus("task:copy:500").describe().startswith("task:copy:500:0 (450 ids")
 
 
 def test_an_unknown_corpus_lists_the_known():
@@ -722,7 +778,7 @@ def test_an_answer_without_end_stops_at_the_length_in_the_manifest(served, cache
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_and_the_part_kept(
     served, cache, monkeypatch
 ):
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 0.0)
     with pytest.raises(ConnectionError, match=r"\(TimeoutError\); try again when online"):
         corpus("play")
     assert [name[-5:] for name in cached(cache)] == [".part"]
@@ -730,7 +786,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up_and_the_part_kept(
 
 FETCH = """
 import pathlib, sys
-from qllk.text import corpora
+from qllk.text import copies, corpora, downloads
 corpora._MANIFEST = pathlib.Path(sys.argv[1])
 print(corpora.corpus("play").fingerprint)
 """
@@ -750,7 +806,7 @@ def test_two_processes_that_fetch_one_corpus_from_a_slow_server_ask_once(served,
 
 
 def test_who_waits_too_long_for_another_process_is_told(served, cache, monkeypatch):
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 0.1)
     cache.mkdir()
     with (
         FileLock(cache / ".play.txt.lock"),
@@ -762,7 +818,7 @@ def test_who_waits_too_long_for_another_process_is_told(served, cache, monkeypat
 def test_a_download_that_cannot_be_written_names_the_folder_and_the_cure(
     served, cache, monkeypatch
 ):
-    monkeypatch.setattr(corpora, "_receive", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr(downloads, "_receive", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(
         OSError, match=r"'play' could not be written into .*cache': No space left;.*QLLK_CACHE"
     ):
@@ -877,7 +933,7 @@ def test_a_stream_becomes_a_corpus_once(fake, tmp_path, monkeypatch):
 
 def test_a_stream_without_text_is_given_up(fake, monkeypatch, cache):
     fake(rows=({"text": ""} for _ in itertools.count()))
-    monkeypatch.setattr(corpora, "_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(corpora, "MAX_SECONDS", 0.1)
     with pytest.raises(ConnectionError, match=r"'fineweb-edu' sent [\d,]+ of 100,000,000 bytes in"):
         corpus("fineweb-edu")
     assert not cached(cache)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from qllk.lab.exercise import (
     CORRECT,
     NOT_ATTEMPTED,
+    RAISES,
     TOO_STEEP,
     WRONG_KIND,
     WRONG_VALUES,
@@ -102,6 +104,191 @@ def test_hints_come_one_by_one_and_end_at_the_solution(capsys):
     assert "check.masks.causal_mask.solution()" in last
     some.solution()
     assert "def causal_mask(" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- whatever a function does
+
+
+class Panic(BaseException):
+    """What libraries in other languages raise; no Exception."""
+
+
+class Dumb(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def fails_later(error, calls):
+    """A wrong answer that works for some calls and then raises."""
+    left = iter(range(calls))
+
+    def my_total(x):
+        if next(left, None) is None:
+            raise error
+        return x.flip(0).cumsum(0)
+
+    return my_total
+
+
+ERRORS = [ValueError("odd"), SystemExit(0), Panic("panic"), GeneratorExit(), Dumb(), MemoryError()]
+
+
+@pytest.mark.parametrize("calls", range(4))
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_function_that_fails_at_any_call_gets_a_verdict(error, calls):
+    some = exercise(time_axis=0)
+    verdict = some.judge(fails_later(error, calls))
+    assert verdict.state == RAISES
+    assert type(error).__name__ in verdict.cause
+    assert "raise error" in verdict.cause
+
+
+def test_a_function_that_fails_when_its_growth_is_measured_gets_a_verdict():
+    def my_total(x):
+        if len(x) > 100:
+            raise ValueError("too long for me")
+        return x.cumsum(0)
+
+    steep = exercise(steepest=1.1, sized=lambda T: (torch.zeros(T, dtype=torch.float64),))
+    assert "too long for me" in steep.judge(my_total).cause
+    by_numpy = steep.judge(lambda x: torch.from_numpy(x.numpy().cumsum(0)))
+    assert by_numpy.state == CORRECT
+
+
+def test_an_interrupt_of_a_check_is_an_interrupt():
+    with pytest.raises(KeyboardInterrupt):
+        exercise().judge(fails_later(KeyboardInterrupt(), 0))
+
+
+class Hostile:
+    """A result whose every use raises."""
+
+    def __eq__(self, other):
+        raise RuntimeError("do not compare me")
+
+    __hash__ = None
+
+    def __repr__(self):
+        raise RuntimeError("do not show me")
+
+
+class Scaled(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *_):
+        raise RuntimeError("do not touch me")
+
+
+ENDLESS = []
+ENDLESS.append(ENDLESS)
+RESULTS = {
+    "a hostile object": Hostile(),
+    "a hostile tensor": torch.ones(1).as_subclass(Scaled),
+    "a list that contains itself": ENDLESS,
+    "a tensor without values": torch.ones(1, device="meta"),
+    "a sparse tensor": torch.eye(3).to_sparse(),
+    "complex numbers": torch.ones(1, dtype=torch.complex64),
+    "a long text": "x" * 10**6,
+    "a class": Hostile,
+    "a tensor of half the type": torch.ones(1, dtype=torch.float16),
+}
+
+
+@pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
+@pytest.mark.parametrize("wanted", ["numbers", "a word"])
+def test_a_result_of_any_kind_gets_a_short_verdict(result, wanted):
+    some = exercise() if wanted == "numbers" else exercise(lambda x: "word")
+    verdict = some.judge(lambda x: result)
+    assert verdict.state in (WRONG_KIND, WRONG_VALUES, RAISES)
+    assert len(verdict.cause) < 1000
+
+
+def test_a_class_whose_init_fails_gets_a_verdict_with_its_line():
+    class Broken(torch.nn.Module):
+        def __init__(self, d):
+            raise ValueError("not today")
+
+        def forward(self, x):
+            return x
+
+    verdict = Exercise(Scale, use=use_module, cases=scales, hints=(), mistakes={}).judge(Broken)
+    assert verdict.state == RAISES
+    assert 'raise ValueError("not today")' in verdict.cause
+
+
+def test_a_function_that_prints_a_lot_is_shown_in_part(capsys):
+    def my_total(x):
+        print("here " * 10_000)
+        return x.cumsum(0)
+
+    exercise().judge(my_total)
+    said = capsys.readouterr().out
+    assert said.startswith("here here")
+    assert said.endswith("characters in all)\n")
+    assert len(said) < 2100
+    exercise().judge(lambda x: print(len(x)) or x.cumsum(0))
+    assert capsys.readouterr().out.splitlines()[:2] == ["1", "3"]
+
+
+def test_a_function_that_never_returns_says_how_to_end_it(capsys, monkeypatch):
+    monkeypatch.setattr("qllk.lab.exercise._SLOW_SECONDS", 0.01)
+    exercise().judge(lambda x: time.sleep(0.1) or x.cumsum(0))
+    assert "total: still running; interrupt the kernel" in capsys.readouterr().err
+
+
+def settings():
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.get_default_device(),
+        torch.initial_seed(),
+        torch.get_rng_state().tolist(),
+    )
+
+
+SPOILERS = {
+    "precision": lambda: torch.set_default_dtype(torch.float64),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "seed": lambda: torch.manual_seed(7),
+    "device": lambda: torch.set_default_device("meta"),
+    "random numbers": lambda: torch.randn(3),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+@pytest.mark.parametrize("fails", [False, True], ids=["and works", "and fails"])
+def test_a_function_that_changes_torchs_settings_changes_them_for_no_one_else(spoil, fails):
+    def my_total(x):
+        spoil()
+        return x.nothing if fails else x.cumsum(0)
+
+    before = settings()
+    assert exercise(time_axis=0).judge(my_total).state == (RAISES if fails else CORRECT)
+    assert settings() == before
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+def test_a_verdict_does_not_depend_on_the_settings_of_the_notebook(spoil):
+    before = torch.get_num_threads()
+    try:
+        spoil()
+        with torch.inference_mode():
+            assert exercise().judge(lambda x: x.cumsum(0)).state == CORRECT
+            learns = exercise(lambda x: 2 * x)
+            assert learns.judge(slope_of_square).state == CORRECT
+            verdict = exercise().judge(lambda x: torch.ones(len(x)).cumsum(0) * x.float())
+            assert verdict.state != CORRECT
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(before)
+        torch.set_default_device("cpu")
+
+
+def slope_of_square(x):
+    x = x.requires_grad_()
+    return torch.autograd.grad((x * x).sum(), x)[0]
 
 
 # ---------------------------------------------------------------- what a verdict tells
@@ -219,6 +406,22 @@ def test_a_function_comes_back_in_another_session_and_is_judged_again(home, caps
 
 def right(x):
     return x.cumsum(0)
+
+
+def test_a_function_that_breaks_later_in_the_session_is_no_longer_used(home, capsys):
+    factor = {"x": 1}
+
+    def my_total(x):
+        return x.cumsum(0) * factor["x"]
+
+    one = exercise()
+    one(my_total)
+    assert one.mine() is my_total
+    factor["x"] = 2
+    assert one.mine() is total
+    assert "the library's, since yours is now: wrong values" in capsys.readouterr().out
+    factor["x"] = 1
+    assert one.mine() is my_total
 
 
 def test_what_cannot_be_kept_lasts_for_the_session(home, capsys):

@@ -65,6 +65,22 @@ def test_an_error_is_shown_kept_and_gone_with_the_next_picture():
     assert "things" in settled(explorer)
 
 
+@pytest.mark.parametrize("error", [SystemExit("<b>out"), BaseException("<b>panic")])
+def test_an_explorer_goes_on_after_an_error_of_any_kind(error):
+    def draw(n):
+        if n == 2:
+            raise error
+        return Note(f"n {n}", [])
+
+    explorer = Explorer("How many?", {"n": slider("n", [1, 2, 3])(1)}, draw)
+    explorer.controls["n"].value = 2
+    with pytest.raises(type(error)):
+        explorer.wait()
+    assert f"{type(error).__name__}: &lt;b&gt;" in explorer.picture.value
+    explorer.controls["n"].value = 3
+    assert "n 3" in settled(explorer)
+
+
 def test_only_the_latest_request_is_drawn():
     seen, gate = [], threading.Event()
 

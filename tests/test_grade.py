@@ -6,8 +6,8 @@ import json
 import pytest
 
 from qllk.__main__ import main
-from qllk.lab.exercise import CORRECT, NOT_ATTEMPTED, RAISES
-from qllk.lab.grade import TIMED_OUT, UNREADABLE, format_grades, judge_notebook, to_csv
+from qllk.lab.exercise import CORRECT, NOT_ATTEMPTED, RAISES, WRONG_KIND
+from qllk.lab.grade import TIMED_OUT, UNREADABLE, format_grades, grade, judge_notebook, to_csv
 
 RIGHT = """def my_half_life(steps):
     return 0.5 ** (1 / steps)"""
@@ -73,6 +73,31 @@ def test_what_is_no_lesson_is_refused_in_words(tmp_path, text, said):
     (tmp_path / "a.ipynb").write_text(text)
     with pytest.raises(ValueError, match=said):
         judge_notebook(tmp_path / "a.ipynb")
+
+
+@pytest.mark.parametrize("error", ["SystemExit(0)", "KeyboardInterrupt", "BaseException('odd')"])
+def test_a_function_or_a_definition_that_raises_anything_gets_a_verdict(tmp_path, error):
+    path = write(
+        tmp_path / "a.ipynb",
+        f"def my_half_life(steps):\n    raise {error}",
+        "check.growth.half_life(my_half_life)",
+        f"def stop():\n    raise {error}\n@stop()\ndef my_stall(x):\n    return x",
+        "check.growth.stall(my_stall)",
+    )
+    found = verdicts(path)
+    for exercise in ("growth.half_life", "growth.stall"):
+        assert found[exercise][0] == RAISES
+        assert error.split("(")[0] in found[exercise][1]
+
+
+@pytest.mark.slow
+def test_notebooks_that_end_their_process_or_print_without_end_are_graded(tmp_path):
+    call = "check.growth.half_life(my_half_life)"
+    write(tmp_path / "a.ipynb", "import os\ndef my_half_life(steps):\n    os._exit(0)", call)
+    write(tmp_path / "b.ipynb", "def my_half_life(steps):\n    print('x' * 10**7)", call)
+    ended, printed = (one for one in grade(tmp_path) if one.verdict != NOT_ATTEMPTED)
+    assert (ended.verdict, ended.cause) == (UNREADABLE, "exit status 0")
+    assert printed.verdict == WRONG_KIND
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """A curve of bounded size that keeps its spikes."""
 
+import pytest
+
 from qllk.lab.live.history import History
 
 
@@ -19,3 +21,12 @@ def test_a_history_that_goes_back_forgets_what_came_after():
     for step in [1, 2, 3, 4, 2, 3]:
         history.add(step, float(step == 4))
     assert [(point.step, point.high) for point in history.points()] == [(1, 0), (2, 0), (3, 0)]
+
+
+@pytest.mark.parametrize("value", ["much", None, [1.0], {"a": 1.0}])
+def test_a_value_that_is_no_number_is_refused_and_leaves_the_curve_as_it_was(value):
+    history = History(density=32)
+    history.add(1, 2.0)
+    with pytest.raises((TypeError, ValueError)):
+        history.add(1, value)
+    assert history.points() == [(1, 2.0, 2.0, 2.0)]

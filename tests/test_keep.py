@@ -2,6 +2,8 @@
 
 import itertools
 import linecache
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,102 @@ def test_a_function_of_the_library_is_imported():
         "from qllk.model.kernels import cumsum_kernel as fold", "def f():\n    return fold"
     )
     assert "from qllk.model.kernels import cumsum_kernel as fold" in portable_source(names["f"])
+
+
+MIXER = "class MyMixer:\n    def size(self):\n        return {}"
+BLOCK = "import math\n\nclass MyBlock:\n    def size(self):\n        return Mixer().size() + {}"
+MODEL = "import math\n\ndef my_model():\n    return MyBlock().size() * math.floor({})"
+
+
+def keep_model(mixer=1, block=10, model=100):
+    """Keep three exercises as a lesson does: each uses the ones before, under another name."""
+    names = notebook(
+        MIXER.format(mixer), "Mixer = MyMixer", BLOCK.format(block), MODEL.format(model)
+    )
+    for exercise, name in {"mixer": "MyMixer", "block": "MyBlock", "model": "my_model"}.items():
+        keep(f"assembly.{exercise}", names[name])
+
+
+def test_a_lesson_whose_answers_use_each_other_is_kept_with_one_copy_of_each(home):
+    keep_model()
+    keep_model()
+    text = (home / "mine" / "assembly.py").read_text()
+    for part in ("class MyMixer", "class MyBlock", "def my_model", "Mixer = MyMixer"):
+        assert text.count(part) == 1
+    assert text.count("import math") == 1
+    assert kept("assembly.model")() == 1100
+    assert kept("assembly.block")().size() == 11
+
+
+def test_an_answer_that_is_replaced_takes_nothing_from_the_answers_that_used_it(home):
+    keep_model()
+    keep("assembly.mixer", notebook("class Other:\n    def size(self):\n        return 5")["Other"])
+    assert kept("assembly.mixer")().size() == 5
+    assert kept("assembly.model")() == 1100
+    keep("assembly.mixer", notebook(MIXER.format(7))["MyMixer"])
+    assert kept("assembly.mixer")().size() == 7
+    assert kept("assembly.model")() == 1100
+    keep_model(mixer=2)
+    assert kept("assembly.model")() == 1200
+    assert (home / "mine" / "assembly.py").read_text().count("class MyMixer") == 1
+
+
+def test_a_section_that_was_edited_keeps_its_comments_and_its_line_numbers(home):
+    keep_model()
+    path = home / "mine" / "assembly.py"
+    path.write_text(
+        path.read_text()
+        .replace("def my_model", "# my own remark\ndef my_model")
+        .replace("100", "0")
+    )
+    keep("assembly.other", notebook("def other():\n    return 1")["other"])
+    lines = path.read_text().splitlines()
+    assert "# my own remark" in lines
+    line = kept("assembly.model").__code__.co_firstlineno
+    assert lines[line - 1] == "def my_model():"
+
+
+def test_a_section_that_no_longer_runs_stays_as_it_is_and_harms_no_other(home):
+    keep_model()
+    path = home / "mine" / "assembly.py"
+    path.write_text(path.read_text().replace("math.floor(", "math.floor(("))
+    keep("assembly.mixer", notebook(MIXER.format(7))["MyMixer"])
+    keep("assembly.other", notebook("def other():\n    return 1")["other"])
+    assert "math.floor((" in path.read_text()
+    assert kept("assembly.block")().size() == 11
+    assert kept("assembly.other")() == 1
+    with pytest.raises(SyntaxError):
+        kept("assembly.model")
+
+
+def test_a_helper_named_like_a_builtin_stays_with_the_answer_that_has_it():
+    keep("cumsum.first", notebook("def sum(x):\n    return 0", "def f(x):\n    return sum(x)")["f"])
+    names = notebook("import math", "def g(x):\n    return sum(x)")
+    keep("cumsum.second", names["g"])
+    assert (kept("cumsum.first")([1]), kept("cumsum.second")([1, 2])) == (0, 3)
+
+
+def test_the_version_that_a_function_uses_is_kept_not_the_last_one_of_its_name(home):
+    keep_model(mixer=1)
+    keep("assembly.mixer", notebook(MIXER.format(7))["MyMixer"])
+    block = kept("assembly.block")
+    names = notebook("def count():\n    return Block().size()")
+    names["Block"] = block
+    keep("assembly.count", names["count"])
+    assert kept("assembly.count")() == 11
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff"), os.mkfifo, Path.mkdir])
+def test_a_file_of_functions_that_cannot_be_read_is_named_and_left_alone(home, damage):
+    path = home / "mine" / "cumsum.py"
+    path.parent.mkdir()
+    damage(path)
+    before = path.lstat()
+    with pytest.raises(ValueError, match=r"codec|cumsum\.py is not a file"):
+        keep("cumsum.f", notebook("def f():\n    return 1")["f"])
+    with pytest.raises(ValueError, match=r"codec|cumsum\.py is not a file"):
+        kept("cumsum.f")
+    assert path.lstat() == before
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ ORDER = {
         "families",
         "sample",
     ],
-    "text": ["tokens", "tasks", "corpora", "windows", "objectives"],
+    "text": ["tokens", "tasks", "copies", "downloads", "corpora", "windows", "objectives"],
     "probes": ["measure", "evaluate", "baselines", "inside"],
     "training": [
         *("recipe", "devices", "float8", "optim", "costs", "place", "previews", "questions"),
@@ -61,6 +61,8 @@ ORDER = {
 }
 # Modules that are tested in the file of what they serve.
 TESTED_ELSEWHERE = {
+    "text/copies": "test_corpora",
+    "text/downloads": "test_corpora",
     "model/masks": "test_kernels",
     "study/options": "test_main",
     "training/recipe": "test_trainer",

@@ -1,6 +1,14 @@
 """The panel without a browser: every control and button, with a real run behind them."""
 
+import gc
+import json
+import math
+import random
 import signal
+import threading
+import time
+import weakref
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -9,14 +17,16 @@ from run_helpers import (  # noqa: F401 - the fixture acts on every test here
     CORPUS,
     no_thread_is_left,
     step_of,
+    threads,
     wait_for,
     wait_steps,
 )
+from safetensors.torch import save as to_bytes
 
 from qllk.lab.lessons.exercises.assembly import Model
 from qllk.lab.live import panels
 from qllk.presets import PRESETS
-from qllk.training import devices
+from qllk.training import checkpoint, devices
 from qllk.training.recipe import Recipe
 from qllk.training.trainer import Trainer
 
@@ -67,7 +77,7 @@ def test_the_lab_trains_shows_and_switches_every_preset(spec, monkeypatch):
 
 
 def test_a_preset_that_cannot_be_trained_here_says_why(monkeypatch):
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 33)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
     panel = panels.lab("test", model="swa-mla-xl", corpus=CORPUS.source)
     panel.start()
     says(panel, "notes", "but cpu has 8.0")
@@ -197,6 +207,311 @@ def test_a_callback_that_fails_is_seen_in_the_panel(panel):
 
     panel._guarded(broken)(None)
     says(panel, "notes", "the disk is gone")
+
+
+# ---------------------------------------------------------------- what it shows is what it trains
+
+
+def trains_what_it_shows(panel):
+    """Wait for the next step; then the controls say what the trainer trains, and how."""
+    wait_steps(panel.run, 1)
+    trainer, shown = panel.run.trainer, panel._choices()
+    wait_for(lambda: not [at for at, _, _ in trainer.pending if at is None])
+    model = shown["model"]
+    model = PRESETS[model] if isinstance(model, str) else model
+    return (
+        trainer.spec.but(vocab_size=256) == model.but(vocab_size=256)
+        and shown["corpus"] in (trainer.corpus.source, trainer.corpus.name)
+        and (shown["lr"], shown["batch"]) == (trainer.lr, trainer.batch)
+        and (shown["device"], shown["precision"]) == (trainer.place.device, trainer.place.precision)
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run of another model, with another learning rate and batch, on another text."""
+    path = tmp_path / "saved"
+    sizes = {"window": 64, "validate_bytes": 256}
+    other = panels.lab("saved", model="bert-nano", corpus="task:noise:5000:3", lr=3e-3, **sizes)
+    other.controls["batch"].value = 2
+    other.advance(4)
+    other.controls["path"].value = str(path)
+    other.save()
+    says(other, "notes", "saved to")
+    return path
+
+
+def load(panel, path):
+    panel.controls["path"].value = str(path)
+    panel.load()
+    says(panel, "notes", "load")
+
+
+def test_a_model_chosen_before_a_load_that_fails_is_the_one_that_start_trains(panel, tmp_path):
+    panel.controls["model"].value = "gpt-nano"
+    load(panel, tmp_path / "none")
+    panel.start()
+    assert trains_what_it_shows(panel)
+    assert panel.run.trainer.name == "gpt-nano"
+
+
+def test_a_loaded_run_sets_the_controls_and_start_continues_it(panel, saved):
+    load(panel, saved)
+    shown = {name: widget.value for name, widget in panel.controls.items()}
+    assert (shown["model"], shown["lr"], shown["batch"]) == ("bert-nano", 3e-3, 2)
+    assert (shown["corpus"], shown["file"]) == (panels._FILE, "task:noise:5000:3")
+    panel.start()
+    assert trains_what_it_shows(panel)
+    assert panel.run.trainer.log == []
+    assert step_of(panel.run) > 4
+
+
+def test_a_loaded_run_goes_on_with_the_learning_rate_and_the_precision_that_are_set(panel, saved):
+    load(panel, saved)
+    panel.controls["lr"].value = 1e-4
+    panel.controls["precision"].value = "bfloat16"
+    panel.start()
+    assert trains_what_it_shows(panel)
+    assert panel.run.trainer.log == [[4, "precision", "bfloat16"], [4, "lr", 1e-4]]
+
+
+def test_another_model_after_a_load_starts_a_new_run_and_says_so(panel, saved):
+    load(panel, saved)
+    panel.controls["model"].value = "qllk-2-local"
+    panel.start()
+    assert trains_what_it_shows(panel)
+    says(panel, "notes", "a new run, since another model")
+    says(panel, "notes", "the one before had taken 4 steps")
+
+
+def test_a_run_that_is_loaded_while_another_one_trains_sets_the_controls(panel, saved):
+    panel.start()
+    wait_steps(panel.run, 2)
+    panel.controls["model"].value = "gpt-nano"
+    panel.controls["lr"].value = 1e-2
+    load(panel, saved)
+    assert trains_what_it_shows(panel)
+    assert panel.run.trainer.name == "bert-nano"
+    assert panel.run.trainer.log == []
+
+
+def test_a_loaded_model_that_is_no_preset_can_be_started_again(panel, tmp_path):
+    run = Trainer(TINY["qllk-2"], CORPUS, Recipe(window=32, batch=1))
+    next(run)
+    checkpoint.save(run, tmp_path / "saved")
+    load(panel, tmp_path / "saved")
+    assert panel.controls["model"].label == "a spec of your own"
+    panel.start()
+    assert trains_what_it_shows(panel)
+    panel.reset()
+    panel.start()
+    assert trains_what_it_shows(panel)
+    panel.controls["model"].value = "qllk-2-nano"
+    panel.reset()
+    panel.start()
+    assert trains_what_it_shows(panel)
+
+
+@pytest.mark.parametrize("damage", [{"state_rms": {"a": "large"}}, {"rows_in_use": {"a": [1]}}])
+def test_a_file_whose_facts_cannot_be_drawn_is_refused_and_the_panel_goes_on(
+    panel, saved, tmp_path, damage
+):
+    tensors, metadata = checkpoint.read(saved)
+    text = json.dumps(metadata | damage)
+    header = {"format": "3", "metadata": text, "sha256": checkpoint._digest(tensors, text)}
+    (tmp_path / "odd").write_bytes(to_bytes(tensors, header))
+    panel.start()
+    wait_steps(panel.run, 1)
+    load(panel, tmp_path / "odd")
+    says(panel, "notes", "metadata is damaged")
+    assert trains_what_it_shows(panel)
+    says(panel, "status", ">running<")
+
+
+def test_a_text_that_is_overwritten_by_a_shorter_one_changes_no_training(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(random.Random(0).randbytes(200_000))
+    sizes = {"window": 64, "batch": 1, "validate_every": 2, "validate_bytes": 20_000}
+    panel = panels.lab("test", model="qllk-2-nano", corpus=str(path), **sizes)
+    panel.advance(1)
+    fingerprint = panel.run.trainer.corpus.fingerprint
+    path.write_bytes(b"short")  # in place: the same file, now of five bytes
+    panel.start()
+    wait_steps(panel.run, 6)
+    vars(panel.run.trainer.corpus).pop("fingerprint", None)  # so that it is computed again
+    assert panel.run.trainer.corpus.fingerprint == fingerprint
+    assert panel.run.state == "running"
+
+
+def test_an_invalid_rate_of_a_loaded_run_is_refused_and_the_run_stays(panel, saved):
+    load(panel, saved)
+    panel.controls["lr"].value = -1
+    panel.buttons["start"].click()
+    says(panel, "notes", "learning rate must be a number above 0")
+    assert (panel.run.state, step_of(panel.run)) == ("idle", 4)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_refused_and_training_goes_on(panel):
+    panel.start()
+    wait_steps(panel.run, 1)
+    panel.controls["batch"].value = 10**9
+    says(panel, "notes", "batch 1000000000 was refused")
+    wait_steps(panel.run, 2)
+    assert panel.run.trainer.batch == 1
+
+
+@pytest.fixture
+def small_presets(monkeypatch):
+    monkeypatch.setattr("qllk.lab.live.run._PREVIEW_IDS", 8)
+    for name in ("qllk-2", "qllk-2-local", "bert-nano"):
+        monkeypatch.setitem(PRESETS, f"{name} small", TINY[name])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_presets")
+def test_a_panel_that_is_made_fifty_times_leaves_one_trainer():
+    sizes = {"window": 64, "batch": 1, "validate_bytes": 128}
+    made = []
+    for _ in range(50):
+        panel = panels.lab("test", model="qllk-2 small", corpus=CORPUS.source, **sizes)
+        panel.advance(1)
+        made.append((panel, weakref.ref(panel.run.trainer)))  # as a notebook's Out keeps them
+    wait_for(lambda: not threads())
+    gc.collect()
+    assert [trainer() is not None for _, trainer in made] == [False] * 49 + [True]
+    assert "qllk-2 small on copy" in made[0][0].outputs["status"].value
+
+
+def test_what_cannot_be_drawn_is_told_and_drawing_goes_on(panel, monkeypatch):
+    def broken(*_):
+        raise ValueError("no <b>picture</b>")
+
+    with monkeypatch.context() as context:
+        context.setattr(panels, "render", broken)
+        panel.start()
+        says(panel, "status", "this cannot be shown: ValueError: no &lt;b&gt;picture")
+    says(panel, "status", ">running<")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [lambda: torch.set_grad_enabled(False), torch.no_grad, torch.inference_mode],
+    ids=["gradients are off", "no_grad", "inference mode"],
+)
+def test_the_lab_opens_and_trains_whatever_an_earlier_cell_has_set(condition):
+    with condition():
+        panel = panels.lab("test", model="qllk-3-nano", corpus=CORPUS.source, window=64, batch=1)
+        panel.advance(2)
+        assert panel.controls["device"].options[-1][1] == "cpu"
+        panel.start()
+        wait_steps(panel.run, 2)
+    assert "q-bad" not in panel.outputs["notes"].value
+
+
+# ---------------------------------------------------------------- any order, any thread
+
+
+_TAGS = [
+    "div",
+    "span",
+    "b",
+    "i",
+    "small",
+    "pre",
+    "ul",
+    "li",
+    "style",
+    "svg",
+    "text",
+    "line",
+    "polyline",
+    "polygon",
+    "circle",
+    "rect",
+]
+
+
+class Page(HTMLParser):
+    """Reads a page, and refuses what the panel itself never writes."""
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in _TAGS
+        assert not [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data):
+        assert not [c for c in data if not (c.isprintable() or c in "\n\xa0")]
+
+
+NASTY = [
+    "<img src=x onerror=alert(1)>",
+    "\x1b[2J",
+    "a&b'\"",
+    "~no-such-user/x",
+    "",
+    "/dev/null/x",
+    "\0",
+]
+
+
+def press_at_random(panel, chance, presses, paths):
+    """Use controls and buttons at random, as a person would, in an order that nobody would."""
+    controls = {
+        "model": lambda: chance.choice(["qllk-2 small", "qllk-2-local small", "bert-nano small"]),
+        "corpus": lambda: chance.choice([panels._FILE, "task:noise", "task:copy"]),
+        "file": lambda: chance.choice([CORPUS.source, CORPUS.source, *NASTY]),
+        "precision": lambda: chance.choice(["float32", "bfloat16"]),
+        "lr": lambda: chance.choice([1e-3, 1e-4, 1e30, -1.0, math.nan]),
+        "batch": lambda: chance.choice([1, 2, 0, -3, 10**9]),
+        "path": lambda: chance.choice([*paths, *NASTY]),
+    }
+    for _ in range(presses):
+        if chance.random() < 0.5:
+            name = chance.choice([*controls])
+            panel.controls[name].value = controls[name]()
+        else:
+            panel.buttons[chance.choice([*panel.buttons])].click()
+        if chance.random() < 0.2:
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("small_presets")
+@pytest.mark.parametrize("seed", range(110))
+def test_controls_used_in_any_order_by_four_threads_at_once_leave_a_panel_that_works(
+    seed, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 33)
+    sizes = {"window": 64, "validate_bytes": 128, "steps": 10**6}
+    panel = panels.lab("test", model="qllk-2 small", corpus=CORPUS.source, batch=1, **sizes)
+    hands = 1 if seed % 2 else 4
+    paths = [tmp_path / "one", tmp_path / "two"]
+    pressing = [
+        threading.Thread(
+            target=press_at_random,
+            args=(panel, random.Random(f"{seed} {hand}"), 40 // hands, [*map(str, paths)]),
+        )
+        for hand in range(hands)
+    ]
+    for thread in pressing:
+        thread.start()
+    for thread in pressing:
+        thread.join(300)
+        assert not thread.is_alive(), "hangs"
+    panel.draw()
+    for output in panel.outputs.values():
+        Page().feed(output.value)
+
+    chosen = {"corpus": panels._FILE, "file": CORPUS.source, "lr": 1e-3, "batch": 1}
+    for name, value in chosen.items():
+        panel.controls[name].value = value
+    panel.stop()
+    wait_for(lambda: panel.run.state in ("stopped", "done", "failed"))
+    panel.start()
+    assert trains_what_it_shows(panel)
+    assert [run for run in [panel.run] if run.state == "running"]
+    panel.run.stop(wait=60)
 
 
 def test_making_the_panel_again_stops_its_old_run(panel):

@@ -1,5 +1,7 @@
 """What a model says of a text while it trains: each family its own, and all of it readable."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import SPEC, TINY
@@ -8,7 +10,7 @@ from qllk.model.sample import generate, sampler
 from qllk.text import corpora
 from qllk.text.corpora import task
 from qllk.text.objectives import IGNORED
-from qllk.text.tokens import Bytes
+from qllk.text.tokens import Bytes, HuggingFace
 from qllk.training import previews
 from qllk.training.previews import _spell
 from qllk.training.recipe import Recipe
@@ -41,6 +43,31 @@ def test_a_decoder_writes_no_further_than_it_can_count():
     run = trainer(TINY["gpt2-nano"].but(context=16))
     run.model.head.weight.data.fill_(0.0)
     assert 0 < len(preview(run, "ab", 200).made.encode(errors="replace")) < 16 * 3
+
+
+def words_tokenizer():
+    """A tokenizer of Hugging Face whose tokens are words: spaces come from what stands between."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: id for id, word in enumerate(["the", "cat", "sat", "on", "mat"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="the"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return HuggingFace.of(made)
+
+
+def test_what_follows_the_prompt_is_decoded_with_it(monkeypatch):
+    words = words_tokenizer()
+    text = dataclasses.replace(
+        CORPUS, tokenizer=words, train=CORPUS.train % 5, valid=CORPUS.valid % 5
+    )
+    run = trainer(SPEC, text)
+    said = iter([2, 3, 0, 4])
+    monkeypatch.setattr(previews, "sampler", lambda **_: lambda logits: torch.tensor([next(said)]))
+    given, made = preview(run, "the cat", 4)[1:]
+    assert given + made == "the cat sat on the mat"
+
+
+def test_words_between_marks_keep_their_spaces():
+    assert _spell([0, 1, 5, 3, 6, 7, 4], words_tokenizer()) == "the cat▁ on⟨0⟩⟨1⟩ mat"
 
 
 @pytest.fixture

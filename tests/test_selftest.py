@@ -24,6 +24,7 @@ def test_each_check_has_a_line_and_one_that_fails_does_not_end_the_others(monkey
     assert said.err == "qllk: 1 of 3 checks failed; `qllk doctor` may name the cause\n"
 
 
+@pytest.mark.slow
 def test_an_installation_in_order_passes_all_but_the_notebook(capsys):
     told = [check() for check in selftest._CHECKS.values() if check is not selftest._run_a_lesson]
     assert len(told) == 4

@@ -107,3 +107,19 @@ def test_a_window_is_split_into_rows_no_longer_than_the_context(context, window,
 def test_a_window_below_one_cannot_be_split():
     with pytest.raises(ValueError, match="window must be a whole number above 0, got 0"):
         BASE.split_window(0)
+
+
+def test_a_spec_has_a_bound_of_layers_and_of_letters():
+    assert BASE.but(layers=256).depth == 256
+    with pytest.raises(ValueError, match="at most 256 layers can be built, got 10000"):
+        BASE.but(layers=10_000)
+    patch = Patch(size=3, d_model=8, layers=255, mixers=(CONV,))
+    with pytest.raises(ValueError, match="at most 256 layers can be built, got 257"):
+        BASE.but(patch=patch)
+    with pytest.raises(ValueError, match=r"a Spec has at most 100,000 characters, got 200,000"):
+        Spec.from_json(" " * 200_000)
+
+
+def test_a_spec_is_tied_or_not():
+    with pytest.raises(ValueError, match=r"Spec\.tied must be true or false, got 'false'"):
+        BASE.but(tied="false")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import BFLOAT16, SPEC, TINY
 
 from qllk.lab.lessons.exercises import assembly
-from qllk.model.families import ModelState, build
+from qllk.model.families import ModelState, build, sketch
 from qllk.model.layers import Dropout
 from qllk.presets import PRESETS, recipe_of
 from qllk.probes import baselines, evaluate, state_bytes
@@ -20,7 +20,7 @@ from qllk.study.published import QLLK11
 from qllk.text import corpora, objectives, windows
 from qllk.text.corpora import task
 from qllk.training import checkpoint, devices, optim
-from qllk.training.place import _trial_step, move_to
+from qllk.training.place import _trial_step, check_memory, move_to
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import Snapshot, restore_snapshot, take_snapshot
 from qllk.training.trainer import Diverged, Trainer, mix_seeds
@@ -599,6 +599,7 @@ def test_a_run_in_a_thread_is_the_same_run():
         {"warmup": 1.5},
         {"weight_decay": -1},
         {"weight_decay": math.nan},
+        {"weight_decay": math.inf},
         {"clip": 0},
         {"precision": None},
         {"device": 0},
@@ -825,12 +826,22 @@ def test_the_ids_of_all_micro_batches_must_fit_in_memory():
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(monkeypatch):
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 1 << 30)
-    with pytest.raises(ValueError, match=r"take 63\.9 GiB, but cpu has 1\.0 GiB; `python -m qllk"):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 30)
+    with pytest.raises(ValueError, match=r"take 63\.9 GiB, but cpu has 1\.0 GiB free; `python -m"):
         Trainer("swa-mla-xl", CORPUS, RECIPE)
-    size = sum(p.numel() * p.element_size() for p in build(SPEC).parameters())
-    monkeypatch.setattr(devices, "memory_bytes", lambda device: 2 * size)
-    next(trainer())
+    module = build(SPEC)
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    monkeypatch.setattr(devices, "free_bytes", lambda device: size)
+    check_memory(module, "cpu")  # its weights are in memory already
+    with pytest.raises(ValueError, match="the weights and gradients of this model take"):
+        check_memory(sketch(SPEC), "cpu")
+
+
+def test_weights_that_were_made_in_inference_mode_are_refused_in_words():
+    with torch.inference_mode():
+        module = build(SPEC)
+    with pytest.raises(ValueError, match="cannot be trained; build the model outside of torch"):
+        Trainer(module, CORPUS, RECIPE)
 
 
 def test_a_vocabulary_too_small_for_the_text_is_refused():

@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import reprlib
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -24,8 +28,10 @@ from typing import NamedTuple
 import torch
 
 from ..probes import measure
-from .folder import read_table, write_row
+from ..training import devices
+from .folder import update_row, write_row
 from .keep import keep, kept
+from .show import describe_error
 
 NOT_ATTEMPTED = "not attempted"
 RAISES = "raises an error"
@@ -36,6 +42,8 @@ SEES_THE_FUTURE = "sees the future"
 TOO_STEEP = "right, but its work grows too fast"
 CORRECT = "correct"
 _LAST_DIGITS = 1e-5  # a generous bound on the relative error of sums in float32
+_MOST_PRINTED = 2000  # characters of what a learner's function prints
+_SLOW_SECONDS = 30.0
 _OFF_A_LITTLE = "Off in the last digits only"
 
 
@@ -98,9 +106,7 @@ class Exercise:
         print(f"{self.name}: {verdict}")
         if verdict.state == NOT_ATTEMPTED:
             return
-        row = read_table().get(self.name, {})
-        best = CORRECT if row.get("verdict") == CORRECT else verdict.state
-        write_row(self.name, verdict=best, tries=row.get("tries", 0) + 1)
+        update_row(self.name, partial(_one_more_try, verdict.state))
         if verdict.state == CORRECT:
             self._keep(answer)
         else:
@@ -110,38 +116,48 @@ class Exercise:
         self._session["passed"] = answer
         try:
             keep(self.name, answer)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(f"(kept for this session only: {error})")
 
     def mine(self) -> Callable:
-        """The learner's function once it passed, judged again if it comes from an earlier session;
-        until then, the library's. Print which of them it is.
+        """The learner's function once it passed, if it still does; else the library's. Print which
+        of them it is.
+
+        It is judged again, since what it uses may have changed, in the notebook or in its file.
         """
-        function = self._session.get("passed")
-        if not function and (reason := self._read_kept()):
-            print(f"{self.name}: {reason}")
+        function, reason = self._session.get("passed"), ""
+        try:
+            function = function or kept(self.name)
+        except (Exception, SystemExit) as error:
+            reason = f", since yours no longer runs ({describe_error(error)})"
+        if function and (verdict := self.judge(function)).state != CORRECT:
+            function, reason = None, f", since yours is now: {verdict}"
+        if not function:
+            print(f"{self.name}: the library's{reason}")
             return self.answer
-        function = self._session["passed"]
-        print(f"{self.name}: your {function.__name__}")
+        self._session["passed"] = function
+        print(f"{self.name}: your {getattr(function, '__name__', type(function).__name__)}")
         return function
 
-    def _read_kept(self) -> str | None:
-        """Take up the function of an earlier session, or say why not."""
-        try:
-            function = kept(self.name)
-        except Exception as error:
-            return f"the library's, since yours no longer runs ({type(error).__name__}: {error})"
-        if not function:
-            return "the library's"
-        if (verdict := self.judge(function)).state != CORRECT:
-            return f"the library's, since yours is now: {verdict}"
-        self._session["passed"] = function
-        return None
-
     def judge(self, answer: Callable) -> Verdict:
-        """The verdict on the learner's function."""
+        """The verdict on the learner's function, whatever it does.
+
+        What it prints is shown afterwards, cut off where it gets long.
+
+        Raises   KeyboardInterrupt when the judgement is interrupted
+        """
         if not callable(answer):
             return Verdict(WRONG_KIND, f"Give the function itself, not {type(answer).__name__}.")
+        with _usual_conditions(), _short_output(), _notice_if_slow(self.name):
+            try:
+                return self._judge(answer)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                said = [f"It fails when it is called again: {describe_error(error)}."]
+                return Verdict(RAISES, " ".join(said + _line_of(error, self._as_function(answer))))
+
+    def _judge(self, answer) -> Verdict:
         answer, short_ones_right = self._as_function(answer), False
         for case in self.cases(torch.Generator().manual_seed(1)):
             verdict = self._compare(answer, case)
@@ -157,14 +173,15 @@ class Exercise:
         return partial(self.use, answer) if self.use else answer
 
     def _compare(self, answer, case) -> Verdict:
-        truth = self.truth or self._as_function(self.answer)
-        wanted = truth(*copy.deepcopy(case.arguments))
+        wanted = _call(self.truth or self._as_function(self.answer), case.arguments)
         try:
-            got = answer(*copy.deepcopy(case.arguments))
+            got = _call(answer, case.arguments)
         except NotImplementedError:
             return Verdict(NOT_ATTEMPTED)
-        except Exception as error:
-            said = f"{type(error).__name__}: {str(error).strip().rstrip('.')}."
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            said = f"{describe_error(error).rstrip('.')}."
             return Verdict(RAISES, " ".join([said, *_line_of(error, answer), self._called(case)]))
         if got is None or got is ...:
             if _is_stub(answer):
@@ -198,7 +215,7 @@ class Exercise:
         """Whether the learner's function returns what a known mistake returns."""
         try:
             known = self._as_function(mistake)
-            theirs, known = (f(*copy.deepcopy(case.arguments)) for f in (answer, known))
+            theirs, known = (_call(f, case.arguments) for f in (answer, known))
             return difference(theirs, known, self.within).state == CORRECT
         except Exception:
             return False
@@ -211,9 +228,9 @@ class Exercise:
         for t in range(length - 1):
             changed = [
                 _redraw_late(x, axis, t + 1, generator) if _has_time(x, axis) else x
-                for x in copy.deepcopy(case.arguments)
+                for x in case.arguments
             ]
-            before, after = answer(*copy.deepcopy(case.arguments)), answer(*changed)
+            before, after = _call(answer, case.arguments), _call(answer, changed)
             for a, b in zip(_to_tensors(before), _to_tensors(after), strict=True):
                 early = slice(0, t + 1)
                 a, b = (y.movedim(axis, 0)[early] for y in (a, b) if y.ndim > axis)
@@ -225,11 +242,12 @@ class Exercise:
         if self.steepest is None:
             return Verdict(CORRECT)
         lengths = (128, 256, 512)
-        made = [
-            measure.trace_memory(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
-            for length in lengths
-        ]
-        grown = measure.fit_exponent(lengths, made)
+        with _usual_conditions():
+            made = [
+                measure.trace_memory(lambda: answer(*self.sized(length))).numbers_made  # noqa: B023
+                for length in lengths
+            ]
+        grown = measure.fit_exponent(lengths, [max(1, numbers) for numbers in made])
         if grown.exponent <= self.steepest:
             return Verdict(CORRECT)
         return Verdict(
@@ -252,6 +270,58 @@ class Exercise:
         """Print the source of a right answer."""
         write_row(self.name, solution=True)
         print(inspect.getsource(self.answer).rstrip())
+
+
+def _one_more_try(state, row) -> dict:
+    """What a verdict adds to the learner's row: a later failure does not undo what was solved."""
+    best = CORRECT if row.get("verdict") == CORRECT else state
+    return {"verdict": best, "tries": row.get("tries", 0) + 1}
+
+
+@contextmanager
+def _usual_conditions() -> Iterator[None]:
+    """Run a block with torch's usual settings, and then restore those that were there."""
+    device, threads = torch.get_default_device(), torch.get_num_threads()
+    try:
+        with devices.own_conditions(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+
+
+def _call(function, arguments):
+    """Call with copies of the arguments, so that no call sees what another one changed."""
+    with _usual_conditions():
+        return function(*copy.deepcopy(arguments))
+
+
+@contextmanager
+def _short_output():
+    """Show what the block prints after it, at most `_MOST_PRINTED` characters of it."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        if text := printed.getvalue():
+            cut = "" if len(text) <= _MOST_PRINTED else f"\n… ({len(text):,} characters in all)\n"
+            print(text[:_MOST_PRINTED], end=cut)
+
+
+@contextmanager
+def _notice_if_slow(name):
+    """Say how to end a function that may never return."""
+    words = f"{name}: still running; interrupt the kernel if your function may never return"
+    notice = threading.Timer(_SLOW_SECONDS, print, [words], {"file": sys.stderr})
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 def _parameters(function) -> list[str]:
@@ -361,7 +431,7 @@ def _to_tensors(value) -> list[torch.Tensor]:
         return [tensor for part in value for tensor in _to_tensors(part)]
     if isinstance(value, bool | int | float):
         return [torch.tensor(value, dtype=torch.float64)]
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not value.is_complex():
         return [value.detach().double()]
     raise TypeError(f"{type(value).__name__}")
 
@@ -370,7 +440,7 @@ def difference(got, wanted, within) -> Verdict:
     """How a result differs from the expected one: in type, in shape, in values, or not at all."""
     if isinstance(wanted, str) or (isinstance(wanted, bool) and isinstance(got, bool)):
         right = got == wanted
-        return Verdict(CORRECT) if right else Verdict(WRONG_VALUES, f"Got {got!r}.")
+        return Verdict(CORRECT) if right else Verdict(WRONG_VALUES, f"Got {repr(got)[:200]}.")
     try:
         theirs = _to_tensors(got)
     except TypeError as error:

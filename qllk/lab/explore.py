@@ -16,13 +16,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from html import escape
 from importlib import resources
 
 import ipywidgets as widgets
 
 from ..study.figures import Note, Page
 from .pictures.charts import page_html
+from .pictures.svg import show_text
+from .show import describe_error
 
 _Request = Callable[[], Page | Iterator[Page]]
 _Control = Callable[[object], widgets.Widget]  # from its initial value
@@ -88,7 +89,7 @@ class Explorer:
         draw: Callable[..., Page | Iterator[Page]],
     ):
         self.controls, self._draw = controls, draw
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._first = {name: control.value for name, control in controls.items()}
         self._changed = threading.Condition()
         self._request: _Request | None = None
@@ -104,7 +105,7 @@ class Explorer:
         for name, control in controls.items():
             control.add_class(f"q-{name}")
             control.observe(lambda _: self._moved(), "value")
-        head = widgets.HTML(f'{_STYLE}<div class="q-question">{escape(question)}</div>')
+        head = widgets.HTML(f'{_STYLE}<div class="q-question">{show_text(question)}</div>')
         row = widgets.HBox([*controls.values(), *self.buttons.values()])
         row.add_class("q-row")
         self.widget = widgets.VBox([head, row, self.picture])
@@ -177,10 +178,9 @@ class Explorer:
                 self.picture.value = page_html(page)
                 if self._request is not None:  # a later request replaces this one
                     return
-        except Exception as error:
+        except BaseException as error:  # of any kind, or the worker would end without a word
             self.error = error
-            said = f"{type(error).__name__}: {error}"
-            self.picture.value = f'<div class="q-bad">{escape(said)}</div>'
+            self.picture.value = f'<div class="q-bad">{show_text(describe_error(error))}</div>'
 
 
 class Runner(Explorer):

@@ -21,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 from .exercise import NOT_ATTEMPTED, RAISES, Verdict
 from .lessons.exercises import EXERCISES
+from .show import describe_error
 
 TIMED_OUT = "ran out of time"
 UNREADABLE = "cannot be read"
@@ -89,10 +91,11 @@ def _in_process(path, seconds) -> list[list[str]]:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
             return [["", TIMED_OUT, f"Stopped after {seconds:g} seconds."]]
-    if child.returncode:
+    try:
+        return json.loads((out.splitlines() or [""])[-1])
+    except ValueError:  # it said what is wrong, or ended before it was judged
         said = error.strip().splitlines() or [f"exit status {child.returncode}"]
         return [["", UNREADABLE, said[-1]]]
-    return json.loads(out.splitlines()[-1])
 
 
 # ---------------------------------------------------------------- in the process
@@ -115,7 +118,7 @@ def judge_notebook(path: Path) -> list[list[str]]:
     for exercise in exercises:
         function = names.get(asked.get(exercise.name))
         if function is not None:
-            verdict = exercise.judge(function)
+            verdict = _judge(exercise, function)
         elif asked.get(exercise.name) and faults:
             verdict = Verdict(RAISES, faults[0])
         else:
@@ -124,10 +127,17 @@ def judge_notebook(path: Path) -> list[list[str]]:
     return rows
 
 
+def _judge(exercise, function) -> Verdict:
+    try:
+        return exercise.judge(function)
+    except KeyboardInterrupt as error:  # nobody interrupts here but the function itself
+        return Verdict(RAISES, f"{describe_error(error)}.")
+
+
 def _code_cells(path) -> list[ast.Module]:
     """The syntax trees of the code cells; cells that are no Python are left out."""
     try:
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"not a notebook ({type(error).__name__}: {error})") from None
@@ -159,8 +169,8 @@ def _define(tree, names) -> str | None:
     for node in kept:
         try:
             exec(compile(ast.Module([node], []), "<notebook>", "exec"), names)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}."
+        except BaseException as error:
+            return f"{describe_error(error)}."
     return None
 
 
@@ -193,7 +203,8 @@ def main(path: str) -> int:
     """Judge one notebook; the last line printed is a JSON list of rows."""
     sys.addaudithook(_refuse_network)
     try:
-        rows = judge_notebook(Path(path))
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            rows = judge_notebook(Path(path))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

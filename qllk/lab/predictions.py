@@ -5,7 +5,10 @@ They are saved in the learner's folder. Making a prediction is optional: every l
 
 from __future__ import annotations
 
-from .folder import Row, read_table, write_row
+import reprlib
+from contextlib import suppress
+
+from .folder import Row, is_fact, read_table, write_row
 
 
 def predict(key: str, guess: float | str = ...) -> None:
@@ -13,23 +16,26 @@ def predict(key: str, guess: float | str = ...) -> None:
 
         predict("03.growth", 2.0)
 
-    Raises   ValueError when the guess is neither, or the file is damaged
+    Numbers of numpy and torch are numbers too.
+
+    Raises   ValueError when the guess or the key is neither
     """
     if guess is ...:
         print(f"{key}: put your guess in place of the dots, or just continue without one")
         return
-    if isinstance(guess, bool) or not isinstance(guess, int | float | str):
-        raise ValueError(f"a prediction is a number or a word, got {guess!r}")
-    write_row(key, predicted=guess)
+    guess = _plain("a prediction", guess)
+    write_row(_plain("a key", key, str), predicted=guess)
     print(f"{key}: you predict {guess}")
 
 
 def outcome(key: str, measured: float | str) -> None:
     """Save what was measured, and compare it with the guess of the same key in one line.
 
-    Raises   ValueError when the file is damaged
+    Raises   ValueError when the measured value is neither a number nor a word
     """
-    print(f"{key}: {compare(write_row(key, measured=measured))}")
+    measured = _plain("a measurement", measured)
+    row = write_row(_plain("a key", key, str), measured=measured)
+    print(f"{key}: {compare(row)}")
 
 
 def expected_and_happened() -> None:
@@ -57,6 +63,16 @@ def compare(row: Row) -> str:
     else:
         off = "close" if abs(measured - guess) < 0.25 else f"{_short(abs(measured - guess))} apart"
     return f"you predicted {_short(guess)}, {result}: {off}"
+
+
+def _plain(what, value, kind=int | float | str):
+    """The value as Python's own number, or a word."""
+    with suppress(ValueError, RuntimeError, TypeError):  # an array, or not a number at all
+        value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool) or not is_fact(value, kind):
+        wanted = "a short word" if kind is str else "a number or a short word"
+        raise ValueError(f"{what} is {wanted}, got {reprlib.repr(value)}")
+    return value
 
 
 def _short(value) -> str:

@@ -10,10 +10,7 @@ from .predictions import compare
 
 
 def show_progress() -> None:
-    """Print the table, written by the lessons' own calls.
-
-    Raises   ValueError when the file is damaged
-    """
+    """Print the table, written by the lessons' own calls."""
     print(format_progress(read_table()))
 
 
@@ -38,7 +35,7 @@ def _told_rows(prefix, table):
     """The predictions and the answers of a lesson."""
     for key in sorted(key for key in table if key.startswith(prefix)):
         if "answer" in table[key]:
-            yield f"{key:20} answered {'right' if table[key]['right'] else 'wrong'}"
+            yield f"{key:20} answered {'right' if table[key].get('right') else 'wrong'}"
         else:
             yield f"{key:20} {compare(table[key])}"
 

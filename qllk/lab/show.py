@@ -29,6 +29,15 @@ def sized(full: _T, small: _T) -> _T:
     return small if fast() else full
 
 
+def describe_error(error: BaseException) -> str:
+    """The type of an error and what it says, whatever its own code does, in 500 characters."""
+    try:
+        said = str(error).strip()
+    except BaseException:
+        said = "it cannot say what happened"
+    return f"{type(error).__name__}: {said[:500]}" if said else type(error).__name__
+
+
 def same(first: torch.Tensor | float, second: torch.Tensor | float, within: float = 1e-9) -> None:
     """Print that two tensors are equal up to `within`, or raise.
 

@@ -69,10 +69,16 @@ def generate(
     """
     vocab_size = tokenizer.vocab_size if tokenizer else 256
     sampler = restrict_vocabulary(sampler or greedy, vocab_size)
-    ids = stream(model, encode_prompt(model, prompt, tokenizer), sampler)
+    start = encode_prompt(model, prompt, tokenizer)
     with eval_mode(model):
-        found = [int(id) for id in take_first(ids, length)]
-    return tokenizer.decode(found) if tokenizer else bytes(found)
+        found = [int(id) for id in take_first(stream(model, start, sampler), length)]
+    return decode_after(tokenizer, start[0].tolist(), found) if tokenizer else bytes(found)
+
+
+def decode_after(tokenizer, before: list[int], ids: list[int]) -> bytes:
+    """What ids add to the text of those before; by themselves, words would lose their spaces."""
+    text, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    return whole.removeprefix(text) if whole.startswith(text) else tokenizer.decode(ids)
 
 
 def encode_prompt(model: nn.Module, prompt: bytes | str, tokenizer=None) -> Tensor:

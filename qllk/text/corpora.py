@@ -2,9 +2,6 @@
 
 A corpus is two memory-mapped arrays of bytes, or of a tokenizer's ids. Texts are split by file or
 by their tail, never interleaved, so that no held-out byte has a neighbour in the training split.
-
-What is mapped is always a copy in the cache, never a file that somebody may edit. A copy carries
-its own checksum, so that one which was cut or altered is noticed and made again.
 """
 
 from __future__ import annotations
@@ -13,12 +10,11 @@ import hashlib
 import json
 import os
 import re
-import struct
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -28,10 +24,21 @@ from time import monotonic
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock
 
-from ..files import user_path, write_atomically
-from ..folders import cache_file, cache_folder
+from ..files import user_path
+from .copies import (
+    MAX_BYTES,
+    Facts,
+    Splits,
+    check_unchanged,
+    describe_files,
+    find_files,
+    prepare,
+    read_chunks,
+    sealed_bytes,
+    stamp,
+)
+from .downloads import MAX_SECONDS, download
 from .tasks import MAX_TASK_BYTES, TASKS, make_task
 from .tokens import (
     BPE,
@@ -48,9 +55,6 @@ from .tokens import (
 _MANIFEST = Path(__file__).with_name("corpora.json")
 _HELD_OUT = 0.1  # the tail of a text that is not split by file
 _STREAM_BYTES = 100_000_000  # the size of a corpus made of a stream
-_MAX_SECONDS = 3600.0  # for a download, for a stream, and for waiting for another process
-_MAX_BYTES = 1 << 30  # of a file, or of the texts in a folder
-_MAX_FILES, _MAX_ENTRIES = 10_000, 50_000  # of a folder: texts, and all that is looked at
 _TEXT_SUFFIXES = (
     ".c .cfg .cpp .css .csv .go .h .html .ini .java .js .json .md .py .rs .rst .sh .tex .toml .ts "
     ".txt .xml .yaml .yml"
@@ -67,8 +71,6 @@ _LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__
 _BYTES = Bytes()
 _TASK_BYTES = 1 << 18
 
-_Facts = dict[Path, os.stat_result]  # of the files of a text, when they were found
-_Splits = tuple[Iterable, Iterable]  # both splits, in chunks
 _Raw = tuple[np.ndarray, np.ndarray]  # both splits, as bytes
 
 
@@ -85,7 +87,6 @@ class Corpus:
     source: str = ""  # the name to pass to `corpus`, which checkpoints store
     tokenizer: Tokenizer = _BYTES
     floor: float | None = None  # the lowest possible nats per byte; known for synthetic tasks
-    origin: str = ""  # what the text is, in words; default: its source
     raw: _Raw | None = None  # both splits as bytes; default: what the ids decode to
 
     @cached_property
@@ -102,13 +103,6 @@ class Corpus:
     def source_bytes(self) -> int:
         """The bytes of the text that `source` names."""
         return len(self.text.train) + len(self.text.valid)
-
-    def describe(self) -> str:
-        """Which text this is, for a message to someone who has another one."""
-        return (
-            f"{self.origin or self.source or self.name} ({len(self.train):,} ids to train on and "
-            f"{len(self.valid):,} held out, fingerprint {self.fingerprint[:8]})"
-        )
 
     @cached_property
     def text(self) -> Corpus:
@@ -177,7 +171,7 @@ def corpus(name: str | Path = "stdlib") -> Corpus:
         name = path.resolve()
         found = _from_folder(name) if path.is_dir() else _from_file(name)
     else:
-        raise FileNotFoundError(f"no corpus {str(name)!r}: give {describe_names()}")
+        raise FileNotFoundError(f"no corpus {str(name)!r:.300}: give {describe_names()}")
     return replace(found, source=str(name))
 
 
@@ -210,7 +204,7 @@ def task(name: str, size: int = _TASK_BYTES, seed: int = 0) -> Corpus:
 def _read_task(source: str) -> Corpus:
     if not (made := _TASK.fullmatch(source)):
         raise ValueError(
-            f"{source!r} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
+            f"{source!r:.100} is not of the form task:NAME, task:NAME:SIZE or task:NAME:SIZE:SEED, "
             f"where NAME is one of {', '.join(TASKS)}"
         )
     name, *numbers = made.groups()
@@ -221,50 +215,27 @@ def _read_stdlib() -> Corpus:
     folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
-    found = _from_files("stdlib", f"stdlib-{version}-{_stamp(facts)}", folder, files)
-    return replace(found, origin=f"the standard library of Python {version}")
+    return _from_files("stdlib", f"stdlib-{version}-{stamp(facts)}", folder, files)
 
 
-def _find_stdlib() -> tuple[Path, _Facts]:
+def _find_stdlib() -> tuple[Path, Facts]:
     folder = Path(sysconfig.get_path("stdlib"))
-    return folder, _find_files(folder, {".py"}, leave_out=_LEFT_OUT)
+    return folder, find_files(folder, {".py"}, leave_out=_LEFT_OUT)
 
 
 def _from_folder(folder: Path) -> Corpus:
-    files = _find_files(folder, _TEXT_SUFFIXES.split())
+    files = find_files(folder, _TEXT_SUFFIXES.split())
     if not files:
         raise ValueError(
             f"no text under {str(folder)!r}: looked for files ending in "
             f"{_TEXT_SUFFIXES}; give one file by its path instead"
         )
-    return _from_files(_printable(folder.name), f"folder-{_stamp(_changes(files))}", folder, files)
+    return _from_files(
+        _printable(folder.name), f"folder-{stamp(describe_files(files))}", folder, files
+    )
 
 
-def _find_files(folder: Path, suffixes, leave_out=()) -> _Facts:
-    """All files below `folder` with one of the suffixes, sorted, except hidden ones.
-
-    Links to folders are not followed. Raises ValueError as soon as there is too much.
-    """
-    found: _Facts = {}
-    entries = size = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if f not in leave_out and not f.startswith(".")]
-        entries += len(folders) + len(names)
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in suffixes and path.is_file():
-                found[path] = path.stat()
-                size += found[path].st_size
-        if entries > _MAX_ENTRIES or len(found) > _MAX_FILES or size > _MAX_BYTES:
-            raise ValueError(
-                f"{str(folder)!r} is too large for a corpus: up to {place!r} there were "
-                f"{entries:,} entries, of these {len(found):,} texts of {size:,} bytes; at most "
-                f"{_MAX_ENTRIES:,} entries, {_MAX_FILES:,} texts and {_MAX_BYTES:,} bytes are "
-                "read. Nothing was copied; give a folder inside it"
-            )
-    return {path: found[path] for path in sorted(found, key=lambda p: p.relative_to(folder).parts)}
-
-
-def _from_files(name: str, key: str, folder: Path, files: _Facts) -> Corpus:
+def _from_files(name: str, key: str, folder: Path, files: Facts) -> Corpus:
     """A corpus of files, split by file.
 
     One file in twenty is held out, chosen by a hash of its name, which makes the choice stable.
@@ -277,21 +248,21 @@ def _from_files(name: str, key: str, folder: Path, files: _Facts) -> Corpus:
         )
     if len(names) < 2:
         (only,) = names
-        return Corpus(name, *_prepare(key, lambda: _read_tail(only, files))[:2])
+        return Corpus(name, *prepare(key, lambda: _read_tail(only, files))[:2])
     digests = {path: hashlib.sha256(os.fsencode(names[path])).digest() for path in names}
-    held_out = [path for path in names if digests[path][0] % 20 == 0]
+    held_out = {path for path in names if digests[path][0] % 20 == 0}
     if not held_out or len(held_out) == len(names):  # too few files: hold out the last one
-        held_out = [max(names, key=names.get)]
+        held_out = {max(names, key=names.get)}
 
     def read(paths: Iterable[Path]) -> Iterator[bytes]:
         for path in paths:
-            yield from _read(partial(open, path, "rb"), 0, files[path].st_size)
+            yield from read_chunks(partial(open, path, "rb"), 0, files[path].st_size)
 
-    def read_splits() -> _Splits:
-        train = [path for path in names if path not in held_out]
-        return read(train), chain(read(held_out), _check_unchanged(files))
+    def read_splits() -> Splits:
+        train, valid = ([p for p in names if (p in held_out) == held] for held in (False, True))
+        return read(train), chain(read(valid), check_unchanged(files))
 
-    return Corpus(name, *_prepare(key, read_splits)[:2])
+    return Corpus(name, *prepare(key, read_splits)[:2])
 
 
 def _from_file(path: Path) -> Corpus:
@@ -301,60 +272,24 @@ def _from_file(path: Path) -> Corpus:
     files = {path: path.stat()}
     if (size := files[path].st_size) < 2:
         raise ValueError(f"{str(path)!r} has {size} bytes; there is nothing to learn from")
-    if size > _MAX_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(
-            f"{str(path)!r} has {size:,} bytes, but a text may have at most {_MAX_BYTES:,}; give a "
+            f"{str(path)!r} has {size:,} bytes, but a text may have at most {MAX_BYTES:,}; give a "
             "part of it"
         )
-    key = f"file-{_stamp(_changes(files))}"
-    return Corpus(_printable(path.stem), *_prepare(key, lambda: _read_tail(path, files))[:2])
+    key = f"file-{stamp(describe_files(files))}"
+    return Corpus(_printable(path.stem), *prepare(key, lambda: _read_tail(path, files))[:2])
 
 
-def _read_tail(path: Path, files: _Facts) -> _Splits:
+def _read_tail(path: Path, files: Facts) -> Splits:
     """Both splits of one file."""
     train, valid = _cut_tail(partial(open, path, "rb"), files[path].st_size)
-    return train, chain(valid, _check_unchanged(files))
+    return train, chain(valid, check_unchanged(files))
 
 
-def _cut_tail(open_file: Callable[[], BinaryIO], size: int) -> _Splits:
+def _cut_tail(open_file: Callable[[], BinaryIO], size: int) -> Splits:
     cut = int(size * (1 - _HELD_OUT))
-    return _read(open_file, 0, cut), _read(open_file, cut, size)
-
-
-def _read(open_file: Callable[[], BinaryIO], start: int, stop: int) -> Iterator[bytes]:
-    """Yield the bytes from `start` to `stop` of a file, in chunks.
-
-    Raises   ValueError when it cannot be read, or ends before `stop`
-    """
-    try:
-        with open_file() as file:
-            file.seek(start)
-            while start < stop and (chunk := file.read(min(stop - start, 1 << 20))):
-                start += len(chunk)
-                yield chunk
-    except OSError as error:
-        raise ValueError(f"a text cannot be read: {error}") from error
-    if start < stop:
-        raise ValueError(_CHANGED.format(str(file.name)))
-
-
-_CHANGED = "{!r} changed while it was read; try again, or give a copy that nobody writes to"
-
-
-def _check_unchanged(files: _Facts) -> Iterator[bytes]:
-    """Yield nothing.
-
-    Raises   ValueError when a file is no longer as it was found: what was read may be a mixture
-    """
-    for path, seen in files.items():
-        if not path.exists() or _changes({path: path.stat()}) != _changes({path: seen}):
-            raise ValueError(_CHANGED.format(str(path)))
-    yield from ()
-
-
-def _changes(files: _Facts) -> list[tuple]:
-    """What is known of files without reading them; it differs after one has changed."""
-    return [(str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items()]
+    return read_chunks(open_file, 0, cut), read_chunks(open_file, cut, size)
 
 
 def _printable(name: str) -> str:
@@ -372,33 +307,43 @@ def _tokenize(kind: str, name: str) -> Corpus:
     character has an id.
     """
     if _TOKENIZED.fullmatch(name):
-        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r} is tokenized already")
-    size = kind.removeprefix("bpe-")
+        raise ValueError(f"{kind!r} tokenizes bytes, but {name!r:.100} is tokenized already")
     if kind.endswith(".json"):
         kind = str(user_path(kind).resolve())
         tokenizer = HuggingFace.of(kind)
-        return _encode(kind, corpus(name), tokenizer.to_json(), lambda _: tokenizer)
-    if size != kind and (len(size) > 9 or int(size) > MAX_IDS):
-        raise ValueError(f"{kind!r} asks for {size} ids; at most {MAX_IDS:,} can be learned")
-    return _encode(kind, corpus(name), kind, partial(_train_tokenizer, size))
+        return _encode(kind, corpus(name), tokenizer)
+    size = kind.removeprefix("bpe-")
+    if kind != "characters" and (len(size) > 9 or int(size) > MAX_IDS):
+        raise ValueError(
+            f"{kind!r:.40} asks for {size:.40} ids; at most {MAX_IDS:,} can be learned"
+        )
+    text = corpus(name)
+    return _encode(kind, text, _train_tokenizer(kind, text))
 
 
-def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenizer]) -> Corpus:
-    """The corpus in ids, cached with their tokenizer, which `facts` and the text determine.
+def _train_tokenizer(kind: str, text: Corpus) -> Tokenizer:
+    """Train a tokenizer once; it is cached."""
 
-    Raises   ValueError when the tokenizer cannot be made for the text, or cannot encode it
-    """
+    def train() -> tuple[Iterable, Iterable, bytes]:
+        splits = _move_cut(text)
+        if kind == "characters":
+            letters = set().union(*(Characters.train(split).alphabet for split in splits))
+            made = Characters("".join(sorted(letters)))
+        else:  # both give the same merges
+            learn = learn_merges_fast if find_spec("tokenizers") else learn_merges
+            made = BPE.train(splits[0], int(kind.removeprefix("bpe-")), learn=learn)
+        return [], [], made.to_json().encode()
+
+    with _told(kind, text):
+        return tokenizer_from_json(prepare(f"{kind}-{text.fingerprint[:16]}", train)[2].decode())
+
+
+def _encode(kind: str, text: Corpus, tokenizer: Tokenizer) -> Corpus:
+    """The corpus in a tokenizer's ids, which are cached."""
     raw = _move_cut(text)
-
-    def encode() -> tuple[Iterable, Iterable, bytes]:
-        tokenizer = make(raw)
-        return *map(tokenizer.iterate_ids, raw), tokenizer.to_json().encode()
-
-    try:
-        train, valid, stored = _prepare(f"ids-{_stamp((facts, text.fingerprint))}", encode)
-    except ValueError as error:
-        raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
-    tokenizer = tokenizer_from_json(stored.decode())
+    key = f"ids-{stamp((tokenizer.to_json(), text.fingerprint))}"
+    with _told(kind, text):
+        train, valid, _ = prepare(key, lambda: tuple(map(tokenizer.iterate_ids, raw)))
     return Corpus(
         f"{Path(kind).stem}:{text.name}",
         train.view(tokenizer.dtype),
@@ -406,17 +351,16 @@ def _encode(kind: str, text: Corpus, facts: str, make: Callable[[_Raw], Tokenize
         f"{kind}:{text.source}",
         tokenizer,
         text.floor,
-        text.origin,
         raw,
     )
 
 
-def _train_tokenizer(size: str, raw: _Raw) -> Tokenizer:
-    if size == "characters":
-        alphabet = set().union(*(Characters.train(split).alphabet for split in raw))
-        return Characters("".join(sorted(alphabet)))
-    learn = learn_merges_fast if find_spec("tokenizers") else learn_merges  # the same merges
-    return BPE.train(raw[0], int(size), learn=learn)
+@contextmanager
+def _told(kind: str, text: Corpus):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{kind!r} cannot encode {text.name!r}: {error}") from error
 
 
 def _move_cut(text: Corpus) -> _Raw:
@@ -432,108 +376,21 @@ def _move_cut(text: Corpus) -> _Raw:
 def _download(name: str, row: dict) -> Corpus:
     """Download once into the cache; a file gets its final name only after its checksum."""
 
-    def read() -> _Splits:
-        path = _fetch_once(name, row)
+    def read() -> Splits:
+        path = download(name, row)
         if "unzip" not in row:
             return _read_tail(path, {path: path.stat()})
         size = zipfile.ZipFile(path).getinfo(row["unzip"]).file_size
         return _cut_tail(lambda: zipfile.ZipFile(path).open(row["unzip"]), size)
 
-    return Corpus(name, *_prepare(_key(name, row), read)[:2])
-
-
-def _fetch_once(name: str, row: dict) -> Path:
-    """The path of a downloaded file with the right checksum; other processes wait for it.
-
-    Raises   ConnectionError when it cannot be downloaded
-             ValueError when it is not what the manifest says
-             OSError when it cannot be written
-    """
-    import pooch
-    import requests
-
-    folder, url = cache_folder(), row["url"]
-    part = folder / f"{row['file']}.{row['sha256'][:8]}.part"
-    try:
-        with FileLock(folder / f".{row['file']}.lock", timeout=_MAX_SECONDS):
-            return Path(
-                pooch.retrieve(
-                    url,
-                    known_hash=f"sha256:{row['sha256']}",
-                    fname=row["file"],
-                    path=folder,
-                    downloader=lambda url, target, _: _fetch(row, part, target),
-                )
-            )
-    except (requests.RequestException, TimeoutError) as error:
-        raise ConnectionError(
-            f"corpus {name!r} could not be downloaded from {url} ({type(error).__name__}); try "
-            "again when online, which resumes the download; or use 'stdlib', which needs no "
-            "network, or give the path of a file"
-        ) from error
-    except ValueError as error:
-        part.unlink(missing_ok=True)
-        raise ValueError(
-            f"corpus {name!r}: {url} sent a different text than expected: its length or its "
-            f"SHA-256 differs from that in {_MANIFEST.name}, and it was discarded. "
-            "Try again, or give the path of a file"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"corpus {name!r} could not be written into {str(folder)!r}: "
-            f"{error.strerror or error}; set QLLK_CACHE to another folder"
-        ) from error
-
-
-def _fetch(row: dict, part: Path, target: str) -> None:
-    """Download to the file `part`, then rename it. A download that was interrupted is resumed."""
-    import pooch
-
-    if part.exists():
-        with suppress(ValueError):  # a part of another text
-            _receive(row["url"], part, row["bytes"])
-            if pooch.file_hash(part) == row["sha256"]:
-                return os.replace(part, target)
-        part.unlink()
-    _receive(row["url"], part, row["bytes"])
-    os.replace(part, target)
-
-
-def _receive(url: str, part: Path, limit: int) -> None:
-    """Append what is missing to the file `part`.
-
-    Raises   ValueError when there are more than `limit` bytes, TimeoutError after _MAX_SECONDS
-    """
-    import requests
-    from tqdm import tqdm
-
-    have, end = part.stat().st_size if part.exists() else 0, monotonic() + _MAX_SECONDS
-    # Ask for uncompressed data: a range would otherwise count compressed bytes.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:
-            raise ValueError("the part is as long as the whole text, or longer")
-        answer.raise_for_status()
-        have = have if answer.status_code == 206 else 0
-        total = have + int(answer.headers.get("Content-Length", 0)) or None
-        with (
-            open(part, "ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True) as bar,
-        ):
-            for piece in answer.iter_content(1 << 14):
-                if (have := have + len(piece)) > limit:
-                    raise ValueError(f"more than {limit} bytes")
-                if monotonic() > end:
-                    raise TimeoutError
-                file.write(piece)
-                bar.update(len(piece))
+    return Corpus(name, *prepare(_key(name, row), read)[:2])
 
 
 def _read_stream(name: str) -> Corpus:
     """The first documents of a stream, each followed by a newline, cached as one file."""
 
-    def read() -> _Splits:
-        text, end = bytearray(), monotonic() + _MAX_SECONDS
+    def read() -> Splits:
+        text, end = bytearray(), monotonic() + MAX_SECONDS
         for document in documents(name):
             text += document.tobytes() + b"\n"
             if len(text) >= _STREAM_BYTES:
@@ -541,11 +398,11 @@ def _read_stream(name: str) -> Corpus:
             if monotonic() > end:
                 raise ConnectionError(
                     f"the stream {name!r} sent {len(text):,} of {_STREAM_BYTES:,} bytes in "
-                    f"{_MAX_SECONDS:.0f} seconds; try again, or use 'stdlib', which needs none"
+                    f"{MAX_SECONDS:.0f} seconds; try again, or use 'stdlib', which needs none"
                 )
         return tuple([split] for split in _split_tail(memoryview(text)))
 
-    return Corpus(name, *_prepare(_key(name, None), read)[:2])
+    return Corpus(name, *prepare(_key(name, None), read)[:2])
 
 
 # ---------------------------------------------------------------- splits and cache
@@ -554,56 +411,6 @@ def _read_stream(name: str) -> Corpus:
 def _split_tail(data):
     cut = int(len(data) * (1 - _HELD_OUT))
     return data[:cut], data[cut:]
-
-
-# A prepared text is one file: both splits, what else belongs to them, and at the end the lengths of
-# the first split and of both, and the SHA-256 of all that.
-_SEAL = struct.Struct("<QQ32s")
-
-
-def _prepare(key: str, make: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """Both splits, memory-mapped from a file in the cache, and the bytes stored with them.
-
-    If there is no such file, or it is damaged, it is written from what `make` returns: the chunks
-    of both splits and, optionally, the bytes to store with them. A process that has mapped an older
-    file keeps that.
-    """
-    if found := _map_sealed(cache_file(f"{key}.bin")):
-        return found
-    path = cache_folder() / f"{key}.bin"
-    write_atomically(path, _seal(*make()))
-    if found := _map_sealed(path):
-        return found
-    raise OSError(f"{str(path)!r} was written, but is damaged; set QLLK_CACHE to another folder")
-
-
-def _seal(train: Iterable, valid: Iterable, stored: bytes = b"") -> Iterator[bytes]:
-    """Yield the content of a sealed file."""
-    digest, size, ends = hashlib.sha256(), 0, []
-    for part in (train, valid, [stored]):
-        for chunk in map(bytes, part):
-            digest.update(chunk)
-            size += len(chunk)
-            yield chunk
-        ends.append(size)
-    digest.update(struct.pack("<QQ", *ends[:2]))
-    yield _SEAL.pack(*ends[:2], digest.digest())
-
-
-def _map_sealed(path: Path) -> tuple[np.ndarray, np.ndarray, bytes] | None:
-    """The content of a sealed file, or None if there is none or it is damaged."""
-    if not path.is_file() or path.stat().st_size < _SEAL.size:
-        return None
-    data = np.memmap(path, np.uint8, mode="r")
-    cut, end, digest = _SEAL.unpack(data[-_SEAL.size :])
-    if hashlib.sha256(data[:-32]).digest() != digest:
-        return None
-    return data[:cut], data[cut:end], bytes(data[end : -_SEAL.size])
-
-
-def _stamp(facts) -> str:
-    """A short hash of facts about files, which changes when one of them does."""
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- the text of a saved run
@@ -624,7 +431,7 @@ def find_again(source: str, size: int | None) -> Corpus:
     if size != found and (size is not None or user_path(name).exists()):
         had = "an unknown number of" if size is None else f"{size:,}"
         raise ValueError(f"it had {had} bytes, but {name!r} has {found:,} now")
-    if found > (MAX_TASK_BYTES if name.startswith("task:") else _MAX_BYTES):
+    if found > (MAX_TASK_BYTES if name.startswith("task:") else MAX_BYTES):
         raise ValueError(f"{name!r} has {found:,} bytes, which are too many")
     return corpus(name)
 
@@ -638,8 +445,7 @@ def encode_corpus(text: Corpus, tokenizer: Tokenizer, source: str) -> Corpus:
         return text
     if text.tokenizer != _BYTES:
         raise ValueError(f"{text.name!r} has another tokenizer than the run; give its bytes")
-    kind = _split_source(source)[0] or type(tokenizer).__name__
-    return _encode(kind, text, tokenizer.to_json(), lambda _: tokenizer)
+    return _encode(_split_source(source)[0] or type(tokenizer).__name__, text, tokenizer)
 
 
 def _split_source(source: str) -> tuple[str, str]:
@@ -654,14 +460,13 @@ def _count_bytes(name: str) -> int | None:
     if made := _TASK.fullmatch(name):
         return int(made[2] or _TASK_BYTES)
     if name in manifest or name in _STREAMS:
-        path = cache_file(f"{_key(name, manifest.get(name))}.bin")
-        return path.stat().st_size - _SEAL.size if path.is_file() else None
+        return sealed_bytes(_key(name, manifest.get(name)))
     if name == "stdlib":
         files = _find_stdlib()[1]
     elif not name:
         return None
     elif (path := user_path(name)).is_dir():
-        files = _find_files(path, _TEXT_SUFFIXES.split())
+        files = find_files(path, _TEXT_SUFFIXES.split())
     else:
         files = {path: path.stat()} if path.is_file() else {}
     return sum(seen.st_size for seen in files.values()) if files else None

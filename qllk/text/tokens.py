@@ -405,9 +405,10 @@ class HuggingFace(Tokenizer):
                 "not a tokenizer.json of Hugging Face: it must be a text of at most "
                 f"{_MAX_JSON_BYTES:,} characters"
             )
+        _check_sizes(self._theirs.get_vocab_size())
         if not (vocabulary := self._theirs.get_vocab()):
             raise ValueError("not a tokenizer.json of Hugging Face that can be used: it has no ids")
-        _check_sizes(self.vocab_size, max(map(len, vocabulary)))
+        _check_sizes(1 + max(vocabulary.values()), max(map(len, vocabulary)))
 
     @cached_property
     def _theirs(self):

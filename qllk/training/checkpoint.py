@@ -85,7 +85,7 @@ def _replace_earlier(metadata, temporary: Path, target: Path) -> None:
             old = read_metadata(target)
         except (OSError, ValueError, ImportError):  # no run that this version can read
             old = metadata
-        if _identity(old) == _identity(metadata) and old["step"] > metadata["step"]:
+        if identity(old) == identity(metadata) and old["step"] > metadata["step"]:
             raise FileExistsError(
                 f"it has step {old['step']} of the same run, which is later than step "
                 f"{metadata['step']}; continue that one, delete it, or give another path"
@@ -93,8 +93,8 @@ def _replace_earlier(metadata, temporary: Path, target: Path) -> None:
         os.replace(temporary, target)
 
 
-def _identity(metadata):
-    """What two checkpoints of one run have in common."""
+def identity(metadata: dict) -> tuple:
+    """What two checkpoints of one run have in common, from the metadata of one."""
     kept = {k: v for k, v in metadata["recipe"].items() if k not in _FREE}
     return metadata["name"], metadata["spec"], metadata["corpus"]["fingerprint"], kept
 
@@ -220,7 +220,7 @@ def _open(path: str | Path, cannot: str) -> Iterator[BinaryIO]:
             yield file
     except FileNotFoundError as error:  # its text
         raise FileNotFoundError(f"{str(path)!r} {cannot}: {error}") from error
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, MemoryError) as error:
         raise ValueError(f"{str(path)!r} {cannot}: {error or type(error).__name__}") from error
 
 
@@ -239,7 +239,7 @@ def _read_header(file: BinaryIO) -> _Header:
         raise ValueError(f"it is not a readable checkpoint: it has {count} tensors")
     try:
         values = json.loads(text)
-        facts = values.pop("__metadata__", None) or {}
+        facts = dict(values.pop("__metadata__", None) or {})
         rest = max((entry["data_offsets"][1] for entry in values.values()), default=0)
         whole = size == 8 + length + rest
         tensors = {
@@ -318,15 +318,17 @@ def _check_metadata(metadata: dict) -> None:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"expected a text, got {text!r}")
     tokenizer_from_json(corpus["tokenizer"])
-    check_range("bytes", corpus.get("bytes") or 0, int, _LARGEST)
+    size = corpus.get("bytes")  # None where it is not known
+    check_range("bytes", 0 if size is None else size, int, _LARGEST)
     for name in ("step", "bytes_seen"):
         check_range(name, metadata[name], int, _LARGEST)
     check_range("state_bytes", metadata.get("state_bytes", 0), int, _LARGEST)
     check_range("seconds", metadata["seconds"], int | float, sys.float_info.max)
     for name in ("lr", "batch", "device", "precision"):
         COMMANDS[name].check(metadata[name])
-    for step, name, value in [*metadata["log"], *metadata["pending"]]:
-        check_range("the step of a command", 0 if step is None else step, int, _LARGEST)
+    waiting = [[0 if at is None else at, *rest] for at, *rest in metadata["pending"]]
+    for step, name, value in [*metadata["log"], *waiting]:
+        check_range("the step of a command", step, int, _LARGEST)
         COMMANDS[name].check(value)
     for numbers in (metadata["state_rms"], metadata.get("rows_in_use", {}), metadata["scaler"]):
         for name, number in numbers.items():

@@ -101,13 +101,6 @@ def full_name(name: str) -> str:
     return "cuda:0" if name == "cuda" else name
 
 
-def memory_bytes(name: str) -> int:
-    """The total memory of a device."""
-    if name.startswith("cuda"):
-        return torch.cuda.get_device_properties(name).total_memory
-    return psutil.virtual_memory().total  # MPS devices share it
-
-
 def free_bytes(name: str) -> int:
     """The memory of a device that this process can still take, or has taken and can use again.
 

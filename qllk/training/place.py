@@ -58,16 +58,24 @@ def move_to(
 
 
 def check_memory(model: nn.Module, device: str) -> None:
-    """Refuse a model whose weights and gradients exceed the device's memory.
+    """Refuse a model whose weights and gradients need more memory than is free.
 
     Asking for more memory than a machine has can end the whole process, so this is checked on the
-    meta device, before the model is built. `costs.training_bytes` estimates the rest.
+    meta device, before the model is built. `costs.check_batch` estimates the rest.
+
+    Raises   ValueError when it is too large, or its weights were made in inference mode
     """
-    needed = probes.state_bytes(list(model.parameters())) + optim.gradient_bytes(model)
-    if needed > (memory := devices.memory_bytes(device)):
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "the weights of this model were made in inference mode, so they cannot be trained; "
+            "build the model outside of torch.inference_mode"
+        )
+    planned = [p for p in model.parameters() if p.is_meta]  # those of a module exist already
+    needed = probes.state_bytes(planned) + optim.gradient_bytes(model)
+    if needed > (free := devices.free_bytes(device)):
         raise ValueError(
             f"the weights and gradients of this model take {needed / 2**30:.1f} GiB, but {device} "
-            f"has {memory / 2**30:.1f} GiB; `python -m qllk presets` lists smaller models"
+            f"has {free / 2**30:.1f} GiB free; `python -m qllk presets` lists smaller models"
         )
 
 

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import torch
 
 from ..model.families import eval_mode
-from ..model.sample import encode_prompt, generate, greedy, positions_left, sampler, stream
+from ..model.sample import (
+    decode_after,
+    encode_prompt,
+    generate,
+    greedy,
+    positions_left,
+    sampler,
+    stream,
+)
 from ..text.objectives import IGNORED, Batch
 from ..text.tokens import Tokenizer
 from ..text.windows import sample_windows
@@ -72,10 +80,12 @@ def _held_out_batch(trainer, length: int) -> Batch:
 
 def _spell(ids: list[int], tokenizer: Tokenizer) -> str:
     """Decode ids to text; masks and sentinels, which the tokenizer lacks, become marks."""
-    size, words = tokenizer.vocab_size, []
+    size, words, before = tokenizer.vocab_size, [], []
     for ordinary, some in groupby(ids, key=lambda id: id < size):
         if ordinary:
-            words.append(tokenizer.decode(list(some)).decode(errors="replace"))
+            some = list(some)
+            words.append(decode_after(tokenizer, before, some).decode(errors="replace"))
+            before += some
         else:
             words += ["▁" if id == size else f"⟨{id - size - 1}⟩" for id in some]
     return "".join(words)

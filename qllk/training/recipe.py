@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ class Recipe:
             check_rate(f"Recipe: {name}", getattr(self, name))
         if self.seconds is not None:
             check_rate("Recipe: seconds", self.seconds)
-        for name, most in {"weight_decay": math.inf, "final_lr": 1.0, "warmup": 1.0}.items():
+        largest = {"weight_decay": sys.float_info.max, "final_lr": 1.0, "warmup": 1.0}
+        for name, most in largest.items():
             check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
         check_range("Recipe: recompute", self.recompute, int, math.inf)

@@ -29,6 +29,8 @@ class History:
         self._last = 0
 
     def add(self, step: int, value: float) -> None:
+        """Add the value of a step.  Raises  ValueError, TypeError when it is not a number"""
+        value = float(value)  # before anything changes
         if step <= self._last:
             self._places = {p: entry for p, entry in self._places.items() if entry[0] < step}
         self._last = step

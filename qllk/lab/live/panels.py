@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import wraps
 from importlib import resources
 
 import ipywidgets as widgets
@@ -19,8 +20,9 @@ from ...text.corpora import corpus, corpus_names
 from ...text.tasks import TASKS
 from ...training import devices
 from ...training.recipe import Recipe
-from ...training.trainer import Trainer
-from ..show import fast
+from ...training.trainer import COMMANDS, Trainer
+from ..pictures.svg import show_text
+from ..show import describe_error, fast
 from .run import Run
 from .view import render
 
@@ -58,9 +60,25 @@ def lab(
 
 
 def _lab_recipe(model: str | Callable, changes: dict) -> Recipe:
-    fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, **recipe_of(model)}
+    fields = {"steps": 5000, "warmup": 0.03, "validate_every": 50, **_recipe_of(model)}
     fields |= {"window": 256, "validate_bytes": 1 << 12} if fast() else {"validate_bytes": 1 << 14}
     return Recipe(**fields | changes)
+
+
+def _recipe_of(model: object) -> dict[str, float | int]:
+    """The fields of a recipe that suit a model; only presets have some of their own."""
+    return recipe_of(model if isinstance(model, str) else "")
+
+
+def _one_at_a_time(method):
+    """A method of a panel that no other thread interrupts with another one. None of them waits."""
+
+    @wraps(method)
+    def alone(panel, *arguments):
+        with panel._acting:
+            return method(panel, *arguments)
+
+    return alone
 
 
 class Panel:
@@ -69,6 +87,8 @@ class Panel:
     def __init__(self, name: str, model: str | Callable[[], nn.Module], corpus: str, changes: dict):
         self.name, self._changes = name, changes
         self._recipe = _lab_recipe(model, changes)  # of the model that is chosen
+        self._acting = threading.RLock()  # held by whoever changes the run or the controls
+        self._offering = False  # while the panel itself sets controls
         self._drawing = threading.Lock()
         self._drawn: tuple = ()  # the run and the version that the outputs show
         self._drawer: object = None  # a token; only the thread that has the latest one draws
@@ -84,27 +104,34 @@ class Panel:
 
     # ------------------------------------------------------------ commands
 
+    @_one_at_a_time
     def start(self) -> None:
-        """Start the idle run, or a new one if the controls have changed since it was made."""
-        if self.run.state != "idle" or self._choices() != self._chosen:
+        """Start the idle run, or a new one if the controls ask for another model or corpus."""
+        if self.run.state == "idle":
+            self._obey_controls()
+        elif self.run.state not in ("running", "paused"):
             self._renew()
         self.run.start()
         self._follow()
 
+    @_one_at_a_time
     def pause(self) -> None:
         """Pause, or resume if paused."""
         (self.run.resume if self.run.state == "paused" else self.run.pause)()
         self._follow()
 
+    @_one_at_a_time
     def stop(self) -> None:
         self.run.stop()
         self._follow()
 
+    @_one_at_a_time
     def reset(self) -> None:
         """Stop the run and prepare a new one."""
         self._renew()
         self._follow()
 
+    @_one_at_a_time
     def switch(self) -> None:
         """Move the running training to the chosen device and precision."""
         now = self.run.snapshot().record
@@ -113,17 +140,19 @@ class Panel:
             if now is None or getattr(now, name) != wanted:
                 self._send(name, wanted)
 
+    @_one_at_a_time
     def save(self) -> None:
         """Write a checkpoint to the path in the controls."""
         self.run.save(self.controls["path"].value)
         self._follow()
 
+    @_one_at_a_time
     def load(self) -> None:
-        """Replace the run by the saved one; Start or Resume continues it."""
+        """Replace the run by the saved one, which the controls then show; Start continues it."""
         if self.run.state not in ("idle", "running", "paused"):
             self._renew()
-        self._chosen = self._choices()
-        self.run.load(self.controls["path"].value)
+        run = self.run
+        run.load(self.controls["path"].value, lambda trainer: self._show_loaded(run, trainer))
         self._follow()
 
     def advance(self, steps: int) -> None:
@@ -132,6 +161,8 @@ class Panel:
         For a first picture, and for front ends that do not show what a thread draws.
         """
         due = time.monotonic()
+        if self.run.state == "idle":
+            self._obey_controls()
         try:
             for _ in range(steps):
                 self.run.advance(1)
@@ -145,7 +176,8 @@ class Panel:
 
     def _send(self, name, value):
         self.run.send(name, value)
-        if self.run.state == "paused":
+        self._chosen[name] = value
+        if self.run.state != "running":
             self.run.note(f"{name} {value}: takes effect with the next step")
         self._follow()
 
@@ -162,6 +194,43 @@ class Panel:
         self._recipe = recipe = _lab_recipe(chosen["model"], self._changes)
         self.run = Run(lambda: _build_trainer(chosen, recipe), self.name)
 
+    @_one_at_a_time
+    def _obey_controls(self):
+        """Let the idle run be what the controls show.
+
+        If it was loaded or advanced, it goes on with another learning rate, batch, device or
+        precision, and is replaced where the model or the corpus is another one.
+        """
+        run = self.run
+        wanted = {n: v for n, v in self._choices().items() if v != self._chosen[n]}
+        if (run.trainer or run.alive) and wanted.keys() <= COMMANDS.keys():
+            for name, value in wanted.items():
+                self._send(name, value)
+        elif wanted:
+            step = run.snapshot().step
+            self._renew()
+            if step:
+                said = f"a new run, since another {' and '.join(wanted)} was chosen"
+                self.run.note(f"{said}; the one before had taken {step} steps")
+
+    @_one_at_a_time
+    def _show_loaded(self, run, trainer):
+        """Let the controls show a run that was loaded. Called on the run's thread."""
+        if run is not self.run:
+            return
+        name, source = trainer.name, trainer.corpus.source
+        model = name if name in PRESETS else trainer.spec
+        offered = self.controls["model"].options
+        if model not in [value for _, value in offered]:
+            self._offer("model", options=[*offered, (name, model)])
+        known = source in [value for _, value in self.controls["corpus"].options]
+        shown = {"model": model, "corpus": source if known else _FILE}
+        shown |= {} if known else {"file": source}
+        shown |= {"device": trainer.place.device, "precision": trainer.place.precision}
+        for control, value in (shown | {"lr": trainer.lr, "batch": trainer.batch}).items():
+            self._offer(control, value=value)
+        self._chosen = self._choices()
+
     # ------------------------------------------------------------ drawing
 
     def draw(self) -> None:
@@ -172,7 +241,12 @@ class Panel:
                 return
             now = run.snapshot()
             self._drawn = run, now.version
-            frame = render(now, self._recipe.steps)
+            try:
+                frame = render(now, self._recipe.steps)
+            except Exception as error:  # the thread that draws must not end without a word
+                said = show_text(f"this cannot be shown: {describe_error(error)}")
+                self.outputs["status"].value = f'<div class="q-bad">{said}</div>'
+                return
             for name, output in self.outputs.items():
                 output.value = getattr(frame, name)
             for name, button in self.buttons.items():
@@ -266,20 +340,29 @@ class Panel:
         style, hint = widgets.HTML(_STYLE), widgets.HTML(_HINT)
         return [style, controls, buttons, hint, out["status"], out["facts"], charts, texts]
 
-    def _offer_precisions(self, change):
-        self.controls["precision"].options = self._precisions[change["new"]]
+    def _offer(self, name, **traits):
+        """Set a control without sending a command."""
+        before, self._offering = self._offering, True
+        try:
+            self.controls[name].set_trait(*traits.popitem())
+        finally:
+            self._offering = before
 
+    @_one_at_a_time
+    def _offer_precisions(self, change):
+        self._offer("precision", options=self._precisions[change["new"]])
+
+    @_one_at_a_time
     def _offer_recipe(self, change):
         """The learning rate and batch that suit the chosen model; the current run keeps its own."""
         for name in ("lr", "batch"):
-            self.controls[name].unobserve(self._apply_now, "value")
-            self.controls[name].value = recipe_of(change["new"])[name]
-            self.controls[name].observe(self._apply_now, "value")
+            self._offer(name, value=_recipe_of(change["new"])[name])
 
+    @_one_at_a_time
     def _apply_now(self, change):
         """A change of learning rate or batch during a run is sent to it at once."""
         name = "lr" if change["owner"] is self.controls["lr"] else "batch"
-        if self.run.state in ("running", "paused"):
+        if self.run.state in ("running", "paused") and not self._offering:
             self._guarded(lambda: self._send(name, change["new"]))(None)
 
     def _guarded(self, act: Callable[[], None]):

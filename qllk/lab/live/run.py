@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from ...files import user_path
 from ...probes import baselines, evaluate
 from ...text.corpora import Corpus
-from ...training import checkpoint
+from ...training import checkpoint, devices
 from ...training.previews import Preview
 from ...training.recipe import Record
 from ...training.trainer import Diverged, Trainer, defer_interrupts
+from ..show import describe_error
 from .history import History, Point
 
 _TRANSITIONS = {
@@ -43,6 +47,7 @@ _PROMPTS = {"stdlib": "import "}  # by corpus; a line end for any other
 _REPLACE_SECONDS = 30.0  # how long a run waits for the one it replaces
 
 _runs: WeakValueDictionary[str, Run] = WeakValueDictionary()
+_naming = threading.Lock()  # held while a run takes over a name
 
 
 class Note(NamedTuple):
@@ -84,13 +89,13 @@ class Run:
         run.start(); ...; run.pause(); run.resume(); run.send("lr", 1e-3); run.stop(wait=5)
 
     `make` is called on the run's thread, so constructing a Run is cheap. A new run stops the older
-    run of the same name and starts only after that one has ended.
+    run of the same name, which drops its trainer, and starts only after that one has ended.
     """
 
     def __init__(self, make: Callable[[], Trainer], name: str = "run", *, sample_seconds=4.0):
         self.trainer: Trainer | None = None
         self.state = "idle"
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.version = 0
         self._make, self._sample_seconds = make, sample_seconds
         self._changed = threading.Condition(threading.RLock())  # guards all fields
@@ -101,11 +106,12 @@ class Run:
         self._notes: deque[Note] = deque(maxlen=_NOTES)
         self._doing = ""
         self._clear()
+        self._last: Snapshot | None = None  # what a run shows that has dropped its trainer
         self._before: threading.Thread | None = None
-        if older := _runs.get(name):
-            older.stop()
-            self._before = older._thread or older._before
-        _runs[name] = self
+        with _naming:
+            if older := _runs.get(name):
+                self._before = older._retire()
+            _runs[name] = self
 
     def _clear(self):
         self._record: Record | None = None
@@ -154,9 +160,12 @@ class Run:
         """Write a checkpoint between two steps. A failure is noted, and training continues."""
         self._submit(lambda: self._save(path))
 
-    def load(self, path) -> None:
-        """Replace this run by the one saved at `path`. After a failure this run continues."""
-        self._submit(lambda: self._load(path))
+    def load(self, path, then: Callable[[Trainer], None] = lambda trainer: None) -> None:
+        """Replace this run by the one saved at `path`. After a failure this run continues.
+
+        `then` is called with the new trainer, on the run's thread.
+        """
+        self._submit(lambda: self._load(path, then))
 
     def advance(self, steps: int) -> None:
         """Take `steps` steps in the calling thread; an interrupt acts between two of them.
@@ -164,12 +173,13 @@ class Run:
         Raises   RuntimeError while the run is running or after it has ended
                  any error of a step
         """
-        if self.state not in ("idle", "paused"):
-            raise RuntimeError(f"the run is {self.state}; to advance it must be idle or paused")
         for _ in range(steps):
-            with defer_interrupts(), self._stepping:
-                if self.trainer is None:
-                    self._prepare()
+            with defer_interrupts(), self._stepping, devices.own_conditions():
+                if self.state not in ("idle", "paused"):
+                    raise RuntimeError(
+                        f"the run is {self.state}; to advance it must be idle or paused"
+                    )
+                self._prepare()
                 self._step()
 
     # ------------------------------------------------------------ reading, from any thread
@@ -193,6 +203,10 @@ class Run:
     def snapshot(self) -> Snapshot:
         """What a view may show now."""
         with self._changed:
+            if self._last:
+                return self._last._replace(
+                    version=self.version, state=self.state, doing=self._doing, notes=[*self._notes]
+                )
             trainer = self.trainer
             bytes_per_step = trainer.bytes_per_step if trainer else 0
             return Snapshot(
@@ -238,7 +252,8 @@ class Run:
 
     def _work(self):
         while job := self._next_job():
-            with suppress(Exception), self._stepping:  # `_watched` has recorded it
+            # `_watched` has recorded it. A panic of a library is no Exception.
+            with suppress(BaseException), self._stepping, devices.own_conditions():
                 job()
 
     def _next_job(self):
@@ -251,6 +266,21 @@ class Run:
                 return self._step if self.trainer else self._prepare
             self._thread = None
             return None
+
+    def _retire(self) -> threading.Thread | None:
+        """Stop, and drop the trainer once everything ordered is done; return the last thread."""
+        with self._changed:
+            self._order("stop")
+            if self._thread or self.trainer:
+                self._submit(self._release)
+            return self._thread or self._before
+
+    def _release(self):
+        """Drop the trainer, and show what it was from now on: a view may live for very long."""
+        with self._changed:
+            self._last, self.trainer = self.snapshot(), None
+        if self.error:
+            traceback.clear_frames(self.error.__traceback__)
 
     def note(self, text: str, bad=False) -> None:
         """Add a note, which views show."""
@@ -281,10 +311,10 @@ class Run:
             self.pause()
             self.note(str(error), bad=True)
             raise
-        except Exception as error:
+        except BaseException as error:
             self.error = error
             self._end("failed")
-            self.note(f"{type(error).__name__}: {error}", bad=True)
+            self.note(describe_error(error), bad=True)
             raise
 
     @contextmanager
@@ -292,8 +322,9 @@ class Run:
         """An error in this block is noted, and training continues."""
         try:
             yield
-        except Exception as error:
-            self.note(f"{what}: {error}", bad=True)
+        except BaseException as error:
+            said = describe_error(error)
+            self.note(f"{what}: {said.partition(': ')[2] or said}", bad=True)
 
     # ------------------------------------------------------------ work on the trainer
 
@@ -313,6 +344,8 @@ class Run:
             self.version += 1
 
     def _prepare(self):
+        if self.trainer is not None:
+            return
         with self._watched():
             with self._busy("waiting for the run before this one"):
                 if self._before:
@@ -326,7 +359,7 @@ class Run:
             found = _baselines(trainer.corpus)
         with self._changed:
             self._clear()
-            self.trainer, self._baselines = trainer, found
+            self.trainer, self._baselines, self._last = trainer, found, None
             self._logged = len(trainer.log)
             early, self._early = self._early, []
         for name, value in early:
@@ -377,15 +410,40 @@ class Run:
         with self._tolerated(f"cannot save to {str(path)!r}"), self._busy("saving"):
             if self.trainer is None:
                 raise ValueError("there is no run yet; press Start first")
-            saved = checkpoint.save(self.trainer, path)
+            _check_replaceable(self.trainer, user_path(path))
+            saved = checkpoint.save(self.trainer, user_path(path))
             self.note(f"saved to {str(saved)!r}")
 
-    def _load(self, path):
+    def _load(self, path, then):
         with self._tolerated(f"cannot load {str(path)!r}"):
             with self._busy("loading"):
-                trainer = checkpoint.load(path)
+                trainer = checkpoint.load(user_path(path))
             self._adopt(trainer)
             self.note(f"loaded {str(path)!r}")
+            then(trainer)
+
+
+def _check_replaceable(trainer: Trainer, path: Path) -> None:
+    """Check that a file, if there is one, has the same run; `checkpoint.save` compares the steps.
+
+    Raises   FileExistsError saying what it is instead
+    """
+    if not path.is_file():
+        return
+    try:
+        found = checkpoint.read_metadata(path)
+    except ValueError as error:
+        raise FileExistsError(
+            f"the file is not a run: {error}; choose another path, or delete it first"
+        ) from None
+    common = min(found["step"], trainer.step)
+    logs = [[entry for entry in log if entry[0] < common] for log in (found["log"], trainer.log)]
+    same = checkpoint.identity(found) == checkpoint.identity(trainer.last_good.metadata)
+    if not same or logs[0] != logs[1]:
+        raise FileExistsError(
+            f"the file is another run ({found['name']}, at step {found['step']}); choose another "
+            "path, or delete it first"
+        )
 
 
 def _baselines(corpus: Corpus) -> dict[str, float]:

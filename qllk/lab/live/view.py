@@ -1,14 +1,14 @@
 """What the panel of the lab shows, as HTML text: a snapshot in, strings out. No widgets here.
 
-Everything that comes from outside (names, paths, errors, samples) is escaped.
+Everything that comes from outside (names, paths, errors, samples) is escaped, and printable.
 """
 
 from __future__ import annotations
 
-from html import escape
 from typing import NamedTuple
 
 from ...training.costs import format_bytes
+from ..pictures.svg import show_text
 from .curves import loss_curve, state_curves
 from .run import Note, Snapshot
 
@@ -56,8 +56,8 @@ def _status(now: Snapshot) -> str:
     doing = f" · {now.doing} …" if now.doing else ""
     label = "preparing" if now.doing and now.state == "running" else now.state
     return (
-        f'<div class="q-line"><span class="q-chip q-is-{now.state}">{escape(label)}</span>'
-        f"<b>{escape(title)}</b><span>{escape(doing)}</span></div>"
+        f'<div class="q-line"><span class="q-chip q-is-{now.state}">{show_text(label)}</span>'
+        f"<b>{show_text(title)}</b><span>{show_text(doing)}</span></div>"
     )
 
 
@@ -84,7 +84,7 @@ def _facts(now: Snapshot, steps: int) -> str:
 
 
 def _tile(name: str, value: str, unit: str) -> str:
-    name, value, unit = escape(name), escape(value), escape(unit)
+    name, value, unit = show_text(name), show_text(value), show_text(unit)
     return f"<div><small>{name}</small><b>{value}</b><small>{unit or '&nbsp;'}</small></div>"
 
 
@@ -92,20 +92,14 @@ def _sample(now: Snapshot) -> str:
     if not now.sample:
         return _box("what the model writes", '<pre class="q-empty" tabindex="0">nothing yet</pre>')
     step, (title, prompt, answer) = now.sample
-    prompt, answer = (escape(_make_printable(text)) for text in (prompt, answer))
+    prompt, answer = (show_text(text) for text in (prompt, answer))
     body = f'<pre tabindex="0"><i>{prompt}</i>{answer}</pre>'
     return _box(f"{title}, at step {step:,}", body)
 
 
-def _make_printable(text: str) -> str:
-    """The text with tabs as spaces, and a dot for every other unprintable character."""
-    text = text.replace("\t", "    ").replace("\ufffd", "·")
-    return "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
-
-
 def _notes(oldest_first: list[Note]) -> str:
     rows = "".join(
-        f'<li class="{"q-bad" if bad else "q-good"}"><small>{step:,}</small> {escape(text)}</li>'
+        f'<li class="{"q-bad" if bad else "q-good"}"><small>{step:,}</small> {show_text(text)}</li>'
         for step, text, bad in reversed(oldest_first[-_NOTES_SHOWN:])
     )
     rows = rows or "<li class=q-empty>nothing yet</li>"
@@ -114,4 +108,4 @@ def _notes(oldest_first: list[Note]) -> str:
 
 def _box(title: str, body: str) -> str:
     """A titled box; its body may scroll, so it takes the keyboard focus (`tabindex`)."""
-    return f'<div class="q-box"><small>{escape(title)}</small>{body}</div>'
+    return f'<div class="q-box"><small>{show_text(title)}</small>{body}</div>'

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from ...study.axes import Scale, bar_colours, format_number, series_colours
 from ...study.figures import Bars, Chart, Diagram, Figure, Heat, Note, Page, rows_of
-from .svg import LINE_HEIGHT, Frame, arrow, document, text, text_width
+from .svg import LINE_HEIGHT, Frame, arrow, document, show_text, text, text_width
 
 _WIDTH, _HEIGHT = 560, 300
 _CELL, _NUMBER_CELL = 24, 46  # px, the width of a table's cell without and with a number
@@ -126,7 +124,7 @@ def _draw_diagram(diagram: Diagram) -> str:
 def _draw_note(note: Note) -> str:
     parts = [_title(note)]
     parts += [
-        f'<text x="0" y="{34 + _NOTE_ROW * i}" xml:space="preserve">{escape(line)}</text>'
+        f'<text x="0" y="{34 + _NOTE_ROW * i}" xml:space="preserve">{show_text(line)}</text>'
         for i, line in enumerate(note.lines)
     ]
     width = max(_WIDTH, text_width(note.lines, 1.2))

@@ -19,11 +19,17 @@ LINE_HEIGHT = 13  # px between two baselines of text
 _Pairs = Iterable[tuple[float, float]]
 
 
+def show_text(text: str) -> str:
+    """Text for a page: escaped, tabs as spaces, a dot for every other unprintable character."""
+    text = text.replace("\t", "    ").replace("\ufffd", "·")
+    return escape("".join(c if c.isprintable() or c == "\n" else "·" for c in text))
+
+
 def document(width: int, height: int, digest: str, parts: list[str]) -> str:
     """An SVG element of fixed size around its parts; `digest` describes it to a screen reader."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(digest)}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{show_text(digest)}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="currentColor">'
         f"{''.join(parts)}</svg>"
     )
@@ -40,7 +46,7 @@ def text(
 ) -> str:
     """One line of escaped text; `opacity` applies where no colour is given."""
     fill = f' fill="{colour}"' if colour else f' opacity="{opacity}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{show_text(words)}</text>'
 
 
 def text_width(texts: Iterable[str], letters: float = 1.0) -> int:
