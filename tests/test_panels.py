@@ -275,6 +275,24 @@ def test_a_loaded_run_goes_on_with_the_learning_rate_and_the_precision_that_are_
     assert panel.run.trainer.log == [[4, "precision", "bfloat16"], [4, "lr", 1e-4]]
 
 
+def test_a_command_that_waits_in_a_loaded_run_is_shown_and_obeyed(panel, tmp_path):
+    panel.start()
+    wait_steps(panel.run, 1)
+    panel.pause()
+    panel.controls["lr"].value = 1e-4
+    says(panel, "notes", "takes effect with the next step")
+    panel.controls["path"].value = str(tmp_path / "waiting")
+    panel.save()
+    says(panel, "notes", "saved to")
+    panel.reset()
+    panel.controls["lr"].value = 2e-2
+    load(panel, tmp_path / "waiting")
+    assert panel.controls["lr"].value == 1e-4
+    panel.start()
+    assert trains_what_it_shows(panel)
+    assert [name for _, name, _ in panel.run.trainer.log] == ["lr"]
+
+
 def test_another_model_after_a_load_starts_a_new_run_and_says_so(panel, saved):
     load(panel, saved)
     panel.controls["model"].value = "qllk-2-local"

@@ -43,7 +43,7 @@ TOO_STEEP = "right, but its work grows too fast"
 CORRECT = "correct"
 _LAST_DIGITS = 1e-5  # a generous bound on the relative error of sums in float32
 _MOST_PRINTED = 2000  # characters of what a learner's function prints
-_SLOW_SECONDS = 30.0
+_SLOW_SECONDS = 60.0
 _OFF_A_LITTLE = "Off in the last digits only"
 
 

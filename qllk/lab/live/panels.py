@@ -227,7 +227,9 @@ class Panel:
         shown = {"model": model, "corpus": source if known else _FILE}
         shown |= {} if known else {"file": source}
         shown |= {"device": trainer.place.device, "precision": trainer.place.precision}
-        for control, value in (shown | {"lr": trainer.lr, "batch": trainer.batch}).items():
+        shown |= {"lr": trainer.lr, "batch": trainer.batch}
+        shown |= {name: value for at, name, value in trainer.pending if at is None}
+        for control, value in shown.items():
             self._offer(control, value=value)
         self._chosen = self._choices()
 

@@ -411,13 +411,13 @@ class Run:
             if self.trainer is None:
                 raise ValueError("there is no run yet; press Start first")
             _check_replaceable(self.trainer, user_path(path))
-            saved = checkpoint.save(self.trainer, user_path(path))
+            saved = checkpoint.save(self.trainer, path)
             self.note(f"saved to {str(saved)!r}")
 
     def _load(self, path, then):
         with self._tolerated(f"cannot load {str(path)!r}"):
             with self._busy("loading"):
-                trainer = checkpoint.load(user_path(path))
+                trainer = checkpoint.load(path)
             self._adopt(trainer)
             self.note(f"loaded {str(path)!r}")
             then(trainer)
