@@ -156,18 +156,25 @@ def test_pressing_interrupt_again_and_again_does_not_undo_the_save(train, at_ste
             signal.raise_signal(signal.SIGINT)
         return usual(*args, **options)
 
+    class Bar(session.tqdm):
+        def set_postfix_str(self, text, refresh=True):
+            if text.startswith("saving"):
+                signal.raise_signal(signal.SIGINT)
+            super().set_postfix_str(text, refresh)
+
     usual = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(session, "tqdm", Bar)
     at_step(4, lambda: signal.raise_signal(signal.SIGINT))
     assert train("--steps 9 --save run")[0] == 130
     assert step_of("run") == 4
 
 
-def test_an_interrupt_while_the_run_is_saved_in_between_waits_for_its_end(train, monkeypatch):
+def test_an_interrupt_while_the_run_is_saved_in_between_does_not_save_it_twice(train, monkeypatch):
     def save(trainer, path, **options):
-        signal.raise_signal(signal.SIGINT)
         saved.append(trainer.step)
-        return usual(trainer, path, **options)
+        usual(trainer, path, **options)
+        signal.raise_signal(signal.SIGINT)
 
     usual, saved = checkpoint.save, []
     monkeypatch.setattr(checkpoint, "save", save)
@@ -244,18 +251,19 @@ def test_a_full_disk_is_told_at_once_and_costs_no_result(train, monkeypatch):
     assert "seconds of training ---" in out
 
 
-def test_results_are_printed_before_they_are_written_and_drawn(train, monkeypatch, folder):
+@pytest.mark.parametrize("what", ["save_picture", "write_atomically"])
+def test_results_are_printed_before_they_are_written_or_drawn(train, monkeypatch, capsys, what):
     def fail(*_):
-        raise OSError("no picture")
+        printed.append(capsys.readouterr().out)
+        raise OSError("no space left")
 
-    monkeypatch.setattr(session, "save_picture", fail)
-    code, out, err = train("--steps 2 --report r.json --plot c.png")
-    assert code == 1
-    assert "bits per byte" in out
-    assert "no picture" in err
-    assert json.loads((folder / "r.json").read_text())["ended"] is None
-    monkeypatch.setattr(session, "write_atomically", fail)
-    assert "bits per byte" in train("--steps 2 --report r.json")[1]
+    printed = []
+    monkeypatch.setattr(session, what, fail)
+    code, _, err = train("--steps 2 --report r.json --plot c.png")
+    assert (code, "no space left" in err) == (1, True)
+    assert "bits per byte" in printed[0]
+    others = {"r.json", "c.png"} & set(os.listdir())
+    assert others == ({"r.json"} if what == "save_picture" else {"c.png"}), "the other is there"
 
 
 def test_no_part_of_a_picture_is_taken_for_latex(train, folder, monkeypatch):

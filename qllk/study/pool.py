@@ -38,5 +38,5 @@ def start_processes(count: int, **options: Any) -> Iterator[Executor]:
                 "start fewer at a time"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # nobody would see their results
+            pool.shutdown(cancel_futures=True)  # nobody would see their results
             raise

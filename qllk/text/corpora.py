@@ -498,7 +498,7 @@ def documents(source: str | Path = "fineweb-edu", column: str = "text") -> Itera
         import datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"streaming {str(source)!r} needs the package `datasets`: pip install -e '.[text]'; "
+            f"streaming {str(source)!r} needs the package `datasets`: pip install datasets; "
             "or use corpus('stdlib'), which needs neither the package nor a network"
         ) from error
     place, part = _STREAMS.get(str(source), (str(source), None))

@@ -357,8 +357,7 @@ def _import_tokenizers():
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "this needs Hugging Face's `tokenizers`, which is not installed: "
-            "pip install -e '.[text]'"
+            "this needs Hugging Face's `tokenizers`, which is not installed: pip install tokenizers"
         ) from error
     return tokenizers
 

@@ -86,7 +86,7 @@ def _use_hardware(model):
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
         raise ValueError(
-            "matmul='float8' needs torchao, which is not installed: pip install -e '.[extra]'"
+            "matmul='float8' needs torchao, which is not installed: pip install torchao"
         ) from None
     return convert_to_float8_training(
         model,
