@@ -73,7 +73,7 @@ NO_GUESSES = [[2], None, True, np.bool_(True), np.zeros(2), torch.zeros(2), 2j, 
 NO_GUESSES += ["", "x" * 1000, "\x1b[2J", "\ud800", b"two"]
 
 
-@pytest.mark.parametrize("guess", NO_GUESSES, ids=repr)
+@pytest.mark.parametrize("guess", NO_GUESSES, ids=range(len(NO_GUESSES)))
 def test_what_is_neither_a_number_nor_a_word_is_refused(home, guess):
     with pytest.raises(ValueError, match="a prediction is a number or a short word, got "):
         predict("01.x", guess)
