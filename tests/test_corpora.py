@@ -967,3 +967,21 @@ def test_a_stream_out_of_reach_says_what_works_without_a_network(fake):
     fake(error=ConnectionError("Couldn't reach it"))
     with pytest.raises(ConnectionError, match=r"'fineweb-edu' could not be reached.*'stdlib'"):
         documents()
+
+
+def test_of_a_text_that_is_edited_only_the_newest_copy_is_kept(tmp_path, cache):
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    other.write_text("another text, which nobody edits. " * 3)
+    corpora.corpus(other)
+    for edit in range(4):
+        path.write_text(f"a text after edit {edit}. " * (20 + edit))
+        found = corpora.corpus(path)
+        assert f"edit {edit}" in bytes(found.train).decode()
+    assert len(list(cache.glob("file-*.bin"))) == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for edit in range(3):
+        for name in "cde":
+            (folder / f"{name}.txt").write_text(f"{name}{edit}" * (30 + edit))
+        corpora.corpus(folder)
+    assert len(list(cache.glob("folder-*.bin"))) == 1

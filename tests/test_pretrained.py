@@ -121,7 +121,7 @@ def added(weights):
             "unknown kind of model 'llama'; choose from bert, gpt2",
         ),
         ({"n_layer": 3}, None, r"the weights of our 'body.blocks.2.mix.out.bias' are missing"),
-        ({"n_layer": 10**9}, None, "1000000000 layers have only"),
+        ({"n_layer": 10**9}, None, "at most 256 layers can be built"),
         ({"n_embd": 10**7, "n_head": 10}, None, "have the shape"),
         ({"n_head": "three"}, None, "a mixer: heads must be a whole number above 0, got 'three'"),
         ({"vocab_size": 49}, None, r"'embed.weight' have the shape \(50, 24\), .* \(49, 24\)"),

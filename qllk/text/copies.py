@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,18 +96,24 @@ def describe_files(files: Facts) -> list[tuple]:
 _SEAL = struct.Struct("<QQ32s")
 
 
-def prepare(key: str, make: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarray, bytes]:
+def prepare(
+    key: str, make: Callable[[], tuple], family: str | None = None
+) -> tuple[np.ndarray, np.ndarray, bytes]:
     """Both splits, memory-mapped from a file in the cache, and the bytes stored with them.
 
     If there is no such file, or it is damaged, it is written from what `make` returns: the chunks
     of both splits and, optionally, the bytes to store with them. A process that has mapped an older
-    file keeps that.
+    file keeps that. If the key begins with a `family`, older files of this family are removed.
     """
     if found := _map_sealed(cache_file(f"{key}.bin")):
         return found
     path, content = cache_folder() / f"{key}.bin", _seal(*make())
     try:
         write_atomically(path, content)
+        for older in path.parent.glob(f"{family}-*.bin") if family else ():
+            if older != path:
+                with suppress(OSError):  # as where another process has it open, on Windows
+                    older.unlink()
         if found := _map_sealed(path):
             return found
         raise OSError(f"{str(path)!r} was written, but cannot be read back")

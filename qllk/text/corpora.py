@@ -216,7 +216,7 @@ def _read_stdlib() -> Corpus:
     folder, files = _find_stdlib()
     facts = [(path.relative_to(folder).as_posix(), seen.st_size) for path, seen in files.items()]
     version = ".".join(map(str, sys.version_info[:3]))
-    return _from_files("stdlib", f"stdlib-{version}-{stamp(facts)}", folder, files)
+    return _from_files("stdlib", f"stdlib-{version}", facts, folder, files)
 
 
 def _find_stdlib() -> tuple[Path, Facts]:
@@ -231,13 +231,12 @@ def _from_folder(folder: Path) -> Corpus:
             f"no text under {str(folder)!r}: looked for files ending in "
             f"{_TEXT_SUFFIXES}; give one file by its path instead"
         )
-    return _from_files(
-        _printable(folder.name), f"folder-{stamp(describe_files(files))}", folder, files
-    )
+    family = f"folder-{stamp(str(folder))}"
+    return _from_files(_printable(folder.name), family, describe_files(files), folder, files)
 
 
-def _from_files(name: str, key: str, folder: Path, files: Facts) -> Corpus:
-    """A corpus of files, split by file.
+def _from_files(name: str, family: str, facts: list, folder: Path, files: Facts) -> Corpus:
+    """A corpus of files, split by file. Of all its copies, only that of today's facts is kept.
 
     One file in twenty is held out, chosen by a hash of its name, which makes the choice stable.
     """
@@ -247,9 +246,10 @@ def _from_files(name: str, key: str, folder: Path, files: Facts) -> Corpus:
             f"corpus {name!r}: the {len(files)} files under {str(folder)!r} have {size} bytes in "
             "all, but at least two are needed"
         )
+    key = f"{family}-{stamp(facts)}"
     if len(names) < 2:
         (only,) = names
-        return Corpus(name, *prepare(key, lambda: _read_tail(only, files))[:2])
+        return Corpus(name, *prepare(key, lambda: _read_tail(only, files), family)[:2])
     digests = {path: hashlib.sha256(os.fsencode(names[path])).digest() for path in names}
     held_out = {path for path in names if digests[path][0] % 20 == 0}
     if not held_out or len(held_out) == len(names):  # too few files: hold out the last one
@@ -265,7 +265,7 @@ def _from_files(name: str, key: str, folder: Path, files: Facts) -> Corpus:
         return read(train), chain(read(valid), check_unchanged(files))
 
     ends = np.cumsum([files[path].st_size for path in train])
-    return Corpus(name, *prepare(key, read_splits)[:2], ends=ends)
+    return Corpus(name, *prepare(key, read_splits, family)[:2], ends=ends)
 
 
 def _from_file(path: Path) -> Corpus:
@@ -280,8 +280,9 @@ def _from_file(path: Path) -> Corpus:
             f"{str(path)!r} has {size:,} bytes, but a text may have at most {MAX_BYTES:,}; give a "
             "part of it"
         )
-    key = f"file-{stamp(describe_files(files))}"
-    return Corpus(_printable(path.stem), *prepare(key, lambda: _read_tail(path, files))[:2])
+    family = f"file-{stamp(str(path))}"
+    key = f"{family}-{stamp(describe_files(files))}"
+    return Corpus(_printable(path.stem), *prepare(key, lambda: _read_tail(path, files), family)[:2])
 
 
 def _read_tail(path: Path, files: Facts) -> Splits:
