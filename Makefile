@@ -1,22 +1,26 @@
 # For everyone: `make lab` opens the live trainer, `make test` runs all tests.
-# For development: notebooks, lab-picture, bench, lint, clean.
+# For development: stress, notebooks, lab-picture, bench, lint, clean.
 
 PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: lab test lint notebooks lab-picture bench clean
+.PHONY: lab test stress lint notebooks lab-picture bench clean
 .DEFAULT_GOAL := lab
 
 lab: .venv/core
 	$(BIN)/python -m qllk lab $(LAB_OPTIONS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m "not browser and not long"
 	$(BIN)/python -m qllk.lab.notebooks check notebooks/*.ipynb
 	QLLK_HOME=$$(mktemp -d) QLLK_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile \
 		--nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile -m browser tests/browser
+
+# What takes too long for every change: kills, full disks, damaged files, odd command lines, wheels.
+stress: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) -m long
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from qllk.training import checkpoint
 from qllk.training.checkpoint import load, load_model, read, save
 from qllk.training.snapshot import take_snapshot
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # in seconds, on a busy machine
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # in seconds, on a busy machine
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 

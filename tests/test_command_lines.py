@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 LINES = Path(__file__).with_name("command_lines.py")
 MODES = {
     "without assertions": (["-O"], {}),

@@ -124,14 +124,14 @@ def works(site, tmp_path, **how):
     return done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wheel_works_from_a_path_with_spaces_and_umlauts(site, tmp_path):
     place = tmp_path / "mein Ordner für Läufe"
     place.mkdir()
     works(site, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [
@@ -148,7 +148,7 @@ def test_a_wheel_works_whatever_the_settings_of_python_and_the_shell(site, tmp_p
     works(site, tmp_path, **how)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="permissions as Linux has them")
 def test_a_user_whom_nobody_knows_without_a_home_can_use_a_read_only_installation(site, tmp_path):
     start = ()
@@ -181,7 +181,7 @@ def test_a_user_whom_nobody_knows_without_a_home_can_use_a_read_only_installatio
 # ---------------------------------------------------------------- lessons
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_qllk_test_passes_in_a_wheel(site, tmp_path):
     done = run(["-m", "qllk", "test"], site, tmp_path)
@@ -190,7 +190,7 @@ def test_qllk_test_passes_in_a_wheel(site, tmp_path):
     assert not {path.name for path in tmp_path.iterdir()} - {"cache"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_qllk_lab_serves_the_lessons_of_a_wheel_to_this_machine_only(site, tmp_path):
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     env = os.environ | places | {"PYTHONPATH": str(site), "QLLK_HOME": str(tmp_path / "home")}

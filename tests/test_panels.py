@@ -492,7 +492,7 @@ def press_at_random(panel, chance, presses, paths):
             time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("small_presets")
 @pytest.mark.parametrize("seed", range(110))
