@@ -57,6 +57,12 @@ DAMAGES = {
 }
 
 
+def facts(path):
+    """What changes when a file is written or replaced; reading it changes only its time of access."""
+    found = path.lstat()
+    return found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_table_that_cannot_be_used_is_named_and_left_alone_and_the_lesson_goes_on(
@@ -65,14 +71,14 @@ def test_a_table_that_cannot_be_used_is_named_and_left_alone_and_the_lesson_goes
     home.mkdir()
     path = home / "progress.json"
     damage(path)
-    before = path.lstat()
+    before = facts(path)
     assert write_row("03.growth", predicted=2.0) == {"predicted": 2.0}
     assert write_row("03.growth", measured=2.1) == {"predicted": 2.0, "measured": 2.1}
     assert read_table()["03.growth"]["measured"] == 2.1
     told = capsys.readouterr().out
     assert told.count("(not saved: ") == 2
     assert str(path) in told
-    assert path.lstat() == before
+    assert facts(path) == before
 
 
 def test_what_could_not_be_saved_is_saved_as_soon_as_the_table_can_be_used(home):
