@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from helpers import facts
 
 from qllk.lab import folder
 from qllk.lab.folder import read_table, save, write_row
@@ -55,12 +56,6 @@ DAMAGES = {
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a link to itself": lambda path: path.symlink_to(path),
 }
-
-
-def facts(path):
-    """What changes when a file is written or replaced; reading it changes only its time of access."""
-    found = path.lstat()
-    return found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @pytest.mark.timeout(30)
