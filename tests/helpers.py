@@ -105,7 +105,7 @@ def vectors(*shape):
 
 
 def facts(path):
-    """What differs after a file was written or replaced. Reading changes the time of access only."""
+    """What differs once a file was written or replaced; reading changes only its access time."""
     found = path.lstat()
     return found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns
 
