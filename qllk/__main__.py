@@ -77,8 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--parts",
         type=options.path,
-        nargs=1,
-        action="extend",
+        action="append",
         default=[],
         metavar="FILE",
         help="a Python file that registers parts of your own, see qllk.register",

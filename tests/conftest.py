@@ -24,5 +24,13 @@ def no_learner_here(monkeypatch, shared_home):
     monkeypatch.setenv("QLLK_HOME", shared_home)
 
 
+@pytest.fixture
+def text(tmp_path):
+    """The path of a small text, for command lines."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"the cat sat on the mat. " * 40)
+    return path
+
+
 # Processes started in the background ignore Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)

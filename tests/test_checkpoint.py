@@ -25,7 +25,7 @@ from qllk.text import corpora
 from qllk.text.corpora import corpus, task
 from qllk.text.tokens import Bytes
 from qllk.training import checkpoint
-from qllk.training.checkpoint import _digest, load, load_model, read_metadata, save
+from qllk.training.checkpoint import digest, load, load_model, read_metadata, save
 from qllk.training.recipe import Recipe
 from qllk.training.snapshot import restore_snapshot, take_snapshot
 from qllk.training.trainer import Diverged, Trainer
@@ -67,7 +67,7 @@ def crafted(path, tensors, metadata):
     header = {
         "format": str(checkpoint._FORMAT),
         "metadata": metadata,
-        "sha256": _digest(tensors, metadata),
+        "sha256": digest(tensors, metadata),
     }
     path.write_bytes(to_bytes(tensors, header))
     return path

@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 import test_against_transformers as theirs_of
+from command_helpers import run_line
 
 import qllk
-from qllk.__main__ import main
 from qllk.model import register
 from qllk.model.mixers import MIXERS
 from qllk.presets import PRESETS
@@ -33,39 +33,33 @@ def here(tmp_path, monkeypatch):
     MIXERS.pop("fading", None)
 
 
-def run(capsys, line):
-    code = main(line.split())
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
 def kept(here):
     return sorted(path.name for path in (here / "runs").iterdir())
 
 
 def test_a_spec_is_printed_changed_and_trained(capsys, here):
-    code, out, _ = run(capsys, "spec gpt-nano")
+    code, out, _ = run_line(capsys, "spec gpt-nano")
     assert code == 0
     assert Spec.from_json(out) == PRESETS["gpt-nano"]
     (here / "mine.json").write_text(json.dumps(json.loads(out) | {"layers": 1, "d_model": 32}))
-    assert run(capsys, "spec mine.json")[0] == 0
-    code, out, _ = run(capsys, f"train --model mine.json {TEXT} {TINY} --steps 2 --json")
+    assert run_line(capsys, "spec mine.json")[0] == 0
+    code, out, _ = run_line(capsys, f"train --model mine.json {TEXT} {TINY} --steps 2 --json")
     assert code == 0
     assert json.loads(out)["model"] == "a spec of your own"
 
 
 def test_runs_are_kept_listed_compared_plotted_and_repeated(capsys, here):
-    assert run(capsys, f"{TRAIN} --steps 5 --keep")[0] == 0
-    assert run(capsys, f"{TRAIN} --steps 5 --keep --lr 1e-3")[0] == 0
+    assert run_line(capsys, f"{TRAIN} --steps 5 --keep")[0] == 0
+    assert run_line(capsys, f"{TRAIN} --steps 5 --keep --lr 1e-3")[0] == 0
     one, other = kept(here)
-    code, out, _ = run(capsys, "runs --plot runs.png")
+    code, out, _ = run_line(capsys, "runs --plot runs.png")
     assert code == 0
     assert one in out
     assert other in out
     assert (here / "runs.png").stat().st_size > 5000
-    code, out, _ = run(capsys, f"runs --compare {one} {other}")
+    code, out, _ = run_line(capsys, f"runs --compare {one} {other}")
     assert "recipe lr: 0.006 -> 0.001" in out
-    code, out, _ = run(capsys, f"rerun runs/{one}")
+    code, out, _ = run_line(capsys, f"rerun runs/{one}")
     assert (code, out.strip()) == (
         0,
         f"{one}: all 5 losses and the weights are the same, bit for bit",
@@ -73,7 +67,7 @@ def test_runs_are_kept_listed_compared_plotted_and_repeated(capsys, here):
     facts = json.loads((here / "runs" / one / "run.json").read_text())
     facts["each_step"][2][1] += 1e-6
     (here / "runs" / one / "run.json").write_text(json.dumps(facts))
-    code, _, err = run(capsys, f"rerun runs/{one}")
+    code, _, err = run_line(capsys, f"rerun runs/{one}")
     assert code == 1
     assert f"{one} is another run now: the loss of step 3 was" in err
 
@@ -89,45 +83,45 @@ def test_a_run_that_is_interrupted_is_kept_as_far_as_it_came(capsys, here, monke
         return begun(self)
 
     monkeypatch.setattr(trainer.Trainer, "__next__", interrupted)
-    assert run(capsys, f"{TRAIN} --steps 9 --keep")[0] == 130
+    assert run_line(capsys, f"{TRAIN} --steps 9 --keep")[0] == 130
     monkeypatch.undo()
     monkeypatch.chdir(here)
     (name,) = kept(here)
-    assert "interrupted after step 3" in run(capsys, "runs")[1]
-    assert run(capsys, f"rerun runs/{name}")[0] == 0
+    assert "interrupted after step 3" in run_line(capsys, "runs")[1]
+    assert run_line(capsys, f"rerun runs/{name}")[0] == 0
 
 
 def test_a_folder_without_runs_is_named(capsys):
-    code, _, err = run(capsys, "runs nowhere")
+    code, _, err = run_line(capsys, "runs nowhere")
     assert code == 1
     assert "no kept runs in 'nowhere'; `train --keep` keeps one there" in err
-    assert run(capsys, "rerun nowhere")[0] == 1
+    assert run_line(capsys, "rerun nowhere")[0] == 1
 
 
 def test_a_checkpoint_is_evaluated_on_its_own_text_and_on_another(capsys):
-    assert run(capsys, f"{TRAIN} --steps 5 --save a.safetensors")[0] == 0
-    code, out, _ = run(capsys, "evaluate a.safetensors")
+    assert run_line(capsys, f"{TRAIN} --steps 5 --save a.safetensors")[0] == 0
+    code, out, _ = run_line(capsys, "evaluate a.safetensors")
     assert code == 0
     assert "| as a stream, cut every 4,096 ids | 1,999 |" in out
-    code, out, _ = run(capsys, "evaluate a.safetensors --corpus task:copy:20000:0 --json")
+    code, out, _ = run_line(capsys, "evaluate a.safetensors --corpus task:copy:20000:0 --json")
     facts = json.loads(out)
     assert facts["corpus"] == "copy"
     assert facts["stream"]["perplexity"] > 1
-    assert run(capsys, "evaluate b.safetensors")[0] == 1
+    assert run_line(capsys, "evaluate b.safetensors")[0] == 1
 
 
 def test_a_run_starts_from_the_weights_of_another_or_of_a_published_model(capsys, here):
-    assert run(capsys, f"{TRAIN} --steps 40 --save a.safetensors")[0] == 0
+    assert run_line(capsys, f"{TRAIN} --steps 40 --save a.safetensors")[0] == 0
     theirs_of.RIVALS["GPT-2"].theirs().save_pretrained(here / "gpt2")
     train = f"train {TEXT} {TINY} --steps 1 --json"
-    first = json.loads(run(capsys, f"{train} --model gpt-nano")[1])["nats_per_byte"]
-    code, out, _ = run(capsys, f"{train} --init-from a.safetensors")
+    first = json.loads(run_line(capsys, f"{train} --model gpt-nano")[1])["nats_per_byte"]
+    code, out, _ = run_line(capsys, f"{train} --init-from a.safetensors")
     assert code == 0
     assert json.loads(out)["nats_per_byte"] < first - 0.5
-    code, out, _ = run(capsys, f"{train} --init-from gpt2")
+    code, out, _ = run_line(capsys, f"{train} --init-from gpt2")
     assert code == 0
     assert json.loads(out)["parameters"] > 10_000
-    code, _, err = run(capsys, f"{train} --init-from gpt2 --model gpt-nano")
+    code, _, err = run_line(capsys, f"{train} --init-from gpt2 --model gpt-nano")
     assert code == 1
     assert "--init-from and --model exclude each other" in err
 
@@ -159,8 +153,8 @@ def test_a_run_of_two_processes_goes_on_in_four_and_then_in_one(model, capsys, h
             assert ended.returncode == 0, err[-2000:]
             assert err.count("this run is saved to") == 1
         else:
-            out = run(capsys, line.format("several.safetensors"))[1]
-        alone = json.loads(run(capsys, line.format("alone.safetensors"))[1])
+            out = run_line(capsys, line.format("several.safetensors"))[1]
+        alone = json.loads(run_line(capsys, line.format("alone.safetensors"))[1])
         found = json.loads(out)
         assert found["steps"] == alone["steps"]
         assert found["nats_per_byte"] == pytest.approx(alone["nats_per_byte"], abs=1e-5)
@@ -215,22 +209,22 @@ def test_a_mixer_of_ones_own_keeps_the_laws_trains_races_and_is_resumed_and_repe
     (here / "fading.py").write_text(MIXER)
     (here / "mine.json").write_text(DESIGN.to_json())
     mine = "--parts fading.py"
-    code, _, err = run(capsys, f"train --model mine.json {TEXT} {TINY} --steps 4")
+    code, _, err = run_line(capsys, f"train --model mine.json {TEXT} {TINY} --steps 4")
     assert code == 1
     assert "unknown mixer 'fading'" in err
     train = f"{mine} train --model mine.json {TEXT} {TINY} --steps 4 --keep --save a.safetensors"
-    assert run(capsys, train)[0] == 0
+    assert run_line(capsys, train)[0] == 0
     assert qllk.probes.check_laws(MIXERS["fading"]).hold
-    assert run(capsys, f"{mine} train --resume a.safetensors --steps 8")[0] == 0
-    assert run(capsys, f"{mine} evaluate a.safetensors")[0] == 0
-    assert "bit for bit" in run(capsys, f"{mine} rerun runs/{kept(here)[0]}")[1]
+    assert run_line(capsys, f"{mine} train --resume a.safetensors --steps 8")[0] == 0
+    assert run_line(capsys, f"{mine} evaluate a.safetensors")[0] == 0
+    assert "bit for bit" in run_line(capsys, f"{mine} rerun runs/{kept(here)[0]}")[1]
     race = "bench --entries mine.json qllk-3-nano --seconds 1 --lrs 0.01 --batches 2x64 --seeds 1"
-    code, out, err = run(capsys, f"{mine} {race} {TEXT} --precision float32 --jobs 1")
+    code, out, err = run_line(capsys, f"{mine} {race} {TEXT} --precision float32 --jobs 1")
     assert code == 0, err
     assert "| mine.json |" in out
     assert "| qllk-3-nano |" in out
 
 
 def test_a_file_of_parts_that_is_not_there_is_named(capsys):
-    code, _, err = run(capsys, "--parts nowhere.py presets")
+    code, _, err = run_line(capsys, "--parts nowhere.py presets")
     assert (code, err.strip()) == (1, "qllk: no file 'nowhere.py' with parts of your own")

@@ -22,10 +22,10 @@ from qllk.model.mixers import MIXERS
 from qllk.model.positions import POSITIONS, NoPositions
 from qllk.model.recurrent import _DECAYS, NORMALISERS
 from qllk.probes.inside import (
-    _state_tensors,
     attention_weights,
     state_numbers,
     state_rms,
+    state_tensors,
     visibility,
 )
 from qllk.spec import Ngrams, Patch, Recall, Spec
@@ -309,10 +309,10 @@ def test_model_in_pieces_equals_whole(spec, cuts):
 
 def check_the_old_state_stays_valid(step, first, second):
     _, state = step(first, None)
-    before = [tensor.clone() for tensor in _state_tensors(state)]
+    before = [tensor.clone() for tensor in state_tensors(state)]
     y, _ = step(second, state)
     step(second.flip(1), state)
-    same(_state_tensors(state), before, atol=0)
+    same(state_tensors(state), before, atol=0)
     same(step(second, state)[0], y, atol=0)
 
 

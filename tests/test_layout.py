@@ -188,3 +188,9 @@ def test_plain_data_needs_no_torch(name):
     )
     run = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert run.returncode == 0, f"qllk.{name} imports torch"
+
+
+def test_what_only_several_processes_need_is_not_imported_at_the_start():
+    code = "import qllk, sys; sys.exit('torch.distributed.fsdp' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert run.returncode == 0

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from command_helpers import run_line
 
 from qllk.__main__ import _parser, main
 from qllk.lab import grade
@@ -21,21 +22,8 @@ from qllk.training.trainer import Trainer
 TINY = "--steps 3 --batch 1 --window 32 --validate-every 2 --validate-bytes 64 --precision float32"
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_bytes(b"the cat sat on the mat. " * 40)
-    return path
-
-
-def run(capsysbinary, line):
-    code = main(line.split())
-    out = capsysbinary.readouterr()
-    return code, out.out.decode(errors="replace"), out.err.decode()
-
-
 def test_doctor_names_the_cpu_and_its_precisions(capsysbinary):
-    code, out, _ = run(capsysbinary, "doctor --json")
+    code, out, _ = run_line(capsysbinary, "doctor --json")
     cpu = json.loads(out)["devices"][-1]
     assert code == 0
     assert cpu["name"] == "cpu"
@@ -50,7 +38,7 @@ def few_presets(monkeypatch):
 
 
 def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
-    code, out, _ = run(capsysbinary, "presets")
+    code, out, _ = run_line(capsysbinary, "presets")
     table, note = out.split("\n\n")
     head, *rows = table.splitlines()
     assert code == 0
@@ -65,7 +53,7 @@ def test_presets_says_what_each_model_costs(capsysbinary, few_presets):
 
 
 def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbinary, few_presets):
-    code, out, _ = run(capsysbinary, "presets --json --window 100 --batch 2")
+    code, out, _ = run_line(capsysbinary, "presets --json --window 100 --batch 2")
     facts = json.loads(out)
     assert code == 0
     for name, row in facts.items():
@@ -82,18 +70,18 @@ def test_presets_as_json_has_plain_numbers_and_the_sizes_they_are_for(capsysbina
 def test_train_saves_resumes_and_samples(capsysbinary, tmp_path, text):
     saved, report = tmp_path / "run.safetensors", tmp_path / "report.json"
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --save {saved} --report {report}"
-    code, out, _ = run(capsysbinary, line)
+    code, out, _ = run_line(capsysbinary, line)
     assert code == 0
     assert "bits per byte" in out
     facts = json.loads(report.read_text())
     assert facts["steps"] == 3
     assert facts["held_out"] == len(text.read_bytes()) // 10 - 1
 
-    code, out, _ = run(capsysbinary, f"train --resume {saved} --json")
+    code, out, _ = run_line(capsysbinary, f"train --resume {saved} --json")
     assert code == 0
     assert json.loads(out)["steps"] == 3
 
-    code, out, _ = run(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
+    code, out, _ = run_line(capsysbinary, f"sample {saved} --prompt the --length 5 --seed 1")
     assert code == 0
     assert out.startswith("the")
 
@@ -107,7 +95,7 @@ def test_train_takes_the_path_of_a_spec(capsysbinary, tmp_path, text):
     path = tmp_path / "spec.json"
     path.write_text(PRESETS["qllk-2-nano"].but(d_model=32).to_json())
     line = f"train --model {path} --corpus {text} {TINY} --dropout 0.1 --save {tmp_path / 'run'}"
-    code, _, _ = run(capsysbinary, line)
+    code, _, _ = run_line(capsysbinary, line)
     assert code == 0
     model, _ = checkpoint.load_model(tmp_path / "run")
     assert (model.spec.d_model, model.spec.dropout) == (32, 0.1)
@@ -115,15 +103,15 @@ def test_train_takes_the_path_of_a_spec(capsysbinary, tmp_path, text):
 
 def test_train_changes_the_dropout_of_ngrams(capsysbinary, tmp_path, text):
     line = f"train --model qllk-3-nano --corpus {text} {TINY} --ngram-dropout 0.5"
-    assert run(capsysbinary, f"{line} --save {tmp_path / 'run'}")[0] == 0
+    assert run_line(capsysbinary, f"{line} --save {tmp_path / 'run'}")[0] == 0
     model, _ = checkpoint.load_model(tmp_path / "run")
     assert (model.spec.dropout, model.spec.ngrams.dropout) == (0.0, 0.5)
 
 
 def test_train_evaluates_a_complete_run_again(capsysbinary, tmp_path, text):
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --save {tmp_path / 'run'} --json"
-    first = json.loads(run(capsysbinary, line)[1])
-    _, out, err = run(capsysbinary, f"train --resume {tmp_path / 'run'} --json")
+    first = json.loads(run_line(capsysbinary, line)[1])
+    _, out, err = run_line(capsysbinary, f"train --resume {tmp_path / 'run'} --json")
     assert json.loads(out)["nats_per_byte"] == first["nats_per_byte"]
     assert "this run is complete; it is only evaluated again" in err
 
@@ -214,15 +202,15 @@ def test_a_model_that_fills_gaps_is_trained_evaluated_and_shown(
     capsysbinary, tmp_path, text, model, asked
 ):
     line = f"train --model {model} --corpus {text} {TINY} --save {tmp_path / 'run'} --sample-at 0"
-    code, out, _ = run(capsysbinary, line)
+    code, out, _ = run_line(capsysbinary, line)
     assert code == 0
     assert re.search(rf"held out, all [0-9]+ {asked}: [0-9.]+ nats", out)
     assert "\n\n" in out.split("seconds of training ---")[1], (
         "the text that was given is printed above what was made"
     )
-    code, out, _ = run(capsysbinary, f"train --resume {tmp_path / 'run'}")
+    code, out, _ = run_line(capsysbinary, f"train --resume {tmp_path / 'run'}")
     assert out.startswith(f"{model}, ")
-    code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'}")
+    code, _, err = run_line(capsysbinary, f"sample {tmp_path / 'run'}")
     assert code == 1
     assert "which cannot continue a prompt; `python -m qllk train" in err
 
@@ -232,39 +220,41 @@ def test_other_ids_than_bytes_are_trained_on_and_written(capsysbinary, tmp_path,
     (tmp_path / "text.txt").write_text("the cat sat on the mat, the dog lay on the log\n" * 40)
     place = f"characters:{tmp_path / 'text.txt'}"
     line = f"train --model randygpt-0.3 --corpus {place} {TINY} --save {tmp_path / 'run'}"
-    assert run(capsysbinary, line)[0] == 0
-    code, out, _ = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt cat --length 9 --seed 1")
+    assert run_line(capsysbinary, line)[0] == 0
+    code, out, _ = run_line(
+        capsysbinary, f"sample {tmp_path / 'run'} --prompt cat --length 9 --seed 1"
+    )
     assert code == 0
     assert re.fullmatch("cat[a-z, \\n]{9}\n", out)
-    code, _, err = run(capsysbinary, f"sample {tmp_path / 'run'} --prompt CAT")
+    code, _, err = run_line(capsysbinary, f"sample {tmp_path / 'run'} --prompt CAT")
     assert code == 1
     assert "character 'A' is not among" in err
 
 
 def test_a_plot_of_a_run_that_never_validated_is_drawn(capsysbinary, tmp_path, text):
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --validate-every 99"
-    assert run(capsysbinary, f"{line} --plot {tmp_path / 'curve.png'}")[0] == 0
+    assert run_line(capsysbinary, f"{line} --plot {tmp_path / 'curve.png'}")[0] == 0
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_an_invalid_prompt_fails_before_training(capsysbinary, text):
     line = f"train --model qllk-2-nano --corpus {text} --steps 99999 --window 32 --sample-at 5"
-    code, _, err = run(capsysbinary, f"{line} --prompt=")
+    code, _, err = run_line(capsysbinary, f"{line} --prompt=")
     assert code == 1
     assert "the prompt is empty" in err
 
 
 def test_sampling_ends_where_the_context_ends(capsysbinary, tmp_path, text):
     line = f"train --model local-code-model --corpus {text} {TINY} --save {tmp_path / 'run'}"
-    assert run(capsysbinary, line)[0] == 0
+    assert run_line(capsysbinary, line)[0] == 0
     sampled = f"sample {tmp_path / 'run'} --length 10 --prompt "
     for drafted in ("", f" --draft {tmp_path / 'run'} --ahead 99"):
         for given in (60, 64):
-            code, out, err = run(capsysbinary, f"{sampled}{'a' * given}{drafted}")
+            code, out, err = run_line(capsysbinary, f"{sampled}{'a' * given}{drafted}")
             assert (code, err) == (0, "qllk: the context of 64 ids is full\n")
             assert out.startswith("a" * given)
             assert len(out.encode()) >= 65 - out.count("\ufffd"), "the last place is used"
-        code, out, err = run(capsysbinary, f"{sampled}{'a' * 65}{drafted}")
+        code, out, err = run_line(capsysbinary, f"{sampled}{'a' * 65}{drafted}")
         assert (code, out) == (1, "")
         assert "the prompt has 65 ids, but the context of the model has only 64" in err
 
@@ -273,8 +263,8 @@ def test_a_draft_with_another_tokenizer_is_refused(capsysbinary, tmp_path, text)
     for kind in ("", "characters:"):
         name = kind.strip(":") or "bytes"
         line = f"train --model qllk-2-nano --corpus {kind}{text} {TINY} --save {tmp_path / name}"
-        assert run(capsysbinary, line)[0] == 0
-    code, _, err = run(
+        assert run_line(capsysbinary, line)[0] == 0
+    code, _, err = run_line(
         capsysbinary, f"sample {tmp_path / 'bytes'} --draft {tmp_path / 'characters'}"
     )
     assert code == 1
@@ -302,7 +292,7 @@ def test_help_shows_only_defaults_that_say_something(capsys):
 
 def test_samples_are_taken_at_their_time(capsysbinary, text):
     line = f"train --model qllk-2-nano --corpus {text} {TINY} --sample-at 0 1000 --json"
-    _, out, _ = run(capsysbinary, line)
+    _, out, _ = run_line(capsysbinary, line)
     (first, _), (last, _) = json.loads(out)["samples"]
     assert 0 < first < last == json.loads(out)["seconds"]
 
@@ -334,7 +324,7 @@ def test_samples_are_taken_at_their_time(capsysbinary, text):
     ],
 )
 def test_an_error_is_reported_in_one_line(capsysbinary, line, said):
-    code, _, err = run(capsysbinary, line)
+    code, _, err = run_line(capsysbinary, line)
     assert code == 1
     assert said in err
     assert "Traceback" not in err
@@ -345,7 +335,7 @@ def test_the_memory_study_writes_two_files_that_can_be_written(
 ):
     monkeypatch.setattr(memory, "study_memory", None)
     for path in (tmp_path / "x.md", tmp_path, text / "x.json"):
-        code, out, err = run(capsysbinary, f"memory --corpus {text} --report {path}")
+        code, out, err = run_line(capsysbinary, f"memory --corpus {text} --report {path}")
         assert (code, out) == (1, "")
         assert "written" in err
 
@@ -358,10 +348,10 @@ def test_grades_that_are_there_when_grading_is_interrupted_are_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grade, "grade", grades)
-    code, out, _ = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path / 'grades.csv'}")
+    code, out, _ = run_line(capsysbinary, f"grade {tmp_path} --csv {tmp_path / 'grades.csv'}")
     assert code == 130
     assert "correct" in out
     assert "correct" in (tmp_path / "grades.csv").read_text()
-    code, _, err = run(capsysbinary, f"grade {tmp_path} --csv {tmp_path}")
+    code, _, err = run_line(capsysbinary, f"grade {tmp_path} --csv {tmp_path}")
     assert code == 1
     assert "cannot be written" in err

@@ -336,7 +336,7 @@ def test_a_file_whose_facts_cannot_be_drawn_is_refused_and_the_panel_goes_on(
 ):
     tensors, metadata = checkpoint.read(saved)
     text = json.dumps(metadata | damage)
-    header = {"format": "3", "metadata": text, "sha256": checkpoint._digest(tensors, text)}
+    header = {"format": "3", "metadata": text, "sha256": checkpoint.digest(tensors, text)}
     (tmp_path / "odd").write_bytes(to_bytes(tensors, header))
     panel.start()
     wait_steps(panel.run, 1)

@@ -19,7 +19,7 @@ def state_numbers(state: object) -> int:
 
     Raises   ValueError when the state contains something that cannot be measured
     """
-    return sum(tensor.numel() for tensor in _state_tensors(state))
+    return sum(tensor.numel() for tensor in state_tensors(state))
 
 
 def state_bytes(state: object) -> int:
@@ -27,15 +27,15 @@ def state_bytes(state: object) -> int:
 
     Raises   ValueError when the state contains something that cannot be measured
     """
-    return sum(tensor.numel() * tensor.element_size() for tensor in _state_tensors(state))
+    return sum(tensor.numel() * tensor.element_size() for tensor in state_tensors(state))
 
 
-def _state_tensors(state) -> list[Tensor]:
+def state_tensors(state) -> list[Tensor]:
     """Every tensor in a state of nested tuples; counters and None contain none."""
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, tuple | list):
-        return [tensor for part in state for tensor in _state_tensors(part)]
+        return [tensor for part in state for tensor in state_tensors(part)]
     if state is None or isinstance(state, int):
         return []
     raise ValueError(f"a state consists of tuples, tensors, counts and None; got {state!r}")
@@ -186,7 +186,7 @@ def _memories(state, clock):
 
 
 def _rms(state) -> float:
-    flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in _state_tensors(state)])
+    flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in state_tensors(state)])
     return flat.square().mean().sqrt().item()
 
 

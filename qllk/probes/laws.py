@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.families import eval_mode
-from .inside import _state_tensors, state_numbers
+from .inside import state_numbers, state_tensors
 
 _T = 24  # steps of the text that the laws are tried on
 _CUTS = ((1,) * _T, (_T - 1, 1), (1, 7, 13, 3))  # ways to read it in pieces
@@ -132,7 +132,7 @@ def _mix(mixer, x, state=None):
         raise ValueError(
             f"a mixer returns y in the shape of x, {tuple(x.shape)}; got {tuple(found[0].shape)}"
         )
-    _state_tensors(found[1])  # raises for what a state cannot hold
+    state_tensors(found[1])  # raises for what a state cannot hold
     return found
 
 

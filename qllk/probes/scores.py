@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(nats): a uniform choice among so many ids would be as hard to guess."""
+        """exp(nats), the number of equally likely ids that would be as hard to predict."""
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
 

@@ -11,7 +11,7 @@ from ..model.families import eval_mode
 from ..model.sample import positions_left, restrict_vocabulary, sampler, stream
 from ..probes.evaluate import LN2, iterate_batches, iterate_stream
 from ..probes.scores import Scores, distinct, score
-from ..training.trainer import Trainer, mix_seeds
+from ..training.trainer import Trainer
 from .race import WINDOWS, longest_stream
 
 _SAMPLE = 4096  # ids that are written, fewer if the model's context ends
@@ -62,14 +62,9 @@ def _windows(trainer) -> list[int]:
 
 
 def _in_windows(trainer, window) -> Scores:
-    generator = torch.Generator().manual_seed(mix_seeds(trainer.recipe.seed, 0))
-    size = trainer.corpus.tokenizer.vocab_size
-
-    def ask(ids):
-        return trainer.ask(ids, generator).ignore_specials(size)
-
+    text, ask = trainer.corpus.valid, trainer.evaluation()
     with trainer.place.autocast():
-        return score(iterate_batches(trainer.model, trainer.corpus.valid, window, ask=ask))
+        return score(iterate_batches(trainer.model, text, window, ask=ask))
 
 
 def _facts(trainer, scores: Scores) -> dict:

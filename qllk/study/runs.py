@@ -9,7 +9,6 @@ depends on how fast the machine was; it is repeated with a clock that shows the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -19,16 +18,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from .. import __version__
 from ..checks import check_fields
 from ..files import user_path, write_atomically
 from ..spec import Spec
 from ..text.corpora import corpus
-from ..training import checkpoint, parallel
+from ..training import checkpoint
 from ..training.devices import describe_machine
 from ..training.recipe import Recipe, Record
+from ..training.snapshot import take_snapshot
 from ..training.trainer import Trainer
 from .figures import Chart
 from .standings import draw_curves
@@ -98,12 +96,8 @@ def _new_folder(folder, name):
 
 def hash_weights(trainer: Trainer) -> str:
     """A hash over the values of all weights."""
-    total = hashlib.sha256()
-    for name, value in sorted(trainer.model.state_dict().items()):
-        total.update(name.encode())
-        whole = parallel.gather(value.detach()).cpu().contiguous()
-        total.update(whole.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+    tensors = take_snapshot(trainer).tensors
+    return checkpoint.digest({k: v for k, v in tensors.items() if k.startswith("model.")})
 
 
 def kept_runs(folder: str | Path) -> list[KeptRun]:

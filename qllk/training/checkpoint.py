@@ -69,7 +69,7 @@ def save(trainer: Trainer, path: str | Path, *, replace_later: bool = False) -> 
         )
     path = user_path(path)
     text = json.dumps(metadata, sort_keys=True)
-    header = {"format": str(_FORMAT), "metadata": text, "sha256": _digest(tensors, text)}
+    header = {"format": str(_FORMAT), "metadata": text, "sha256": digest(tensors, text)}
     finish = os.replace if replace_later else partial(_replace_earlier, metadata)
     if trainer.processes.leads:
         write_atomically(path, to_bytes(tensors, header), finish)
@@ -264,12 +264,12 @@ def _read_tensors(header: _Header, file: BinaryIO) -> dict[str, Tensor]:
         tensors = from_bytes(header.start + file.read(header.rest))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"it is not a readable checkpoint: {error}") from None
-    if _digest(tensors, header.text) != header.sha256:
+    if digest(tensors, header.text) != header.sha256:
         raise ValueError("it has changed since it was written: its checksum differs")
     return tensors
 
 
-def _digest(tensors: dict[str, Tensor], metadata: str) -> str:
+def digest(tensors: Mapping[str, Tensor], metadata: str = "") -> str:
     """A hash over the names, dtypes, shapes and values of tensors, and the metadata."""
     total = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):

@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..checks import look_up
 from ..model.layers import LinearHead
@@ -372,6 +371,11 @@ def is_finite(gradient: Tensor) -> bool:
     return values.numel() == 0 or all(map(math.isfinite, torch.stack(values.aminmax()).tolist()))
 
 
+def gather(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP2 has split over processes. All of them have to call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> float:
     """Scale the dense gradients so that their common norm is at most `limit`; return it as it was.
 
@@ -380,8 +384,7 @@ def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> float:
     """
     with_gradient = [p for p in weights if p.grad is not None]
     dense = [p for p in with_gradient if not p.grad.is_sparse]
-    norm = torch.nn.utils.clip_grad_norm_(dense, limit)
-    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    norm = gather(torch.nn.utils.clip_grad_norm_(dense, limit)).item()
     tables_finite = all(is_finite(p.grad) for p in with_gradient if p.grad.is_sparse)
     return norm if tables_finite else math.nan
 

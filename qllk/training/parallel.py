@@ -9,6 +9,9 @@ DistributedDataParallel ("ddp": every process has the whole model) and FSDP2 ("f
 part of every weight). All do the same, validation included; only the first one writes and prints.
 
 `Piece` cuts one *sequence* over the processes instead, which takes a model whose state is small.
+
+FSDP2 and what it stands on are imported where they are used: they would take most of the time that
+`import qllk` takes after `import torch`.
 """
 
 from __future__ import annotations
@@ -22,14 +25,11 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.attention import CrossAttention
 from ..model.blocks import Block
-from ..probes.inside import _state_tensors
+from ..probes.inside import state_tensors
 from .optim import find_tables
 from .recipe import Recipe
 
@@ -149,6 +149,9 @@ def split(model: nn.Module, engine: str, device: str) -> None:
     """Split the weights of a model over the processes, block by block, if the engine is FSDP2."""
     if engine != "fsdp" or (world := current().world) == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(torch.device(device).type, (world,))
     inner = [module for module in model.modules() if isinstance(module, Block | CrossAttention)]
     for module in (*reversed(inner), model):  # a cross-attention before the block around it
@@ -174,25 +177,22 @@ def without_exchange(reader: nn.Module) -> Iterator[None]:
         with reader.no_sync():
             yield
         return
-    split_model = reader.model if isinstance(reader.model, FSDPModule) else None
-    if split_model:
-        split_model.set_requires_gradient_sync(False)
+    exchange = getattr(reader.model, "set_requires_gradient_sync", None)  # of FSDP2
+    if exchange:
+        exchange(False)
     try:
         yield
     finally:
-        if split_model:
-            split_model.set_requires_gradient_sync(True)
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that FSDP2 has split. All processes have to call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if exchange:
+            exchange(True)
 
 
 def scatter(whole: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, split as `like` is if it has its shape."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    if not hasattr(like, "full_tensor") or whole.shape != like.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
@@ -251,7 +251,7 @@ class Piece:
 
 
 def _floats(state) -> list[Tensor]:
-    return [tensor for tensor in _state_tensors(state) if tensor.is_floating_point()]
+    return [tensor for tensor in state_tensors(state) if tensor.is_floating_point()]
 
 
 def _gradient(leaf: Tensor) -> Tensor:

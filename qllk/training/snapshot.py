@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import devices, parallel
+from . import devices, optim, parallel
 from .place import move_to
 
 _COUNTERS = ("step", "bytes_seen", "seconds", "lr", "batch")
@@ -27,7 +27,7 @@ def take_snapshot(trainer) -> Snapshot:
     found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     for index, state in trainer.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    whole = {name: parallel.gather(value.detach()) for name, value in found.items()}
+    whole = {name: optim.gather(value.detach()) for name, value in found.items()}
     tensors = {name: value.cpu().clone().contiguous() for name, value in whole.items()}
     corpus, place = trainer.corpus, trainer.place
     metadata = {

@@ -378,19 +378,23 @@ class Trainer:
         """
         return evaluate.mean_loss(*self.loss_by_position(limit, window))
 
+    def evaluation(self) -> Callable[[torch.Tensor], Batch]:
+        """A function that asks about held-out windows, in order: (B,T+1) ids to a `Batch`.
+
+        Masks and removed spans are those of every evaluation; sentinels do not count.
+        """
+        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
+        size = self.corpus.tokenizer.vocab_size
+        return lambda ids: self.ask(ids, generator).ignore_specials(size)
+
     @devices.own_conditions()
     def loss_by_position(
         self, limit: int | None = None, window: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats per byte and target counts by position, see `evaluate.loss_by_position`."""
-        generator = torch.Generator().manual_seed(mix_seeds(self.recipe.seed, 0))
-
-        def ask(ids):
-            return self.ask(ids, generator).ignore_specials(self.corpus.tokenizer.vocab_size)
-
         with self.place.autocast():
             nats, count = evaluate.loss_by_position(
-                self.model, self._held_out(limit), window or self.window, ask=ask
+                self.model, self._held_out(limit), window or self.window, ask=self.evaluation()
             )
         return nats / self.corpus.bytes_per_id, count
 

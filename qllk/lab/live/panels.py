@@ -92,7 +92,7 @@ class Panel:
     def __init__(self, name: str, model: str | Callable[[], nn.Module], corpus: str, changes: dict):
         self.name, self._changes = name, changes
         self._recipe = _lab_recipe(model, changes)  # of the model that is chosen
-        self._acting = threading.RLock()  # held by whoever changes the run or the controls
+        self._acting = threading.RLock()  # guards the run and the controls
         self._offering = False  # while the panel itself sets controls
         self._drawing = threading.Lock()
         self.run: Run | None = None

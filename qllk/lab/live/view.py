@@ -95,7 +95,7 @@ def _compare(now: Snapshot, settings: dict[str, object], earlier: Sequence[Earli
         if name in settings and settings[name] != old
     ]
     said = f"the run before: {', '.join(changed) or 'nothing differs'}"
-    ours = now.valid or [(point.step, point.mean) for point in now.train]
+    ours = Earlier.of(now, settings).curve
     if ours and before.curve:
         step = min(ours[-1][0], before.curve[-1][0])
         then, this = (_at(curve, step) for curve in (before.curve, ours))
