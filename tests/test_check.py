@@ -24,7 +24,11 @@ from qllk.lab.lessons.exercises import EXERCISES as BY_LESSON
 
 EXERCISES = {one.name: one for lesson in BY_LESSON.values() for one in lesson}
 # What the check must say of each known mistake: {exercise: {cause: state}}.
-PINNED = json.loads((Path(__file__).parent / "mistake_verdicts.json").read_text("utf-8"))
+PINNED = {
+    exercise: causes
+    for path in sorted((Path(__file__).parent / "mistake_verdicts").glob("*.json"))
+    for exercise, causes in json.loads(path.read_text("utf-8")).items()
+}
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 
 

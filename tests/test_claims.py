@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qllk import Recipe, Trainer, build, corpus, probes
+from qllk.lab import ledger
 from qllk.lab.lessons import claims, race
 from qllk.lab.lessons.exercises.assembly import spec_of
 from qllk.model.mixers import CumsumMixer
@@ -201,16 +202,16 @@ def test_the_published_proof_of_learning_is_ten_steps_on_random_bytes():
 
 
 def test_every_claim_of_the_ledger_has_a_verdict():
-    found = claims.findings(replace(BAD, seconds=2.0, device=None))
+    found = ledger.judge(claims.CLAIMS, replace(BAD, seconds=2.0, device=None))
     assert [f.id for f in found] == [f"L{n:02}" for n in range(1, 20)] + ["L19a", "L19b", "L19c"]
-    counts = claims.verdict_bars(found).values
+    counts = ledger.verdict_bars(found).values
     assert list(counts) == ["holds", "holds in part", "does not hold", "not tested here"]
     assert sum(counts.values()) == 22
     assert counts["not tested here"] == 6
 
 
 def test_code_is_counted_without_words():
-    assert claims.code_lines(claims.Finding) == 5
+    assert claims.code_lines(ledger.Finding) == 5
     assert (
         claims.code_lines(CumsumMixer)
         < len(claims.inspect.getsource(CumsumMixer).splitlines()) - 10

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +23,14 @@ from ...model.layers import GeluMLP
 from ...model.mixers import SoftmaxAttention
 from ...probes import baselines, measure
 from ...study import published
-from ...study.figures import Bars
 from ...text.corpora import corpus
 from ...text.windows import sample_windows
 from ...training import devices
+from ..ledger import DOES_NOT, IN_PART, UNTESTED, Claim, holds_if
 from ..minimize import minimize
 from .exercises.race import verdict
 from .race import Bits
 
-_HOLDS, _IN_PART, _DOES_NOT = "holds", "holds in part", "does not hold"
-_UNTESTED = "not tested here"
-_VERDICTS = (_HOLDS, _IN_PART, _DOES_NOT, _UNTESTED)
 _ENOUGH = 100  # seconds of training, from which on a comparison of two models counts
 _FOUND = 0.5  # the share of far digits from which on a model remembers; chance is 0.1
 
@@ -79,33 +75,6 @@ class Evidence:
     device: str | None = "cuda" if torch.cuda.is_available() else None
 
 
-class _Claim(NamedTuple):
-    """What was published, and how it is tested."""
-
-    id: str
-    says: str
-    test: Callable[[Evidence], tuple[str, str]]  # -> verdict, what was measured
-
-
-class Finding(NamedTuple):
-    """A claim with its verdict, and the numbers behind it."""
-
-    id: str
-    says: str
-    verdict: str
-    measured: str
-
-
-def findings(seen: Evidence) -> list[Finding]:
-    """Every claim, tested on this machine."""
-    with measure.single_thread():
-        return [Finding(claim.id, claim.says, *claim.test(seen)) for claim in CLAIMS]
-
-
-def _holds_if(true: bool, otherwise=_DOES_NOT) -> str:
-    return _HOLDS if true else otherwise
-
-
 # ---------------------------------------------------------------- speed
 
 
@@ -130,7 +99,7 @@ def speed_up(seen: Evidence) -> tuple[str, str]:
     alone = once / 64 - 64 * pair  # of a patch
     own = operations(seen.kernel, 64) / 64
     ratio = (alone + pair * seen.patches) / own
-    return _holds_if(ratio >= 100), (
+    return holds_if(ratio >= 100), (
         f"{ratio:.2f} times fewer operations at {seen.patches:,} patches; "
         f"125 times from {(125 * own - alone) / pair:,.0f} on"
     )
@@ -149,18 +118,18 @@ class _Attention(SoftmaxAttention):
 def _ten_times_longer(seen):
     short, long = (_operations(seen.second, 1, length) for length in (2048, 20480))
     ratio = long / short
-    return _holds_if(9 <= ratio <= 11), f"ten times the text: {ratio:.1f} times the operations"
+    return holds_if(9 <= ratio <= 11), f"ten times the text: {ratio:.1f} times the operations"
 
 
 def _operation_table(seen):
     work = _operations(seen.first, 1, 1000)
-    return _holds_if(work <= 2000), f"{work / 1e9:.2f} billion operations for 1,000 bytes"
+    return holds_if(work <= 2000), f"{work / 1e9:.2f} billion operations for 1,000 bytes"
 
 
 def _speed_on_other_machines(seen):
     model, ids = seen.first(), torch.zeros(1, 512, dtype=torch.long)
     took = measure.median_seconds(lambda: model(ids).sum().backward(), repeats=3)
-    return _UNTESTED, f"takes a Mac and a Pi 5; one core here trains {512 / took:,.0f} bytes/s"
+    return UNTESTED, f"takes a Mac and a Pi 5; one core here trains {512 / took:,.0f} bytes/s"
 
 
 def _performance_update(seen):
@@ -168,7 +137,7 @@ def _performance_update(seen):
     took = measure.compare_seconds([lambda m=m: m(ids) for m in models])
     ratio = _operations(seen.second, 1, 512) / _operations(seen.first, 1, 512)
     said = f"1.1 takes {ratio:.2f} times the operations of 1.0"
-    return _holds_if(ratio < 1), f"{said}, here {took[0] / took[1]:.1f} times the seconds"
+    return holds_if(ratio < 1), f"{said}, here {took[0] / took[1]:.1f} times the seconds"
 
 
 def _faster_patching(seen):
@@ -178,12 +147,12 @@ def _faster_patching(seen):
     with torch.no_grad():
         work = measure.count_flops(lambda: fold(x)) / 64
     said = f"{work / (8 * 256):.0f} times the work of the mean of 1.0"
-    return _holds_if(work <= 8 * 256), f"{said}, here {took[0] / took[1]:.0f} times its seconds"
+    return holds_if(work <= 8 * 256), f"{said}, here {took[0] / took[1]:.0f} times its seconds"
 
 
 def _larger_batches(seen):
     if seen.device is None:
-        return _UNTESTED, "takes a GPU: bytes a second with batches of 4 and of 64"
+        return UNTESTED, "takes a GPU: bytes a second with batches of 4 and of 64"
     model = seen.second().to(seen.device)
 
     def read(batch):
@@ -193,7 +162,7 @@ def _larger_batches(seen):
     with torch.no_grad():
         took = [measure.median_seconds(lambda B=B: read(B)) for B in (4, 64)]
     gain = 16 * took[0] / took[1]
-    return _holds_if(gain > 12), f"16 times the batch, {gain:.1f} times the bytes a second"
+    return holds_if(gain > 12), f"16 times the batch, {gain:.1f} times the bytes a second"
 
 
 # ---------------------------------------------------------------- learning
@@ -221,14 +190,14 @@ def _learns(seen):
         here = ten_steps(seen.first(), random_bytes)
     said = f"blind guessing costs {baselines.UNIFORM:.2f}; it was ten steps on random bytes"
     return (
-        _holds_if(seen.ten_steps[1] < baselines.UNIFORM),
+        holds_if(seen.ten_steps[1] < baselines.UNIFORM),
         f"{said}, here {here[0]:.2f} to {here[1]:.2f}",
     )
 
 
 def _loss_without_leak(seen):
     said = f"{seen.noise:.2f} nats on random bytes; without a leak at least {baselines.UNIFORM:.2f}"
-    return _holds_if(seen.noise >= baselines.UNIFORM - 0.05), said
+    return holds_if(seen.noise >= baselines.UNIFORM - 0.05), said
 
 
 def accuracy(seen: Evidence) -> tuple[str, str]:
@@ -236,23 +205,23 @@ def accuracy(seen: Evidence) -> tuple[str, str]:
     mine, theirs = (statistics.fmean(seen.bits[name]) for name in ("published", "attention"))
     said = f"{mine:.2f} bits without its leak, attention {theirs:.2f}"
     if seen.seconds < _ENOUGH:
-        return _UNTESTED, f"takes a search and {_ENOUGH} s each; after {seen.seconds:.0f} s, {said}"
-    return _holds_if(mine <= 1.05 * theirs), said
+        return UNTESTED, f"takes a search and {_ENOUGH} s each; after {seen.seconds:.0f} s, {said}"
+    return holds_if(mine <= 1.05 * theirs), said
 
 
 def _long_context(seen):
     short, long = (seen.state(length) for length in (1024, 8192))
     said = f"{long:,} numbers at any length" if short == long else f"{long / short:.0f}x the state"
     said += f"; of digits over 4,096 bytes back it finds {seen.found:.0%}, chance is 10%"
-    return _holds_if(
-        short == long and seen.found > _FOUND, _IN_PART if short == long else _DOES_NOT
+    return holds_if(
+        short == long and seen.found > _FOUND, IN_PART if short == long else DOES_NOT
     ), said
 
 
 def _hashing(seen):
     word = verdict(seen.bits["published"], seen.bits["without hash"])
     said = f"a learned matrix, nothing is hashed; with it against without it: {word}"
-    return _holds_if(word == "ahead"), said
+    return holds_if(word == "ahead"), said
 
 
 def _gate(seen):
@@ -267,7 +236,7 @@ def _gate(seen):
         changed = (mixer(x) != usual).any(dim=-1)[0]
     output, memory = bool(changed[at]), bool(changed[at + 1 :].any())
     said = f"a closed gate changes the output: {output}; what is remembered: {memory}"
-    return (_IN_PART if output and not memory else _holds_if(output)), said
+    return (IN_PART if output and not memory else holds_if(output)), said
 
 
 # ---------------------------------------------------------------- size, form and machines
@@ -276,13 +245,13 @@ def _gate(seen):
 def _size(seen):
     counts = [count_parameters(make()) for make in (seen.first, seen.second)]
     near = any(abs(count - 5.9e6) < 0.3e6 for count in counts)
-    return _holds_if(near), f"1.0 has {counts[0]:,}, 1.1 has {counts[1]:,}"
+    return holds_if(near), f"1.0 has {counts[0]:,}, 1.1 has {counts[1]:,}"
 
 
 def _fewer_linears(seen):
     whole = [_linears(make(dim=8)) for make in (seen.first, seen.second)]
     said = f"q, k, v 3 to 1; in a kernel 4 to 2; in the model {whole[0]} to {whole[1]}"
-    return _holds_if(whole[1] <= 0.35 * whole[0], _IN_PART), said
+    return holds_if(whole[1] <= 0.35 * whole[0], IN_PART), said
 
 
 def _linears(module) -> int:
@@ -293,7 +262,7 @@ def _loading(seen):
     share = _drawing_share(seen.draw, seen.second)
     wide = np.zeros(1024, np.uint8).astype(np.int64).nbytes / 1024
     said = f"drawing is {share:.2%} of a step: no bottleneck to remove; int64 takes {wide:.0f}x RAM"
-    return _holds_if(share > 0.2, _IN_PART), said
+    return holds_if(share > 0.2, IN_PART), said
 
 
 @cache
@@ -312,7 +281,7 @@ def _half_precision(seen):
         for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16))
     }
     said = ", ".join(f"{n:,} in {d}" for d, n in stuck.items())
-    return _UNTESTED, f"takes a GPU; a sum of ones stops at {said}"
+    return UNTESTED, f"takes a GPU; a sum of ones stops at {said}"
 
 
 def _stands_still(value, dtype) -> bool:
@@ -322,12 +291,12 @@ def _stands_still(value, dtype) -> bool:
 
 def _several_devices(seen):
     found = ", ".join(device.name for device in devices.available())
-    return _UNTESTED, f"takes two GPUs; found by trying here: {found}"
+    return UNTESTED, f"takes two GPUs; found by trying here: {found}"
 
 
 def _loader_workers(seen):
     share = _drawing_share(seen.draw, seen.second)
-    return _UNTESTED, f"takes a GPU; on the CPU workers could win {share:.2%} of a step at most"
+    return UNTESTED, f"takes a GPU; on the CPU workers could win {share:.2%} of a step at most"
 
 
 def _lightweight(seen):
@@ -337,13 +306,13 @@ def _lightweight(seen):
     with torch.no_grad():
         peak = max(measure.trace_memory(lambda m=m: m(ids)).peak_bytes for m in models) / 1e6
     said = f"{weights[0]:.0f} and {weights[1]:.0f} MB of weights, {peak:.1f} MB to read 512 bytes"
-    return _holds_if(max(weights) + peak < 64), said
+    return holds_if(max(weights) + peak < 64), said
 
 
 def _short_source(seen):
     first = code_lines(seen.first) + code_lines(published.SeparateKernel)
     second = code_lines(seen.second) + code_lines(seen.kernel)
-    return _holds_if(max(first, second) <= 77), f"{first} and {second} lines in our copy"
+    return holds_if(max(first, second) <= 77), f"{first} and {second} lines in our copy"
 
 
 def code_lines(thing) -> int:
@@ -365,40 +334,30 @@ def _replaces_attention(seen):
     table = q[:, :, None] * k[:, None] * mask  # (1, T, T, D heads)
     gap = ((table * v[:, None]).sum(2) - kernels.cumsum_kernel(q, k, v)[0]).abs().max().item()
     said = f"masked scores without softmax, heads of width one: equal within 1e-9: {gap < 1e-9}"
-    return _holds_if(gap < 1e-9), said
+    return holds_if(gap < 1e-9), said
 
 
 CLAIMS = (
-    _Claim("L01", "125 times faster than attention", speed_up),
-    _Claim("L02", "ten times longer is ten times slower", _ten_times_longer),
-    _Claim("L03", "1,000 operations for 1,000 tokens", _operation_table),
-    _Claim("L04", "5.9 million parameters", _size),
-    _Claim("L05", "85,547 and 8,198 tokens a second", _speed_on_other_machines),
-    _Claim("L06", "1.1 is a major speed update", _performance_update),
-    _Claim("L07", "loss 5.72 to 5.67: it learns", _learns),
-    _Claim("L08", "loss 2.92 to 2.80 on 68 MB: it learns", _loss_without_leak),
-    _Claim("L09", "66 % fewer linear layers", _fewer_linears),
-    _Claim("L10", "mapped files remove the data bottleneck", _loading),
-    _Claim("L11", "infinite context, 100K tokens and more", _long_context),
-    _Claim("L12", "about 5 % less accurate than attention", accuracy),
-    _Claim("L13", "patches by Conv1d are faster", _faster_patching),
-    _Claim("L14", "larger batches, proportional gains", _larger_batches),
-    _Claim("L15", "float16 on CUDA, float32 on Apple's GPU", _half_precision),
-    _Claim("L16", "finds its devices, uses several GPUs", _several_devices),
-    _Claim("L17", "8 loader workers on CUDA, 0 elsewhere", _loader_workers),
-    _Claim("L18", "light enough for small machines", _lightweight),
-    _Claim("L19", "about 70 lines", _short_source),
-    _Claim("L19a", "feature hashing gives shortcuts", _hashing),
-    _Claim("L19b", "the gate controls what flows", _gate),
-    _Claim("L19c", "a running sum replaces the table", _replaces_attention),
+    Claim("L01", "125 times faster than attention", speed_up),
+    Claim("L02", "ten times longer is ten times slower", _ten_times_longer),
+    Claim("L03", "1,000 operations for 1,000 tokens", _operation_table),
+    Claim("L04", "5.9 million parameters", _size),
+    Claim("L05", "85,547 and 8,198 tokens a second", _speed_on_other_machines),
+    Claim("L06", "1.1 is a major speed update", _performance_update),
+    Claim("L07", "loss 5.72 to 5.67: it learns", _learns),
+    Claim("L08", "loss 2.92 to 2.80 on 68 MB: it learns", _loss_without_leak),
+    Claim("L09", "66 % fewer linear layers", _fewer_linears),
+    Claim("L10", "mapped files remove the data bottleneck", _loading),
+    Claim("L11", "infinite context, 100K tokens and more", _long_context),
+    Claim("L12", "about 5 % less accurate than attention", accuracy),
+    Claim("L13", "patches by Conv1d are faster", _faster_patching),
+    Claim("L14", "larger batches, proportional gains", _larger_batches),
+    Claim("L15", "float16 on CUDA, float32 on Apple's GPU", _half_precision),
+    Claim("L16", "finds its devices, uses several GPUs", _several_devices),
+    Claim("L17", "8 loader workers on CUDA, 0 elsewhere", _loader_workers),
+    Claim("L18", "light enough for small machines", _lightweight),
+    Claim("L19", "about 70 lines", _short_source),
+    Claim("L19a", "feature hashing gives shortcuts", _hashing),
+    Claim("L19b", "the gate controls what flows", _gate),
+    Claim("L19c", "a running sum replaces the table", _replaces_attention),
 )
-
-
-def verdict_lines(found: list[Finding]) -> list[str]:
-    return [f"{f.id:5} {f.says:41} {f.verdict}" for f in found]
-
-
-def verdict_bars(found: list[Finding]) -> Bars:
-    """How many claims got which verdict."""
-    got = [finding.verdict for finding in found]
-    return Bars(f"{len(found)} published claims", {v: got.count(v) for v in _VERDICTS}, "claims")

@@ -1,0 +1,5 @@
+"""Exercises of lesson 15, Learn to forget."""
+
+from __future__ import annotations
+
+EXERCISES = ()

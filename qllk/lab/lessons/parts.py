@@ -1,0 +1,1 @@
+"""Lesson 12, Choose the parts."""
