@@ -400,12 +400,12 @@ def test_an_encoder_cannot_continue_and_says_so():
 def test_segments_differ_and_the_first_is_the_default():
     model, ids = build(ENCODER.but(segments=2), seed=0), torch.randint(256, (2, 5))
     first = torch.zeros_like(ids)
-    same(model(ids), model(ids, first), atol=0)
-    assert not torch.allclose(model(ids), model(ids, 1 - first))
+    same(model(ids), model(ids, segments=first), atol=0)
+    assert not torch.allclose(model(ids), model(ids, segments=1 - first))
     with pytest.raises(ValueError, match="0 … 1, got 2 … 2"):
-        model(ids, first + 2)
+        model(ids, segments=first + 2)
     with pytest.raises(ValueError, match=r"a model that has none; set Spec\.segments"):
-        build(ENCODER)(ids, first)
+        build(ENCODER)(ids, segments=first)
 
 
 def test_an_encoder_decoder_encodes_its_source_once_and_then_streams():

@@ -90,3 +90,17 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
         pretrained_model(tmp_path / "no.safetensors", text, RECIPE)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         pretrained_model(tmp_path, text, RECIPE)
+
+
+def test_a_classifier_starts_from_an_encoder_with_a_head_of_its_own(tmp_path):
+    path, text = tmp_path / "first.safetensors", qllk.corpus("task:moods:20000")
+    first = trained(TINY["bert-nano"].but(vocab_size=257), path, steps=2)
+    recipe = qllk.Recipe(steps=2, batch=2, window=160, question="labels", validate_bytes=300)
+    model = pretrained_model(path, text, recipe, lambda spec: spec.but(head="pooled"))
+    found, learned = model.state_dict(), first.model.state_dict()
+    assert {name for name in found if name not in learned} == set()
+    same(found["embed.weight"][:257], learned["embed.weight"], atol=0)
+    layers = [name for name in found if name.startswith("encoder.")]
+    assert all(torch.equal(found[name], learned[name]) for name in layers)
+    assert not torch.equal(found["head.transform.weight"], learned["head.transform.weight"])
+    assert [record.step for record in qllk.Trainer(model, text, recipe)] == [1, 2]

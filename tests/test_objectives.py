@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,12 @@ from qllk.text import objectives
 from qllk.text.objectives import (
     IGNORED,
     _span_counts,
+    check_lines,
     count_targets,
+    labels,
     masked_token,
     next_token,
+    pairs,
     restore_spans,
     seq2seq,
     span_corruption,
@@ -346,3 +350,69 @@ def test_spans_of_another_row_are_refused():
         restore_spans(torch.tensor([1, 257]), torch.tensor([7, 257]))
     with pytest.raises(ValueError, match=r"source has sentinel 258, the target only \[257\]"):
         restore_spans(torch.tensor([257, 1, 258]), torch.tensor([257, 5]))
+
+
+# ---------------------------------------------------------------- lines of two fields
+
+PAIRS = b"ne\t1\ntwo four\t24\nsix\t6\nthr"
+LABELS = b"ay\t-\nwhat a day\t+\nno\t-\nan"
+
+
+def window(text, rows=1):
+    return torch.tensor([list(text)] * rows, dtype=torch.uint8)
+
+
+def text_of(ids):
+    return bytes(id for id in ids.tolist() if 0 <= id < 256)
+
+
+def test_each_complete_line_is_a_pair_of_its_own():
+    (source, shifted, text), targets = pairs(window(PAIRS, rows=2))
+    assert [text_of(row) for row in source] == [b"two four", b"six"] * 2
+    assert [text_of(row) for row in targets] == [b"24\n", b"6\n"] * 2
+    assert torch.equal(text, source != 257)
+    assert shifted[0].tolist() == [256, *b"24"]
+    assert shifted[1].tolist() == [256, *b"6\n"]  # what follows the newline does not count
+    assert targets[1].tolist() == [*b"6\n", IGNORED]
+
+
+def test_a_label_is_told_where_the_first_mark_stands():
+    (ids, text), targets = labels(window(LABELS))
+    assert ids.tolist() == [[256, *b"what a day", 257], [256, *b"no", 257, *[258] * 8]]
+    assert torch.equal(text, ids != 258)
+    assert targets[:, 0].tolist() == list(b"+-")
+    assert (targets[:, 1:] == IGNORED).all()
+
+
+@pytest.mark.parametrize("ask", [pairs, labels])
+def test_a_window_without_a_complete_line_has_no_targets(ask):
+    batch = ask(window(b"in the middle of a line\tof"))
+    assert count_targets(batch.targets) == 0
+    assert all(len(rows) == 1 and rows.shape[1] for rows in (*batch.inputs, batch.targets))
+
+
+def test_a_label_of_two_bytes_is_refused():
+    with pytest.raises(ValueError, match="a label must be a single byte, got b'no'"):
+        labels(window(b"x\ty\nwords\tno\n"))
+
+
+def lines(text):
+    return np.frombuffer(text, np.uint8)
+
+
+def test_lines_that_fit_into_half_a_window_pass():
+    check_lines(lines(b"cut\nab\tc\nde\tf\ncut"), window=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"no line at all", "need a text of lines"),
+        (b"x\nab\tc\n\nde\tf\n", "'' has 0 tabs"),
+        (b"x\nab\tc\td\n", r"'ab\\tc\\td' has 2 tabs"),
+        (b"x\nab\tc\nabcde\tf\n", "the longest line has 8 bytes.*at least 16"),
+    ],
+)
+def test_other_texts_are_refused_before_training(text, message):
+    with pytest.raises(ValueError, match=message):
+        check_lines(lines(text), window=15)

@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 
 from qllk.text.corpora import corpus as find
 from qllk.text.corpora import task
-from qllk.text.tasks import TASKS, asked_digits, make_task
+from qllk.text.tasks import TASKS, asked_digits, in_words, make_task, mood
 
 LETTERS = set(b"abcdefghijklmnopqrstuvwxyz")
 
@@ -140,6 +140,62 @@ def test_the_floor_of_lookup_is_what_a_reader_pays_who_knows_the_rule():
             back = len(keys) - keys.index(key)
             nats += math.log(back) + math.log(harmonic[min(len(keys), 1024) - 1])
     assert floor == pytest.approx((nats + entries * math.log(2)) / len(data), rel=0.01)
+
+
+def complete(name, size):
+    """The complete lines of a task, each as its two fields, and what the floor says of a line."""
+    text, floor = make_task(name, size, 0)
+    *lines, _ = text.tobytes().decode().split("\n")
+    return [line.split("\t") for line in lines], floor * size / len(lines)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        *((0, "zero"), (13, "thirteen"), (20, "twenty"), (99, "ninety nine"), (100, "one hundred")),
+        (304, "three hundred four"),
+        (1000, "one thousand"),
+        (520_041, "five hundred twenty thousand forty one"),
+    ],
+)
+def test_a_number_in_words(number, words):
+    assert in_words(number) == words
+
+
+def test_all_numbers_are_written_differently_and_equally_likely():
+    lines, nats = complete("numbers", 200_000)
+    assert all(words == in_words(int(digits)) for words, digits in lines)
+    assert len({in_words(number) for number in range(10_000)}) == 10_000
+    assert nats == pytest.approx(math.log(1_000_000), rel=1e-3)
+    thirds = Counter(int(digits) // 333_334 for _, digits in lines)
+    assert entropy(thirds) == pytest.approx(math.log(3), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("day sea", 0),
+        ("good day", 1),
+        ("not good", -1),
+        ("not not sad", 1),
+        ("not day sad", -1),
+    ],
+)
+def test_not_turns_the_mood_of_the_next_word_around(words, found):
+    assert mood(words.split()) == found
+
+
+def test_a_line_of_moods_costs_the_logarithm_of_how_many_there_are():
+    lines, nats = complete("moods", 200_000)
+    assert all((mood(words.split()) > 0) == (label == "+") for words, label in lines)
+    labels = Counter(label for _, label in lines)
+    assert entropy(labels) == pytest.approx(math.log(2), abs=1e-3)
+    several = [mood(words) for words in product(("not", "good", "sad", "day"), repeat=6)]
+    # With one word of each kind instead of six, and as many of "not": the same count by hand.
+    weights = {"not": 1, "good": 6, "sad": 6, "day": 6}
+    ways = (math.prod(weights[w] for w in words) for words in product(weights, repeat=6))
+    count = sum(way for way, found in zip(ways, several, strict=True) if found)
+    assert nats == pytest.approx(math.log(count), rel=1e-3)
 
 
 def test_asked_digits_reads_whole_entries_only():

@@ -182,7 +182,7 @@ class MaskedLanguageModel(nn.Module):
     these numbers can be bool: True for text and False for padding.
 
     Shapes   ids (B,T)
-             segments (B,T), default: all zero   documents (B,T), default: each row is one document
+             documents (B,T), default: each row is one document   segments (B,T), default: all zero
              ->  logits (B,T,vocab_size)
     Raises   ValueError when one of them is not (B,T), is empty, or lies outside its range
     """
@@ -196,7 +196,7 @@ class MaskedLanguageModel(nn.Module):
         self.head = _part(HEADS, spec, "head", (spec.d_model, spec.vocab_size))
 
     def forward(
-        self, ids: Tensor, segments: Tensor | None = None, documents: Tensor | None = None
+        self, ids: Tensor, documents: Tensor | None = None, segments: Tensor | None = None
     ) -> Tensor:
         ids = check_ids(ids, self.spec.vocab_size)
         x = self.embed(ids)
@@ -216,7 +216,7 @@ class MaskedLanguageModel(nn.Module):
             "call model(ids), or build a model of the family 'decoder'"
         )
 
-    def final_state(self, ids: Tensor) -> None:
+    def final_state(self, ids: Tensor, documents: Tensor | None = None) -> None:
         """Return None: an encoder has no state."""
 
     def example_inputs(self, ids: Tensor) -> tuple[Tensor, ...]:
@@ -264,9 +264,9 @@ class Seq2Seq(LanguageModel):
     def forward(self, source: Tensor, ids: Tensor, text: Tensor | None = None) -> Tensor:
         return self.run(ids, self.encode(source, text))[0]
 
-    def final_state(self, source: Tensor, ids: Tensor) -> ModelState:
+    def final_state(self, source: Tensor, ids: Tensor, text: Tensor | None = None) -> ModelState:
         """The state after reading the source and writing ids."""
-        return self.run(ids, self.encode(source))[1]
+        return self.run(ids, self.encode(source, text))[1]
 
     def example_inputs(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Return arguments for `forward` made from one text; the logits are at the last ones."""

@@ -235,6 +235,19 @@ class _MaskedHead(LinearHead):
         return super().forward(self.norm(F.gelu(self.transform(x))))
 
 
+class _PooledHead(LinearHead):
+    """BERT's head for classification: one more layer on a vector, then logits. Its answer counts
+    where <cls> stands.  Devlin 2018, 1810.04805, 4.1 and code.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int):
+        super().__init__(d_model, vocab_size, bias=True)
+        self.transform = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.transform(x).tanh())
+
+
 # Norms take torch's own options: eps, and elementwise_affine for "rms" (false: no weight).
 NORMS = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": RMSNorm, "tanh": _DynamicTanh}
 MLPS = {
@@ -244,7 +257,7 @@ MLPS = {
     "relu2": SquaredReluMLP,
     "swiglu": _SwiGLU,
 }
-HEADS = {"linear": LinearHead, "masked": _MaskedHead}
+HEADS = {"linear": LinearHead, "masked": _MaskedHead, "pooled": _PooledHead}
 
 
 def check_heads(heads: int, d_model: int) -> int:

@@ -46,7 +46,9 @@ def add_options(made: argparse.ArgumentParser) -> None:
     options.add_dropout(made)
     options.add_json(made)
     searched = ("lr", "batch", "accumulate", "window")
-    options.add_recipe(made, leave_out=("seconds", "steps", "seed", "validate_every", *searched))
+    options.add_recipe(
+        made, leave_out=("seconds", "question", "steps", "seed", "validate_every", *searched)
+    )
 
 
 def _read_batch(text: str) -> tuple[int, int]:

@@ -155,7 +155,9 @@ def _begin(args) -> Trainer:
     recipe = options.read_recipe(args, _device(args))
     spec = _change_dropout(find_spec(getattr(args, "model", options.MODEL)), args)
     text = corpus(getattr(args, "corpus", options.CORPUS))  # last, because it may be a download
-    return Trainer(fit_vocabulary(spec, recipe.window, text.tokenizer), text, recipe)
+    return Trainer(
+        fit_vocabulary(spec, recipe.window, text.tokenizer, recipe.question), text, recipe
+    )
 
 
 def _begin_from(args) -> Trainer:

@@ -17,16 +17,21 @@ of ordinary ids, 256 for bytes; the vocabulary of the model is larger:
     masked_token         the mask is id vocab_size                        vocab_size + 1
     seq2seq              the decoder starts with id vocab_size            vocab_size + 1
     span_corruption      also, sentinel k is id vocab_size + 1 + k        span_vocabulary(…)
+    pairs                the start is id vocab_size, padding the next     vocab_size + 2
+    labels               <cls>, <sep> and padding, in this order          vocab_size + 3
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..checks import check_ids, check_same_shape
 
@@ -34,7 +39,7 @@ from ..checks import check_ids, check_same_shape
 class Batch(NamedTuple):
     """The inputs of a model and the targets of its outputs."""
 
-    inputs: tuple[Tensor, ...]  # (B,T) ids; of an encoder-decoder (B,N) source and (B,T) shifted
+    inputs: tuple[Tensor, ...]  # what the model is called with, each with B rows
     targets: Tensor  # (B,T) int64, IGNORED where a position does not count
 
     def to(self, device: torch.device | str) -> Batch:
@@ -262,3 +267,101 @@ def _random_split(B, total, parts, generator) -> Tensor:
     cuts = order[:, : parts - 1].sort(dim=1).values + 1
     ends = F.pad(F.pad(cuts, (1, 0)), (0, 1), value=total)  # 0, the cuts, total
     return ends.diff(dim=1)
+
+
+# ---------------------------------------------------------------- lines of two fields
+
+_TAB, _NEWLINE = 9, 10
+
+
+def check_lines(data: np.ndarray, window: int) -> None:
+    """Check that every window of a text holds a complete line of two fields, "source TAB target".
+
+    Shapes   data (n,) uint8
+    Raises   ValueError when a line has not exactly one tab, or is longer than half a window
+    """
+    ends = np.flatnonzero(data == _NEWLINE)
+    if len(ends) < 2:
+        raise ValueError("pairs and labels need a text of lines; this one has fewer than two")
+    lines = data[ends[0] + 1 : ends[-1] + 1]
+    ends = ends[1:] - ends[0] - 1
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    tabs = np.add.reduceat((lines == _TAB).astype(int), starts)
+    if (tabs != 1).any():
+        at = int(np.flatnonzero(tabs != 1)[0])
+        line = bytes(lines[starts[at] : ends[at]][:40]).decode(errors="replace")
+        raise ValueError(
+            f"a line must be two fields with one tab between them, but {line!r} has {tabs[at]} tabs"
+        )
+    longest = int(np.diff(ends, prepend=-1).max())
+    if 2 * longest > window:
+        raise ValueError(
+            f"the longest line has {longest} bytes, and a window of {window} may hold no complete "
+            f"line; use a window of at least {2 * longest}"
+        )
+
+
+def pairs(ids: Tensor, *, vocab_size: int = 256) -> Batch:
+    """Write the second field of each line, given the first: a sequence-to-sequence task.
+
+        line     two four\t24\n          source   two four        target   24\n
+
+    Every complete line of a window is a row of its own. The newline tells the end of a target.
+
+    Shapes   ids (B,T) of bytes, with n complete lines
+             ->  inputs (n,N) source, (n,M) shifted target and (n,N) bool: no padding; targets (n,M)
+    """
+    pad = vocab_size + 1
+    fields = _complete_lines(ids)
+    source, target = (_stack([pair[i] for pair in fields], pad) for i in (0, 1))
+    batch = seq2seq(source, target, start=vocab_size, pad=pad)
+    return Batch((*batch.inputs, source != pad), batch.targets)
+
+
+def labels(ids: Tensor, *, vocab_size: int = 256) -> Batch:
+    """Tell the second field of each line, a single id, from the first: classification.
+
+        line     what a day\t+\n          input    <cls> what a day <sep>        target   +
+
+    The answer is read where <cls> stands, and only that position counts.
+
+    Shapes   ids (B,T) of bytes, with n complete lines
+             ->  inputs (n,N), and (n,N) bool: no padding; targets (n,N)
+    Paper    BERT, Devlin 2018, 1810.04805, 4.1
+    Raises   ValueError when a label has another length than 1
+    """
+    start, end, pad = range(vocab_size, vocab_size + 3)
+    fields = _complete_lines(ids)
+    read = _stack(
+        [F.pad(F.pad(text, (1, 0), value=start), (0, 1), value=end) for text, _ in fields], pad
+    )
+    targets = torch.full_like(read, IGNORED)
+    for row, (text, label) in zip(targets, fields, strict=True):
+        if len(label) != 2 and len(text):  # the label and the newline
+            raise ValueError(
+                f"a label must be a single byte, got {bytes(label[:-1].tolist())!r}; write one "
+                "letter or digit after the tab"
+            )
+        row[0] = label[0] if len(text) else IGNORED
+    return Batch((read, read != pad), targets)
+
+
+def _complete_lines(ids) -> list[tuple[Tensor, Tensor]]:
+    """The fields of every line that begins and ends inside its row; the second keeps its newline.
+
+    Where there is none, such as in the rest of a text: two fields of length 0.
+    """
+    found = []
+    for row in ids.long():
+        ends = (row == _NEWLINE).nonzero()[:, 0].tolist()
+        for start, end in pairwise(ends):
+            line = row[start + 1 : end + 1]
+            tab = int((line == _TAB).nonzero()[0])
+            found.append((line[:tab], line[tab + 1 :]))
+    return found or [(ids.new_empty(0).long(),) * 2]
+
+
+def _stack(rows, pad):
+    """Rows of different lengths as one tensor, of at least one column."""
+    stacked = pad_sequence(rows, batch_first=True, padding_value=pad)
+    return stacked if stacked.shape[1] else F.pad(stacked, (0, 1), value=pad)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections import Counter
 
 import numpy as np
 
@@ -120,6 +121,82 @@ def asked_digits(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(positions), np.array(distances)
 
 
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_NUMBERS = 1_000_000
+
+
+def in_words(number: int) -> str:
+    """A number below a million in English words."""
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    count, rest = divmod(number, size)
+    return f"{in_words(count)} {name}" + (f" {in_words(rest)}" if rest else "")
+
+
+def _numbers(size, rng):
+    """A toy language to translate: numbers in words, a tab, and in digits. All are equally likely,
+    so that a line costs the logarithm of their count.
+    """
+    rows, length = [], 0
+    while length < size:
+        number = int(rng.integers(_NUMBERS))
+        rows.append(f"{in_words(number)}\t{number}\n")
+        length += len(rows[-1])
+    text = np.frombuffer("".join(rows).encode()[:size], np.uint8)
+    return text, len(rows) * math.log(_NUMBERS) / length
+
+
+_GOOD = ("good", "nice", "fine", "warm", "glad", "kind")
+_BAD = ("poor", "sad", "cold", "mean", "dull", "grim")
+_PLAIN = ("day", "man", "sea", "sky", "road", "tree")
+_WORDS = dict.fromkeys(("not", *_PLAIN), 0) | dict.fromkeys(_GOOD, 1) | dict.fromkeys(_BAD, -1)
+_LINE = 6  # words of a line to classify
+
+
+def mood(words: list[str]) -> int:
+    """The good words less the bad ones, where "not" turns the word after it around."""
+    before = ["", *words[:-1]]
+    pairs = zip(before, words, strict=True)
+    return sum(-_WORDS[word] if last == "not" else _WORDS[word] for last, word in pairs)
+
+
+def _moods(size, rng):
+    """Lines to classify: six words, a tab, and "+" if their mood is good, "-" if it is bad.
+
+    All lines whose mood is one or the other are equally likely.
+    """
+    names, rows, length = [*_WORDS], [], 0
+    while length < size:
+        words = [names[i] for i in rng.integers(len(names), size=_LINE)]
+        if (found := mood(words)) != 0:
+            rows.append(f"{' '.join(words)}\t{'+' if found > 0 else '-'}\n")
+            length += len(rows[-1])
+    text = np.frombuffer("".join(rows).encode()[:size], np.uint8)
+    return text, len(rows) * math.log(_count_moods()) / length
+
+
+def _count_moods() -> int:
+    """How many different lines have a mood."""
+    ways = Counter({("", 0): 1})  # the last word's kind and the mood so far -> number of beginnings
+    for _ in range(_LINE):
+        longer: Counter = Counter()
+        for (last, so_far), count in ways.items():
+            for word, value in _WORDS.items():
+                kind = word if word == "not" else ""
+                longer[kind, so_far + (-value if last == "not" else value)] += count
+        ways = longer
+    return sum(count for (_, found), count in ways.items() if found)
+
+
 MAX_TASK_BYTES = 1 << 23  # up to 100 bytes of memory are needed for each
 TASKS = {
     "noise": _noise,
@@ -128,6 +205,8 @@ TASKS = {
     "recall": _recall,
     "lookup": _lookup,
     "markov": _markov,
+    "numbers": _numbers,
+    "moods": _moods,
 }
 
 

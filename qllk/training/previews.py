@@ -1,4 +1,4 @@
-"""Previews shown during training: a continued prompt, filled masks, or restored spans.
+"""Previews shown during training: a continued prompt, filled masks, restored spans, or answers.
 
 Each takes a Trainer and reads its model and corpus; only `continue_prompt` uses the prompt and the
 seed. Special ids are spelled out: a mask as ▁, the
@@ -69,6 +69,32 @@ def restore_spans(trainer, prompt: str, length: int, seed: int) -> Preview:
         f"{_spell(source[0].tolist(), tokenizer)}\n\n",
         _spell(made, tokenizer),
     )
+
+
+def answer_lines(trainer, prompt: str, length: int, seed: int) -> Preview:
+    """Answer the first held-out lines, greedily: each with its answer, then the model's."""
+    model, window = trainer.model, trainer.corpus.valid[None, : trainer.window + 1]
+    batch = trainer.evaluation()(torch.from_numpy(window.copy())).to(trainer.place.device)
+    read, *_ = inputs = [rows[:_LINES] for rows in batch.inputs]
+    with eval_mode(model):
+        if trainer.spec.family == "encoder":
+            made = model(*inputs)[:, :1].argmax(dim=-1)
+        else:
+            source, start, text = inputs
+            answers = stream(model, start[:, :1], greedy, model.encode(source, text))
+            made = torch.stack(list(islice(answers, start.shape[1])), dim=1)
+    rows = zip(read, batch.targets, made, strict=False)
+    lines = [" → ".join(map(_first_line, row)) for row in rows]
+    return Preview("held-out lines with their answers, then the model's", "", "\n".join(lines))
+
+
+_LINES = 6  # that are shown
+
+
+def _first_line(ids) -> str:
+    """The bytes among ids, up to a newline."""
+    found = bytes(id for id in ids.tolist() if 0 <= id < 256)
+    return found.partition(b"\n")[0].decode(errors="replace")
 
 
 def _held_out_batch(trainer, length: int) -> Batch:

@@ -39,6 +39,12 @@ class Recipe:
     documents: bool = _option(
         False, "keep the files of a folder apart where they share a row; for attention"
     )
+    question: str = _option(
+        "family",
+        "what is asked: family, the question of the model's family; or of a text whose lines are "
+        "two fields with a tab between them, pairs (an encoder-decoder writes the second field) or "
+        "labels (an encoder tells it, a single byte)",
+    )
     accumulate: int = _option(1, "number of micro-batches per step (gradient accumulation)")
     recompute: int = _option(
         0,
@@ -87,7 +93,9 @@ class Recipe:
             check_range(f"Recipe: {name}", getattr(self, name), int | float, most)
         check_range("Recipe: seed", self.seed, int, 2**63 - 1)
         check_range("Recipe: recompute", self.recompute, int, math.inf)
-        names = dict.fromkeys(("device", "precision", "optimizer", "matmul", "parallel"), str)
+        names = dict.fromkeys(
+            ("question", "device", "precision", "optimizer", "matmul", "parallel"), str
+        )
         for name, kind in (names | {"compile": bool, "documents": bool}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ValueError(f"Recipe: {name} must be a {kind.__name__}, got {value!r}")

@@ -34,7 +34,7 @@ from ..text.objectives import Batch, count_targets, next_token, token_losses
 from ..text.windows import Documents, sample_windows
 from . import costs, devices, float8, optim, parallel
 from .place import Place, check_memory, check_parity, move_to
-from .questions import fit_vocabulary, question_of
+from .questions import check_corpus, fit_vocabulary, question_of
 from .recipe import Recipe, Record, check_micro_batches
 from .snapshot import restore_snapshot, take_snapshot
 
@@ -86,15 +86,18 @@ class Trainer:
         else:
             self.spec = find_spec(what)
             if isinstance(what, str) and what in PRESETS:
-                self.spec = fit_vocabulary(self.spec, recipe.window, corpus.tokenizer)
+                self.spec = fit_vocabulary(
+                    self.spec, recipe.window, corpus.tokenizer, recipe.question
+                )
             plan = sketch(self.spec)  # so that a model that is too large is refused unbuilt
         self.name = name_of(self.spec) if self.spec else type(what).__name__
-        self.question = question_of(plan)
+        self.question = question_of(plan, recipe.question)
         check_memory(plan, device)
         spec, window = self.spec, recipe.window
         self._rows_per_window, self.window = spec.split_window(window) if spec else (1, window)
         self.corpus = corpus.require(self.window)
         self._check_vocabulary()
+        check_corpus(recipe.question, corpus, self.window)
         self.processes = parallel.current()
         parallel.check(plan, recipe, self._rows_per_window)
         self.documents = _find_documents(plan, corpus) if recipe.documents else None
