@@ -121,5 +121,6 @@ DRAWN = {
     "linear": "race_orders",
     "patches": "xray",
     "race": "live",
+    "shapes": "look",
     "writing": "play",
 }

@@ -192,4 +192,24 @@ QUESTIONS = {
         "c",
         "Each write replaces the one before it, so a memory of one row has forgotten the rest.",
     ),
+    "16.1": Question(
+        "Why does a model that predicts the next byte need a mask in training?",
+        (
+            "So that the table of scores fits into memory.",
+            "So that no position sees the byte that it is asked for.",
+            "So that all rows of a batch have the same length.",
+        ),
+        "b",
+        "All positions are trained at once, and each one's target is the input of the next.",
+    ),
+    "16.2": Question(
+        "When is a win over another model evidence for one of its parts?",
+        (
+            "When the same model without that part, its control, loses by more than the spread.",
+            "When the loss falls faster in the first steps.",
+            "When the model has more parameters.",
+        ),
+        "a",
+        "Everything else may be the cause as well, unless it is the same in both.",
+    ),
 }
