@@ -274,14 +274,14 @@ def seen_by(shape: str, padding: int) -> dict[str, Tensor]:
 )
 def look(shape: str = GPT, padding: int = 0):
     """Who sees whom, for a shape and a number of padded ids at the end."""
-    letters, page, words = letters_of(TEXT), [], []
+    letters, sights, words = letters_of(TEXT), [], []
     rows = [f"answer {t}" for t in range(len(TEXT))]
     for name, seen in seen_by(shape, padding).items():
         ahead = int(seen.triu(1).sum())
         said = f"{shape}, {name}: {int(seen.sum())} of {seen.numel()} pairs, {ahead} to the right"
         words.append(f"{said}.")
         colours = seen.double() - 1.6 * seen.triu(1).double()
-        page.append(
+        sights.append(
             Heat(f"{shape} sees {name}", colours.tolist(), rows, letters, most=1.0, said=said)
         )
-    return [*page, Note("Blue: up to its own place. Orange: to the right of it", words)]
+    return [tuple(sights), Note("Blue: up to its own place. Orange: to the right of it", words)]
