@@ -63,7 +63,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm_mix, self.mix = norm(d_model), mixer
-        self.norm_mlp, self.mlp = mlp and norm(d_model), mlp
+        self.norm_mlp, self.mlp = None if mlp is None else norm(d_model), mlp
         self.dropout = Dropout(dropout)
         self.add = add
 

@@ -1,9 +1,9 @@
 """RWKV-4 and RWKV-7 as mixers: time mixing, and channel mixing, which stands in place of an MLP.
 
 Channel mixing looks back one step, so it has a state and is a mixer like any other. An RWKV has
-both in turn, in blocks without an MLP: `mixers=(("rwkv4", {}), ("rwkv4-channel", {}))` and
-`mlp="none"`. Published models start each layer at values of its own; a mixer does not know its
-layer, so these all start at those of the middle layer.
+both in turn, in blocks that have no MLP: `mixers=(("rwkv4", {}), ("rwkv4-channel", {}))` and
+`mlp=("none", {})`. In the published models the first values of some weights depend on the layer;
+a mixer does not know its layer, so here they are those of the middle layer.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ class RWKV7TimeMix(nn.Module):
         g = -math.exp(-0.5) * (self.decay_bias + self.decay(g)).sigmoid()
         a = (self.rate_bias + self.rate(a)).sigmoid()
         removal, k = k * self.removal, k * (1 + (a - 1) * self.replacement)
-        heads = (self._split(part) for part in (r, k, v, removal, a, g, r * k * self.bonus))
-        r, k, v, removal, a, g, match = heads
+        match = r * k * self.bonus
+        r, k, v, removal, a, g, match = map(self._split, (r, k, v, removal, a, g, match))
         o, S = generalised_delta_rule(r, k, v, F.normalize(removal, dim=-1), a, g, S)
-        o = self.norm(join_heads(o).flatten(0, 1)).view_as(x)
+        o = self.norm(join_heads(o).flatten(0, 1).to(self.norm.weight.dtype)).view_as(x)
         o = o + join_heads(match.sum(dim=-1, keepdim=True) * v)
         return self.out(o * self.gate(gate)), RWKV7State(last, S)
 
