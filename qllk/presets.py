@@ -231,8 +231,8 @@ _ROWS = {
     # local-code-model, as run in its README: 136,832 parameters, stated there as about 50 thousand.
     "local-code-model": _Row(_local_code(vocab_size=259, context=64)),
     "local-code-model-nano": _Row(_local_code(vocab_size=256, context=1024)),
-    # RWKV-4, Peng 2023, 2305.13048, as deep and wide as gpt-nano. Its channel mixing is 3.5 times as
-    # wide as the model instead of 4 times, so that its gate costs nothing.  231,744 parameters.
+    # RWKV-4, Peng 2023, 2305.13048, as deep and wide as gpt-nano. A ratio of 3.5 instead of 4 makes
+    # up for the gate of its channel mixing.  231,744 parameters.
     "rwkv4-nano": _Row(_rwkv(("rwkv4", {}), ("rwkv4-channel", {"ratio": 3.5}))),
     # RWKV-7, Peng 2025, 2503.14456, without its value residual.  258,112 parameters.
     "rwkv7-nano": _Row(_rwkv(("rwkv7", {"heads": 2, "rank": 16}), ("rwkv7-channel", {"ratio": 4}))),

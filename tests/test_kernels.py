@@ -170,10 +170,8 @@ CASES = {
     "addressed runs, two owners to a row": case(
         "addressed_runs", plain={"owners": 2}, **ADDRESSED, x="#BT", S="#BA5"
     ),
-    "wkv": case("wkv", {"chunk": 4}, **WKV),
-    "wkv, from a state": case("wkv", {"chunk": 3}, **WKV, logsum="BD", mean="BD"),
-    "wkv, in chunks of one": case("wkv", {"chunk": 1}, **WKV, logsum="BD", mean="BD"),
-    "wkv, default chunk": case("wkv", **WKV, logsum="BD", mean="BD"),
+    "wkv": case("wkv", **WKV),
+    "wkv, from a state": case("wkv", **WKV, logsum="BD", mean="BD"),
     "generalised delta": case("generalised_delta_rule", {"chunk": 4}, **GENERALISED),
     "generalised delta, from a state": case(
         "generalised_delta_rule", {"chunk": 3}, **GENERALISED, S="BHKV"
@@ -596,7 +594,6 @@ def test_causal_conv_by_hand_puts_the_first_tap_on_the_newest():
         "sum, decaying",
         *("linear, decay per head", "linear, decay per channel"),
         *("delta, decay per head", "delta, decay per channel"),
-        "wkv, from a state",
     ],
 )
 def test_strong_forgetting_stays_finite(name):
@@ -627,6 +624,7 @@ def test_keys_too_large_for_an_exponential_stay_finite_in_wkv(size):
     k = (tensors["k"] + size).float()
     k[:, 5] *= 2  # far above or below all others
     single = {key: x.detach().float() for key, x in tensors.items()} | {"k": k}
+    single["log_decay"] *= 100
     double = {key: x.double().requires_grad_() for key, x in single.items()}
     single = {key: x.requires_grad_() for key, x in single.items()}
     found, expected = wkv.wkv(**single), wkv.wkv_loop(**double)

@@ -20,38 +20,34 @@ def wkv(
     bonus: Tensor,
     logsum: Tensor | None = None,
     mean: Tensor | None = None,
-    chunk: int = 16,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Average the values of each channel, by weights that fade with age; the newest has a bonus.
 
         o_t = sum_i w_i v_i / sum_i w_i      w_i = exp(k_i + (t-1-i) g) for i < t
                                              w_t = exp(k_t + u)
 
-    This is softmax attention in which no score depends on a query, so that what came before can be
-    one more key: its score is the logarithm of the weights' sum, its value their average. A chunk
-    is a table of scores for each channel; softmax keeps it finite, however large k is.
+    This is softmax attention in each channel, whose scores do not depend on a query. Hence any
+    stretch of a sequence can be summed up by two numbers, the logarithm of its weights' sum and its
+    average, and two neighbours can be joined to one: a parallel scan. Weights are only ever
+    compared, so that nothing overflows, however large k is.
 
     Shapes   k, v (B,T,D)   log_decay g, bonus u (D,)   logsum, mean (B,D), default: nothing came
              before   ->   o (B,T,D), logsum, mean (B,D), in float32 or wider
     State    2 D numbers, for any T: the log of the sum of exp(k_i + (t-i) g), and the average
              under these weights
-    Cost     time and memory O(T C D) in chunks of C
-    Paper    RWKV, Peng 2023, 2305.13048, the WKV operator
+    Cost     time and memory O(T D), in 2 log2(T) rounds
+    Paper    RWKV, Peng 2023, 2305.13048, the WKV operator; Blelloch 1990, Prefix sums and their
+             applications, for the scan
     Twin     wkv_loop, equal to 1e-12 in float64
     """
     k, v, log_decay, bonus, logsum, mean = _start(k, v, log_decay, bonus, logsum, mean)
-    outputs = []
     with _disable_autocast(k.device):
-        table = _scores_by_age(log_decay, bonus, min(chunk, k.shape[1]))
-        for k_, v_ in zip(k.split(chunk, dim=1), v.split(chunk, dim=1), strict=True):
-            keys = torch.cat((logsum[:, None], k_), dim=1).transpose(1, 2)  # (B,D,1+C)
-            values = torch.cat((mean[:, None], v_), dim=1).transpose(1, 2)
-            size = keys.shape[-1]
-            scores = keys[:, :, None] + table[:, :size, :size]  # (B,D,C+1,1+C)
-            means = (scores.softmax(dim=-1) @ values[..., None])[..., 0]
-            outputs.append(means[..., :-1])
-            logsum, mean = scores[:, :, -1].logsumexp(dim=-1), means[..., -1]
-    return torch.cat(outputs, dim=2).transpose(1, 2), logsum, mean.clone()
+        logsum, mean = _scan(
+            torch.cat((logsum[:, None], k), dim=1), torch.cat((mean[:, None], v), dim=1), log_decay
+        )
+        before, old = logsum[:, :-1], mean[:, :-1]
+        o = old + (k + bonus - before).sigmoid() * (v - old)
+    return o, logsum[:, -1].clone(), mean[:, -1].clone()
 
 
 def _start(k, v, log_decay, bonus, logsum, mean):
@@ -62,16 +58,36 @@ def _start(k, v, log_decay, bonus, logsum, mean):
     return k, *(x.to(k.dtype) for x in (v, log_decay, bonus, logsum, mean))
 
 
-def _scores_by_age(log_decay, bonus, C):
-    """What age adds to the score of each key: (D,C+1,1+C).
+def _scan(logsum, mean, fade):
+    """Join each of N neighbouring stretches with all before it.  Shapes  (B,N,D) -> (B,N,D), twice
 
-    The rows are the steps of a chunk, and then what the chunk leaves, which has no newest key. The
-    columns are what came before the chunk, and then its steps.
+    `fade` (D,) is the log decay over one stretch. Pairs are joined first and scanned, which leaves
+    one join for every second stretch.
     """
-    steps = torch.arange(C + 1, device=log_decay.device)[:, None]
-    age = torch.cat((steps, steps - 1 - steps[:-1, 0]), dim=1)  # -1 for the newest, less for later
-    faded = log_decay[:, None, None] * age.clamp(min=0)
-    return torch.where(age == -1, bonus[:, None, None], faded).masked_fill(age < -1, float("-inf"))
+    N = logsum.shape[1]
+    if N == 1:
+        return logsum, mean
+    earlier = logsum[:, : N - 1 : 2], mean[:, : N - 1 : 2]
+    odd = _scan(*_join(*earlier, logsum[:, 1::2], mean[:, 1::2], fade), 2 * fade)
+    earlier = (x[:, : (N - 1) // 2] for x in odd)
+    even = _join(*earlier, logsum[:, 2::2], mean[:, 2::2], fade)
+    return tuple(
+        _interleave(torch.cat((x[:, :1], later), dim=1), between)
+        for x, later, between in zip((logsum, mean), even, odd, strict=True)
+    )
+
+
+def _join(logsum, mean, next_logsum, next_mean, fade):
+    """One stretch that is summed up like two neighbouring ones, the earlier of which has faded."""
+    logsum = logsum + fade
+    share = (next_logsum - logsum).sigmoid()
+    return torch.logaddexp(logsum, next_logsum), mean + share * (next_mean - mean)
+
+
+def _interleave(even, odd):
+    """x_0, y_0, x_1, y_1 …, where x may be longer by one.  Shapes  (B,N,D), (B,M,D) -> (B,N+M,D)"""
+    pairs = torch.stack((even[:, : odd.shape[1]], odd), dim=2).flatten(1, 2)
+    return torch.cat((pairs, even[:, odd.shape[1] :]), dim=1)
 
 
 def wkv_loop(
