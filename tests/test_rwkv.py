@@ -212,6 +212,18 @@ def test_the_strongest_decay_of_rwkv7_is_within_the_limit_of_its_kernel():
     assert state.S.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"heads": 5}, "heads=5 must divide d_model=6"),
+        ({"rank": 0}, "rwkv7: rank must be a whole number above 0, got 0"),
+    ],
+)
+def test_rwkv7_refuses_what_does_not_fit(change, said):
+    with pytest.raises(ValueError, match=said):
+        RWKV7TimeMix(6, **{"heads": 2, "rank": 3, **change})
+
+
 @pytest.mark.parametrize("mixer", [RWKV4TimeMix(8), RWKV7TimeMix(8, heads=2, rank=3)])
 def test_a_mixer_in_pure_half_precision_keeps_its_dtype(mixer):
     y, state = mixer.to(torch.bfloat16)(torch.randn(2, 5, 8, dtype=torch.bfloat16))
@@ -230,9 +242,10 @@ def test_an_rwkv_is_about_as_large_as_gpt_nano(name):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NANOS)
 def test_an_rwkv_learns_more_than_pairs_of_bytes_tell(name):
-    text = corpus("stdlib")
-    bigram = table_losses(text.train, text.valid)["bigram"]
-    [found] = race_here({name: PRESETS[name]}, text, Recipe(steps=150), seeds=1)[name]
-    assert found.curve[-1].nats < bigram - 0.1
+    text, recipe = corpus("stdlib"), Recipe(steps=150)
+    bigram = table_losses(text.train, text.valid[: recipe.validate_bytes])["bigram"]
+    [found] = race_here({name: PRESETS[name]}, text, recipe, seeds=1, points=1)[name]
+    assert found.curve[-1].nats < bigram - 0.05

@@ -161,7 +161,7 @@ class RWKV7TimeMix(nn.Module):
         last, S = state or (None, None)
         (r, g, k, v, a, gate), last = self.shift(x, last)
         r, k, v = self.receptance(r), self.key(k), self.value(v)
-        # At most exp(-1/2) is forgotten of a logarithm: the limit that the kernel needs.
+        # No log decay is below -exp(-1/2), which is well within the limit of the kernel.
         g = -math.exp(-0.5) * (self.decay_bias + self.decay(g)).sigmoid()
         a = (self.rate_bias + self.rate(a)).sigmoid()
         removal, k = k * self.removal, k * (1 + (a - 1) * self.replacement)

@@ -141,15 +141,15 @@ def generalised_delta_rule(
     Twin     generalised_delta_rule_loop, equal to 1e-12 in float64
     """
     q, k, v, log_decay, S = _fill_in(q, k, v, log_decay, S)
-    c, a = removal.to(q.dtype), rate.to(q.dtype)
+    c = removal.to(q.dtype)
+    erased = -rate.to(q.dtype) * c
     outputs = []
     with _disable_autocast(q.device):
-        for q_, k_, v_, c_, a_, g_ in _chunks((q, k, v, c, a, log_decay), chunk):
+        for q_, k_, v_, c_, erased_, g_ in _chunks((q, k, v, c, erased, log_decay), chunk):
             total = g_.cumsum(dim=2)  # (B,H,C,K): log decay since the chunk began
-            e_ = -a_ * c_
             c_ = c_ * (total - g_).exp()  # c reads what was there before the step's own decay
-            q_ = q_ * total.exp()
-            keys = torch.cat((k_ * (-total).exp(), e_ * (-total).exp()), dim=2).transpose(2, 3)
+            q_, undo = q_ * total.exp(), (-total).exp()
+            keys = torch.cat((k_ * undo, erased_ * undo), dim=2).transpose(2, 3)  # (B,H,K,2C)
             written, removed = (x.tril(-1) for x in (c_ @ keys).chunk(2, dim=-1))
             u = torch.linalg.solve_triangular(
                 -removed, c_ @ S + written @ v_, upper=False, unitriangular=True
