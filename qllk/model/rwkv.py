@@ -87,8 +87,8 @@ class RWKV4TimeMix(nn.Module):
     learned bonus for the newest value.
 
     State    RWKV4State: 3 D numbers
-    Cost     time O(T D^2), all but O(T C D) of it in the projections
-    Paper    RWKV, Peng 2023, 2305.13048, time mixing; the first values are those of its code
+    Cost     time O(T D^2), all but O(T D) of it in the projections
+    Paper    RWKV, Peng 2023, 2305.13048, time mixing; speeds and bonuses start as in its code
     """
 
     def __init__(self, d_model: int, positions: NoPositions | None = None):
@@ -115,19 +115,21 @@ class RWKV4TimeMix(nn.Module):
 class RWKV7TimeMix(nn.Module):
     """RWKV-7's time mixing: a matrix state per head from which one key removes and another adds.
 
-        S = generalised delta rule(r, k + (a-1) m k, v, unit norm of c k, a, g)
-        y = W_o ( gate * (norm(r S) + (sum of b r k) v) )
+        k' = k + (a-1) m k      o = generalised_delta_rule(r, k', v, c k / |c k|, a, g)
+        y = W_o ( gate * (norm(o) + (b r . k') v) )
 
-    r, k and v are projections of x after a token shift; the log decay g, the rate a and the gate
-    are computed from x through `rank` numbers each; c, m and b are one number per channel. The
-    paper's value residual, which adds the first layer's values to those of every other layer, is
-    left out: a mixer would have to be given another's values.
+    r, k and v are projections of x after a token shift. The log decay g, the rate a in 0 … 1 and
+    the gate are computed from x through `rank` numbers each; c, m and b are one number per channel.
+    The paper's value residual, which mixes the first layer's values into those of every other
+    layer, is left out: a mixer would have to be given the values of another.
 
     Options  heads, which must divide d_model
              rank   the width of the matrices that compute g, a and the gate
     State    RWKV7State: D + D^2 / heads numbers
     Cost     time O(T D (D + rank + C + D / heads)) in chunks of C
-    Paper    RWKV-7, Peng 2025, 2503.14456, time mixing; the first values are those of its code
+    Paper    RWKV-7, Peng 2025, 2503.14456, time mixing; what is one number per channel starts as
+             in its code
+    Raises   ValueError when heads do not divide d_model, or rank is below one
     """
 
     def __init__(
