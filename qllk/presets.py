@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .checks import look_up
 from .files import user_path
-from .spec import Ngrams, Patch, Recall, Spec
+from .spec import Ngrams, Part, Patch, Recall, Spec
 
 _MOST_LETTERS = 1 << 20  # of a Spec's file; a Spec has about a thousand
 CONV = ("conv", {"width": 8})
@@ -55,6 +55,15 @@ def _gpt(d_model: int, layers: int, heads: int) -> Spec:
         mlp=_SQUARED_RELU,
         positions="rotary",
     )
+
+
+def _rival(mixer: Part, **changes) -> Spec:
+    return _gpt(64, layers=4, heads=2).but(mixers=(mixer,), positions="none", **changes)
+
+
+def _rwkv(time: Part, channel: Part) -> Spec:
+    """Four layers of time mixing and channel mixing in turn, each a block of its own."""
+    return _rival(time, layers=8, mlp=("none", {})).but(mixers=(time, channel))
 
 
 def _gpt2(d_model: int, layers: int, heads: int, context: int, vocab_size: int = 256) -> Spec:
@@ -222,6 +231,11 @@ _ROWS = {
     # local-code-model, as run in its README: 136,832 parameters, stated there as about 50 thousand.
     "local-code-model": _Row(_local_code(vocab_size=259, context=64)),
     "local-code-model-nano": _Row(_local_code(vocab_size=256, context=1024)),
+    # RWKV-4, Peng 2023, 2305.13048, as deep and wide as gpt-nano. A ratio of 3.5 instead of 4 makes
+    # up for the gate of its channel mixing.  231,744 parameters.
+    "rwkv4-nano": _Row(_rwkv(("rwkv4", {}), ("rwkv4-channel", {"ratio": 3.5}))),
+    # RWKV-7, Peng 2025, 2503.14456, without its value residual.  258,112 parameters.
+    "rwkv7-nano": _Row(_rwkv(("rwkv7", {"heads": 2, "rank": 16}), ("rwkv7-channel", {"ratio": 4}))),
 }
 PRESETS = {name: row.spec for name, row in _ROWS.items()}
 

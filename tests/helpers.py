@@ -24,7 +24,7 @@ BFLOAT16 = pytest.mark.skipif(
     devices._unavailable_reason("cpu", "bfloat16") is not None, reason="needs bfloat16 on the CPU"
 )
 SMALL = {  # upper bounds of the options that cost time
-    **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2},
+    **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2, "rank": 3},
     **{"d_latent": 6, "d_nope": 4, "d_rope": 4, "d_value": 4},
 }
 

@@ -63,3 +63,14 @@ def test_a_cross_block_adds_mixer_memory_and_mlp_in_this_order(at, mixed, looked
     assert asked == [pytest.approx(mixed / 3 if at == "pre" else mixed)]
     assert y.item() == pytest.approx(looked * thought)
     assert state == ("mixer's", "memory's")
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [("pre", 1 + 6 / 3), ("post", (1 + 6) / 3), ("sublayer", 1 + 6 / 3)]
+)
+def test_a_block_without_an_mlp_is_its_mixer_alone(at, expected):
+    block = Block(Times(6), None, thirds, 1, 0.0, _NORMS_AT[at])
+    y, state = block(torch.ones(1, 1, 1), "kept")
+    assert y.item() == pytest.approx(expected)
+    assert state == "kept"
+    assert block.norm_mlp is None

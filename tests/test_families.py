@@ -50,6 +50,8 @@ PARAMETERS = {
     "randygpt-nano": 294_912,
     "local-code-model": 136_832,
     "local-code-model-nano": 197_888,
+    "rwkv4-nano": 231_744,
+    "rwkv7-nano": 258_112,
 }
 CONV = ("conv", {"width": 3})
 SOFTMAX = ("softmax", {"heads": 2})
@@ -260,7 +262,7 @@ def test_a_convolution_needs_a_width():
         refused(message, mixers=(("conv", {"width": width}),))
 
 
-@pytest.mark.parametrize("name", MLPS)
+@pytest.mark.parametrize("name", [name for name in MLPS if name != "none"])
 def test_an_mlp_needs_a_ratio_that_leaves_it_a_width(name):
     for ratio in (0, -1, 0.01):
         message = f"an MLP of ratio={ratio}: width must be a whole number above 0, got "
@@ -543,15 +545,24 @@ ROLES = BASE.but(
 )
 
 
-@pytest.mark.parametrize("spec", [ROLES, ENCODER.but(head="masked"), SEQ2SEQ.but(layers=1)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ROLES,
+        ROLES.but(mlp=("none", {}), layers=3),
+        ENCODER.but(head="masked"),
+        SEQ2SEQ.but(layers=1),
+    ],
+)
 def test_layers_whose_output_is_added_start_smaller_and_so_does_the_head(spec):
     model = build(spec.but(d_model=64), seed=0)
     blocks = sum("Block" in type(module).__name__ for module in model.modules())
+    parts = blocks if spec.mlp[0] == "none" else 2 * blocks
     residual = {n for n, m in model.named_modules() if isinstance(m, ResidualLinear)}
     assert residual == {n for n, _ in model.named_modules() if n.endswith((".out", ".unfold"))}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            scale = (2 * blocks) ** -0.5 if name in residual else 1.0
+            scale = parts**-0.5 if name in residual else 1.0
             scale = 0.2 if isinstance(module, LinearHead) else scale
             size = module.weight.std().item() * module.in_features**0.5
             assert size == pytest.approx(scale, rel=0.05), name

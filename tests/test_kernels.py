@@ -4,6 +4,7 @@ A new kernel is covered by adding a row to CASES.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from helpers import same
 
-from qllk.model import addresses, kernels
+from qllk.model import addresses, kernels, wkv
 from qllk.model.kernels import softmax_attention_loop
 from qllk.model.masks import Mask, causal_mask
 from qllk.probes.measure import trace_memory
 
 FUNCTIONS = {
     name: function
-    for module in (kernels, addresses)
+    for module in (kernels, addresses, wkv)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and not name.startswith("_")
 }
@@ -52,6 +53,8 @@ RAGGED = {"q": "BHTK", "k": "BHNK", "v": "BHNV"}  # more keys than queries
 
 
 DELTA = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "beta": "BHT1"}
+WKV = {"k": "BTD", "v": "BTD", "log_decay": "D", "bonus": "D"}
+GENERALISED = {**LINEAR, "removal": "BHTK", "rate": "BHTK", "log_decay": "BHTK"}
 ADDRESSED = {"read": "#BT", "write": "#BT"}
 LATENT = {"q": "BHTM", "c": "BNL", "r": "BNU", "to_k": "HKL", "to_v": "HVL"}
 
@@ -167,6 +170,16 @@ CASES = {
     "addressed runs, two owners to a row": case(
         "addressed_runs", plain={"owners": 2}, **ADDRESSED, x="#BT", S="#BA5"
     ),
+    "wkv": case("wkv", **WKV),
+    "wkv, from a state": case("wkv", **WKV, logsum="BD", mean="BD"),
+    "generalised delta": case("generalised_delta_rule", {"chunk": 4}, **GENERALISED),
+    "generalised delta, from a state": case(
+        "generalised_delta_rule", {"chunk": 3}, **GENERALISED, S="BHKV"
+    ),
+    "generalised delta, in chunks of one": case(
+        "generalised_delta_rule", {"chunk": 1}, **GENERALISED, S="BHKV"
+    ),
+    "generalised delta, default chunk": case("generalised_delta_rule", **GENERALISED, S="BHKV"),
 }
 SHAPES = {  # T ragged against every chunk above, and shorter than the window and the convolution
     "long": {"B": 2, "T": 11, "H": 2, "D": 5, "K": 3, "V": 4, "W": 4},
@@ -179,6 +192,7 @@ GRADCHECK = {"B": 1, "T": 5, "H": 2, "D": 2, "K": 2, "V": 1, "W": 3}
 ASKED = {
     "log_decay": lambda x: -F.softplus(x),  # below zero
     "beta": lambda x: x.sigmoid() / 8,  # small, since the keys are longer than 1
+    "rate": lambda x: x.sigmoid() / 8,
     "read": lambda x: x - 1,  # -1 for no address
     "write": lambda x: x - 1,
 }
@@ -590,3 +604,50 @@ def test_strong_forgetting_stays_finite(name):
     outputs = call(case, tensors, chunk=32)
     for tensor in (*outputs, *gradients(outputs, tensors).values()):
         assert tensor.isfinite().all()
+
+
+# ---------------------------------------------------------------- the recurrences of RWKV
+
+
+def test_wkv_by_hand_weighs_values_by_their_keys_and_their_ages():
+    k, v = row(0, math.log(3), 0), row(1, 2, 6)
+    bonus = torch.tensor([4], dtype=torch.float64).log()
+    o, logsum, mean = wkv.wkv(k, v, HALF, bonus)
+    same(o, row(1, (1 + 12 * 2) / 13, (0.5 * 1 + 3 * 2 + 4 * 6) / 7.5))
+    same(logsum.exp(), row(0.25 + 1.5 + 1)[0])
+    same(mean, row((0.25 * 1 + 1.5 * 2 + 6) / 2.75)[0])
+
+
+@pytest.mark.parametrize("size", [1e3, -1e3])
+def test_keys_too_large_for_an_exponential_stay_finite_in_wkv(size):
+    tensors = inputs(CASES["wkv"], sizes_of(SHAPES["long"]))
+    k = (tensors["k"] + size).float()
+    k[:, 5] *= 2  # far above or below all others
+    single = {key: x.detach().float() for key, x in tensors.items()} | {"k": k}
+    single["log_decay"] *= 100
+    double = {key: x.double().requires_grad_() for key, x in single.items()}
+    single = {key: x.requires_grad_() for key, x in single.items()}
+    found, expected = wkv.wkv(**single), wkv.wkv_loop(**double)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
+    for gradient in gradients(found, single).values():
+        assert gradient.isfinite().all()
+
+
+def test_the_generalised_delta_rule_with_one_key_and_one_rate_is_the_delta_rule():
+    tensors = inputs(CASES["delta, decay per head"], sizes_of(SHAPES["long"]))
+    q, k, v, beta, log_decay, S = tensors.values()
+    fade = log_decay.expand_as(k)
+    found = wkv.generalised_delta_rule(q, beta * k, v, k, beta * fade.exp(), fade, S, chunk=4)
+    same(found, kernels.delta_rule(q, k, v, beta, log_decay, S))
+
+
+@pytest.mark.parametrize("log_decay", [-math.exp(-0.5), -2.0])  # RWKV-7's strongest; the limit
+def test_the_strongest_decay_keeps_single_precision_in_the_generalised_delta_rule(log_decay):
+    tensors = inputs(CASES["generalised delta"], sizes_of({**SHAPES["long"], "T": 70}))
+    tensors["removal"] = F.normalize(tensors["removal"], dim=-1)
+    tensors["log_decay"] = torch.full_like(tensors["log_decay"], log_decay)
+    o, S = wkv.generalised_delta_rule(**{name: x.detach().float() for name, x in tensors.items()})
+    expected, S_expected = wkv.generalised_delta_rule_loop(**tensors)
+    same(o.double(), expected.detach(), atol=1e-4)
+    same(S.double(), S_expected.detach(), atol=1e-4)

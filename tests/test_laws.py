@@ -110,6 +110,14 @@ def conv(width):
     return Mixing("conv", {"width": width}, constant(D * (width - 1)), last(width))
 
 
+def rwkv7(heads, rank):
+    return Mixing("rwkv7", {"heads": heads, "rank": rank}, constant(D + D * D // heads))
+
+
+def channel(name, **options):
+    return Mixing(name, options, constant(D), last(2))
+
+
 MIXING = {
     "cumsum": cumsum(),
     "cumsum, plain": cumsum(normaliser="none"),
@@ -149,6 +157,13 @@ MIXING = {
     "folded by one": folded(1, cumsum()),
     "convolution": conv(4),
     "convolution of width one": conv(1),
+    "rwkv-4": Mixing("rwkv4", {}, constant(3 * D)),
+    "rwkv-4, channels": channel("rwkv4-channel"),
+    "rwkv-4, channels, narrow": channel("rwkv4-channel", ratio=1.5),
+    "rwkv-7": rwkv7(4, 5),
+    "rwkv-7, one head": rwkv7(1, 2),
+    "rwkv-7, channels": channel("rwkv7-channel"),
+    "rwkv-7, channels, narrow": channel("rwkv7-channel", ratio=1),
 }
 
 CONV, CUMSUM = ("conv", {"width": 3}), ("cumsum", {})
@@ -210,6 +225,13 @@ SPECS |= {
         ("rms", "relu2", "linear", "pre"),
     )
 }
+# Blocks without an MLP, wherever their norms stand.
+SPECS |= {
+    f"no mlp, {at}": Spec(
+        d_model=D, layers=3, mixers=(SOFTMAX, ("rwkv4-channel", {})), mlp=("none", {}), norm_at=at
+    )
+    for at in _NORMS_AT
+}
 SPECS |= {
     f"{family}, {positions}": Spec(
         d_model=D,
@@ -222,6 +244,10 @@ SPECS |= {
     )
     for family in ("encoder", "encoder-decoder")
     for positions in POSITIONS
+}
+SPECS |= {
+    f"{family}, no mlp": SPECS[f"{family}, rotary"].but(mlp=("none", {}))
+    for family in ("encoder", "encoder-decoder")
 }
 CONTEXTS = (1, 2, 5, "word", "words-2", "words-3")
 NGRAMS, RECALL = Ngrams(CONTEXTS, rows=64), Recall(CONTEXTS, addresses=16, rows=64)

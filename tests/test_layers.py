@@ -46,7 +46,7 @@ def test_a_squared_relu_and_its_gradient_are_those_of_its_parts_bit_for_bit():
         torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", MLPS)
+@pytest.mark.parametrize("name", [name for name in MLPS if name != "none"])
 def test_an_mlp_is_as_wide_as_its_ratio_rounded(name):
     assert MLPS[name](6, ratio=1.75).out.in_features == 10
 

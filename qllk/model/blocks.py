@@ -45,7 +45,8 @@ _NORMS_AT = {"pre": pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 class Block(nn.Module):
     """A mixer over time, then an MLP at each position, each added to the residual stream.
 
-    Options  norm   a function from a width to a norm module
+    Options  mlp    None for a block that is its mixer alone
+             norm   a function from a width to a norm module
              add    a value of _NORMS_AT, which decides where the norms go
     Shapes   x (B,T,D) -> (B,T,D)
     State    that of the mixer
@@ -54,7 +55,7 @@ class Block(nn.Module):
     def __init__(
         self,
         mixer: nn.Module,
-        mlp: nn.Module,
+        mlp: nn.Module | None,
         norm: Callable[[int], nn.Module],
         d_model: int,
         dropout: float,
@@ -62,7 +63,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm_mix, self.mix = norm(d_model), mixer
-        self.norm_mlp, self.mlp = norm(d_model), mlp
+        self.norm_mlp, self.mlp = None if mlp is None else norm(d_model), mlp
         self.dropout = Dropout(dropout)
         self.add = add
 
@@ -72,6 +73,8 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP with its norm and its skip connection."""
+        if self.mlp is None:
+            return x
         x, _ = self.add(x, self.norm_mlp, self.dropout, lambda x: (self.mlp(x), None))
         return x
 
@@ -85,7 +88,7 @@ class _CrossBlock(Block):
     def __init__(
         self,
         mixer: nn.Module,
-        mlp: nn.Module,
+        mlp: nn.Module | None,
         norm: Callable[[int], nn.Module],
         d_model: int,
         dropout: float,

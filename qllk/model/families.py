@@ -302,10 +302,11 @@ def initialise(model: nn.Module) -> None:
     is also the head, and its scale lies between those of an embedding and of a head: were it as
     small as other heads, its vectors would change too much in a training step.
     """
-    layers = sum(isinstance(module, Block) for module in model.modules())
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    parts = sum(1 if block.mlp is None else 2 for block in blocks)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            scale = (2 * layers) ** -0.5 if isinstance(module, ResidualLinear) else 1.0
+            scale = parts**-0.5 if isinstance(module, ResidualLinear) else 1.0
             scale = 0.2 if isinstance(module, LinearHead) else scale
             nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
             if module.bias is not None:

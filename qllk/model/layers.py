@@ -104,6 +104,10 @@ class _SwiGLU(nn.Module):
         return self.out(F.silu(gate) * up)
 
 
+def _no_mlp(d_model: int) -> None:
+    """No MLP: the block is its mixer alone."""
+
+
 def _hidden_width(d_model, ratio):
     width = round(ratio * d_model)
     check_positive(f"an MLP of ratio={ratio}", width=width)
@@ -256,6 +260,7 @@ MLPS = {
     "relu": _ReluMLP,
     "relu2": SquaredReluMLP,
     "swiglu": _SwiGLU,
+    "none": _no_mlp,
 }
 HEADS = {"linear": LinearHead, "masked": _MaskedHead, "pooled": _PooledHead}
 

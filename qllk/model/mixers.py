@@ -21,6 +21,7 @@ from .masks import Mask
 from .patching import PatchPath, PatchState
 from .positions import NoPositions
 from .recurrent import CumsumMixer, DeltaRule, GatedConv, LinearAttention
+from .rwkv import RWKV4ChannelMix, RWKV4TimeMix, RWKV7ChannelMix, RWKV7TimeMix
 
 
 class FoldedMixer(nn.Module):
@@ -64,4 +65,8 @@ MIXERS = {
     "delta": DeltaRule,
     "conv": GatedConv,
     "folded": FoldedMixer,
+    "rwkv4": RWKV4TimeMix,
+    "rwkv4-channel": RWKV4ChannelMix,
+    "rwkv7": RWKV7TimeMix,
+    "rwkv7-channel": RWKV7ChannelMix,
 }
