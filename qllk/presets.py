@@ -236,6 +236,24 @@ _ROWS = {
     "rwkv4-nano": _Row(_rwkv(("rwkv4", {}), ("rwkv4-channel", {"ratio": 3.5}))),
     # RWKV-7, Peng 2025, 2503.14456, without its value residual.  258,112 parameters.
     "rwkv7-nano": _Row(_rwkv(("rwkv7", {"heads": 2, "rank": 16}), ("rwkv7-channel", {"ratio": 4}))),
+    # The models of the field, each as wide and about as large as gpt-nano. Katharopoulos 2020,
+    # 2006.16236, with sinusoidal positions as there.
+    "linear-2020-nano": _Row(_rival(("linear-2020", {"heads": 2})).but(positions="sinusoidal")),
+    # RetNet, Sun 2023, 2307.08621: wide values make up for a narrow MLP.
+    "retnet-nano": _Row(_rival(("retention", {"heads": 2}), mlp=("relu2", {"ratio": 2}))),
+    # Feng 2024, 2410.01201, without its convolution.
+    "mingru-nano": _Row(_rival(("mingru", {"expand": 1.5}))),
+    "minlstm-nano": _Row(_rival(("minlstm", {}))),
+    # Mamba, Gu 2023, 2312.00752, and Mamba-2, Dao 2024, 2405.21060, of blocks without an MLP and
+    # with fewer numbers per channel than the published 16 and 64.
+    "mamba-nano": _Row(_rival(("mamba", {"states": 8}), layers=7, mlp=("none", {}))),
+    "mamba2-nano": _Row(_rival(("mamba2", {"heads": 4, "states": 32}), layers=7, mlp=("none", {}))),
+    # Wang 2020, 2006.04768, by blocks, so that it does not leak.
+    "linformer-nano": _Row(
+        _rival(("linformer", {"heads": 2, "block": 64, "slots": 8})).but(positions="rotary")
+    ),
+    # Grouped-query attention, Ainslie 2023, 2305.13245: one head of keys for all queries.
+    "gqa-nano": _Row(_rival(("softmax", {"heads": 2, "kv_heads": 1})).but(positions="rotary")),
 }
 PRESETS = {name: row.spec for name, row in _ROWS.items()}
 

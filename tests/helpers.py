@@ -25,6 +25,7 @@ BFLOAT16 = pytest.mark.skipif(
 )
 SMALL = {  # upper bounds of the options that cost time
     **{"heads": 2, "window": 5, "sinks": 2, "width": 3, "ratio": 2, "rank": 3},
+    **{"states": 3, "block": 4, "slots": 2},
     **{"d_latent": 6, "d_nope": 4, "d_rope": 4, "d_value": 4},
 }
 

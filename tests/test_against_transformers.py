@@ -186,3 +186,67 @@ def test_relative_buckets_are_those_of_transformers(kind, buckets, distance):
     )
     relative = kind(D, heads=HEADS, buckets=buckets, distance=distance)
     same(relative.bucket(ahead, buckets), expected, atol=0)
+
+
+# ---------------------------------------------------------------- Llama, whose keys are shared
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=D,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=2 * D,
+        tie_word_embeddings=False,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+LLAMA = Spec(
+    d_model=D,
+    layers=LAYERS,
+    mixers=(("softmax", {"heads": 4, "kv_heads": 2}),),
+    mlp=("swiglu", {"ratio": 2}),
+    norm=("rms", {"eps": 1e-6}),
+    positions="rotary",
+    vocab_size=VOCABULARY,
+)
+
+
+def of_llama(weights):
+    """Their weights as ours: three projections fused to one, and two."""
+    names = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"}
+    copied = {f"{ours}.weight": weights[f"{theirs}.weight"] for theirs, ours in names.items()}
+    for i in range(LAYERS):
+
+        def part(name, i=i):
+            return weights[f"model.layers.{i}.{name}.weight"]
+
+        copied |= {
+            f"body.blocks.{i}.{ours}.weight": torch.cat([part(name) for name in theirs])
+            for ours, theirs in {
+                "norm_mix": ["input_layernorm"],
+                "mix.qkv": [f"self_attn.{x}_proj" for x in "qkv"],
+                "mix.out": ["self_attn.o_proj"],
+                "norm_mlp": ["post_attention_layernorm"],
+                "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+                "mlp.out": ["mlp.down_proj"],
+            }.items()
+        }
+    return copied
+
+
+def test_shared_keys_give_the_logits_and_gradients_of_llama():
+    theirs, ours, read = llama().double().eval(), build(LLAMA).double(), ids(31)
+    weights = dict(theirs.named_parameters())
+    found = torch.func.functional_call(ours, of_llama(weights), (read,), strict=True)
+    expected = theirs(read, use_cache=False).logits
+    same(found, expected, atol=1e-6)  # their angles are in float32
+    pairs = (
+        torch.autograd.grad(logits.square().sum(), weights.values()) for logits in (found, expected)
+    )
+    for name, one, other in zip(weights, *pairs, strict=True):
+        assert other.any(), name
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=name)

@@ -230,3 +230,29 @@ def test_cross_attention_takes_its_mask_from_its_state():
     cross, x = CrossAttention(8, heads=2), torch.randn(1, 5, 8)
     with pytest.raises(ValueError, match=r"takes its mask from its state, got Mask.* init_state"):
         cross(x, cross.init_state(x), Mask())
+
+
+# ---------------------------------------------------------------- shared keys
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5, "sinks": 1}, {"tile": 3}])
+def test_shared_keys_are_those_of_a_layer_that_repeats_them(options):
+    few = SoftmaxAttention(8, heads=4, kv_heads=2, **options).double()
+    all_heads = SoftmaxAttention(8, heads=4, **options).double()
+    q, k, v = few.qkv.weight.split((8, 4, 4))
+    repeated = [
+        part.unflatten(0, (2, 2)).repeat_interleave(2, dim=0).flatten(0, 1) for part in (k, v)
+    ]
+    with torch.no_grad():
+        all_heads.qkv.weight.copy_(torch.cat((q, *repeated)))
+        all_heads.out.weight.copy_(few.out.weight)
+    x = vectors(2, 12, 8)
+    same(few(x)[0], all_heads(x)[0])
+    assert 2 * state_numbers(few(x)[1]) == state_numbers(all_heads(x)[1])
+
+
+def test_shared_keys_must_divide_the_heads():
+    with pytest.raises(ValueError, match="kv_heads=3 must divide heads=4"):
+        SoftmaxAttention(8, heads=4, kv_heads=3)
+    with pytest.raises(ValueError, match="kv_heads must be a whole number above 0, got 0"):
+        SoftmaxAttention(8, heads=4, kv_heads=0)

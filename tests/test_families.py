@@ -52,6 +52,14 @@ PARAMETERS = {
     "local-code-model-nano": 197_888,
     "rwkv4-nano": 231_744,
     "rwkv7-nano": 258_112,
+    "linear-2020-nano": 229_952,
+    "retnet-nano": 229_952,
+    "mingru-nano": 238_144,
+    "minlstm-nano": 229_952,
+    "mamba-nano": 240_256,
+    "mamba2-nano": 243_476,
+    "linformer-nano": 234_048,
+    "gqa-nano": 213_568,
 }
 CONV = ("conv", {"width": 3})
 SOFTMAX = ("softmax", {"heads": 2})

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from helpers import same
 
-from qllk.model import addresses, kernels, wkv
+from qllk.model import addresses, kernels, linformer, mamba, wkv
 from qllk.model.kernels import softmax_attention_loop
 from qllk.model.masks import Mask, causal_mask
 from qllk.probes.measure import trace_memory
 
 FUNCTIONS = {
     name: function
-    for module in (kernels, addresses, wkv)
+    for module in (kernels, addresses, wkv, mamba, linformer)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and not name.startswith("_")
 }
@@ -55,6 +55,9 @@ RAGGED = {"q": "BHTK", "k": "BHNK", "v": "BHNV"}  # more keys than queries
 DELTA = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "beta": "BHT1"}
 WKV = {"k": "BTD", "v": "BTD", "log_decay": "D", "bonus": "D"}
 GENERALISED = {**LINEAR, "removal": "BHTK", "rate": "BHTK", "log_decay": "BHTK"}
+SCAN = {"x": "BTD", "dt": "BTD", "A": "DK", "b": "BTK", "c": "BTK"}
+BLOCKS = {"q": "BHTK", "k": "BHTK", "v": "BHTK", "to_k": "23", "to_v": "23"}
+OPEN = {"slots_k": "BH4K", "slots_v": "BH4K", "open_k": "BH2K", "open_v": "BH2K"}
 ADDRESSED = {"read": "#BT", "write": "#BT"}
 LATENT = {"q": "BHTM", "c": "BNL", "r": "BNU", "to_k": "HKL", "to_v": "HVL"}
 
@@ -98,6 +101,10 @@ CASES = {
     "sum, from a state": case("running_sum", **SUM, S="BD"),
     "sum, decaying": case("running_sum", {"chunk": 4}, **SUM, log_decay="D"),
     "sum, decaying, from a state": case("running_sum", {"chunk": 3}, **SUM, S="BD", log_decay="D"),
+    "sum, decaying at every step": case("running_sum", **SUM, log_decay="BTD"),
+    "sum, decaying at every step, from a state": case(
+        "running_sum", **SUM, S="BD", log_decay="BTD"
+    ),
     "cumsum": case("cumsum_kernel", **CUMSUM),
     "cumsum, from a state": case("cumsum_kernel", **CUMSUM, S="BD"),
     "cumsum, decaying": case("cumsum_kernel", **CUMSUM, S="BD", log_decay="D"),
@@ -179,6 +186,10 @@ CASES = {
     "generalised delta, in chunks of one": case(
         "generalised_delta_rule", {"chunk": 1}, **GENERALISED, S="BHKV"
     ),
+    "selective scan": case("selective_scan", **SCAN),
+    "selective scan, from a state": case("selective_scan", **SCAN, h="BDK"),
+    "blocks": case("block_attention", **BLOCKS),
+    "blocks, in the middle of one": case("block_attention", **BLOCKS, **OPEN),
     "generalised delta, default chunk": case("generalised_delta_rule", **GENERALISED, S="BHKV"),
 }
 SHAPES = {  # T ragged against every chunk above, and shorter than the window and the convolution
@@ -193,6 +204,8 @@ ASKED = {
     "log_decay": lambda x: -F.softplus(x),  # below zero
     "beta": lambda x: x.sigmoid() / 8,  # small, since the keys are longer than 1
     "rate": lambda x: x.sigmoid() / 8,
+    "dt": F.softplus,
+    "A": lambda x: -F.softplus(x),
     "read": lambda x: x - 1,  # -1 for no address
     "write": lambda x: x - 1,
 }

@@ -118,6 +118,24 @@ def channel(name, **options):
     return Mixing(name, options, constant(D), last(2))
 
 
+def grouped(heads, kv_heads, **options):
+    numbers = 2 * D * kv_heads // heads
+    return Mixing(
+        "softmax",
+        {"heads": heads, "kv_heads": kv_heads, **options},
+        lambda T: numbers * T,
+        positions="rotary",
+    )
+
+
+def linformer(heads, block, slots, positions="none"):
+    def numbers(T):
+        return 2 * D * (slots * (T // block) + T % block)
+
+    options = {"heads": heads, "block": block, "slots": slots}
+    return Mixing("linformer", options, numbers, positions=positions)
+
+
 MIXING = {
     "cumsum": cumsum(),
     "cumsum, plain": cumsum(normaliser="none"),
@@ -164,6 +182,30 @@ MIXING = {
     "rwkv-7, one head": rwkv7(1, 2),
     "rwkv-7, channels": channel("rwkv7-channel"),
     "rwkv-7, channels, narrow": channel("rwkv7-channel", ratio=1),
+    "softmax, one head of keys": grouped(4, 1),
+    "softmax, two heads of keys": grouped(4, 2, bias=True),
+    "linear Transformer": Mixing("linear-2020", {"heads": 4}, constant(D * (D // 4 + 1))),
+    "linear Transformer, one head": Mixing("linear-2020", {"heads": 1}, constant(D * (D + 1))),
+    "retention": Mixing("retention", {"heads": 4}, constant(2 * D * D // 4)),
+    "retention, wide": Mixing("retention", {"heads": 2, "expand": 3}, constant(3 * D * D // 2)),
+    "minGRU": Mixing("mingru", {}, constant(D)),
+    "minGRU, wide": Mixing("mingru", {"expand": 1.5}, constant(D * 3 // 2)),
+    "minLSTM": Mixing("minlstm", {}, constant(D)),
+    "minLSTM, narrow": Mixing("minlstm", {"expand": 0.5}, constant(D // 2)),
+    "Mamba": Mixing("mamba", {}, constant(2 * D * (16 + 3))),
+    "Mamba, small": Mixing(
+        "mamba", {"states": 2, "expand": 1, "width": 1, "rank": 3}, constant(2 * D)
+    ),
+    "Mamba-2": Mixing("mamba2", {"heads": 4}, constant(2 * D * 64 + 3 * (2 * D + 128))),
+    "Mamba-2, small": Mixing(
+        "mamba2",
+        {"heads": 1, "states": 3, "expand": 1, "width": 2},
+        constant(D * 3 + D + 2 * 3),
+    ),
+    "Linformer": linformer(4, 5, 2),
+    "Linformer, rotary": linformer(2, 4, 4, positions="rotary"),
+    "Linformer, blocks of one": linformer(1, 1, 1),
+    "Linformer, blocks beyond the input": linformer(2, 99, 3),
 }
 
 CONV, CUMSUM = ("conv", {"width": 3}), ("cumsum", {})
@@ -222,7 +264,7 @@ SPECS |= {
         ("none", "gelu-exact", "masked", "sublayer"),
         ("rms", "relu", "linear", "sublayer"),
         ("tanh", "swiglu", "masked", "post"),
-        ("rms", "relu2", "linear", "pre"),
+        ("rms", "relu2", "pooled", "pre"),
     )
 }
 # Blocks without an MLP, wherever their norms stand.
@@ -645,7 +687,7 @@ def forgets(part):
     name, options = part
     if name == "folded":
         return forgets(options["mixer"])
-    return name not in ("softmax", "latent") or options.get("window") is not None
+    return name not in ("softmax", "latent", "linformer") or options.get("window") is not None
 
 
 @each_model
@@ -735,7 +777,7 @@ def values_of(mixer, x, state=None):
     if isinstance(mixer, attention.LatentAttention):
         _, c, _ = mixer.project_latent(x, state)
         return c[:, None] @ mixer.split_up()[1].transpose(1, 2)
-    return mixer.project_qkv(x, state)[2]
+    return mixer.share(mixer.project_qkv(x, state)[2])
 
 
 def test_mixers_with_weights_are_those_that_obey_a_mask():

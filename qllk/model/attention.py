@@ -73,30 +73,47 @@ class _SelfAttention(Attention):
         positions: NoPositions | None = None,
         *,
         heads: int,
+        kv_heads: int | None = None,
         bias: bool = False,
     ):
         super().__init__()
         self.heads = check_heads(heads, d_model)
+        self.kv_heads = _check_kv_heads(kv_heads, heads)
         positions = positions or NoPositions(d_model)
         # Bound methods, and not the module itself: the model registers it, once for all layers.
         self.rotate, self.score_bias = positions.rotate, positions.bias
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.qkv = nn.Linear(d_model, (heads + 2 * self.kv_heads) * (d_model // heads), bias=bias)
         self.out = ResidualLinear(d_model, d_model, bias=bias)
+
+    def split_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B,H,T,K), and keys and values of as many heads as have their own."""
+        parts = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1)).transpose(1, 2)
+        return parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+
+    def share(self, x: Tensor) -> Tensor:
+        """Keys or values for every head: each is shared by neighbouring heads."""
+        if self.kv_heads == self.heads:
+            return x
+        return x.repeat_interleave(self.heads // self.kv_heads, dim=1)
 
 
 class SoftmaxAttention(_SelfAttention):
     """Every query attends to all positions up to its own, or to the last `window` and the sinks.
 
     Options  heads    must divide d_model
+             kv_heads  number of heads with keys and values of their own, shared by groups of the
+                       others (grouped-query attention); default: all
              window   in steps; default: no limit
              sinks    number of first steps that stay visible outside the window
              tile     compute in tiles of this size, slowly and in Python (see
                       `kernels.tiled_attention`); default: torch's fused kernel
              bias     whether the projections have a bias
     Raises   ValueError when window, sinks, tile, positions and mask cannot be combined
-    State    KVState: 2 D numbers per visible step; with a window at most W - 1 + sinks steps
+    State    KVState: 2 D kv_heads / heads numbers per visible step; with a window at most
+             W - 1 + sinks steps
     Cost     time O(T N D) for N keys; each call also copies the cache, in O(N D)
-    Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453
+    Paper    Vaswani 2017, 1706.03762; sinks: StreamingLLM, Xiao 2023, 2309.17453; shared keys:
+             grouped-query attention, Ainslie 2023, 2305.13245
     """
 
     def __init__(
@@ -105,12 +122,13 @@ class SoftmaxAttention(_SelfAttention):
         positions: NoPositions | None = None,
         *,
         heads: int,
+        kv_heads: int | None = None,
         window: int | None = None,
         sinks: int = 0,
         tile: int | None = None,
         bias: bool = False,
     ):
-        super().__init__(d_model, positions, heads=heads, bias=bias)
+        super().__init__(d_model, positions, heads=heads, kv_heads=kv_heads, bias=bias)
         self.mask, self.tile = Mask(window=window, sinks=sinks), _check_tile(tile, window)
         if (sinks or tile) and self.score_bias(heads, 1, 1) is not None:
             raise ValueError(
@@ -136,13 +154,14 @@ class SoftmaxAttention(_SelfAttention):
                 "attention with sinks or tiles cannot be masked, for example to keep documents "
                 f"apart; got sinks={self.mask.sinks}, tile={self.tile}. Build it without them"
             )
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k, v = self.split_qkv(x)
         q, k = self.rotate(q, _step(state)), self.rotate(k, _step(state))
         if state:
             k, v = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
         return q, k, v, _combine(self.mask, mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        k, v = self.share(k), self.share(v)
         if self.tile:
             return kernels.tiled_attention(q, k, v, self.tile)
         bias = self.score_bias(self.heads, q.shape[2], k.shape[2])
@@ -174,7 +193,7 @@ class BidirectionalAttention(_SelfAttention):
     def project_qkv(
         self, x: Tensor, state: None = None, mask: Mask | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Mask]:
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k, v = self.split_qkv(x)
         return self.rotate(q, 0), self.rotate(k, 0), v, mask or Mask(causal=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
@@ -331,6 +350,19 @@ def _combine(own: Mask, given: Mask | None) -> Mask:
             "mask of documents or padding only"
         )
     return replace(own, documents=given.documents, text=given.text)
+
+
+def _check_kv_heads(kv_heads, heads) -> int:
+    """Return the number of heads with keys of their own, by default all.
+
+    Raises   ValueError when it is not a whole number above 0 that divides the heads
+    """
+    if kv_heads is None:
+        return heads
+    check_positive("attention", kv_heads=kv_heads)
+    if heads % kv_heads:
+        raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")
+    return kv_heads
 
 
 def _check_tile(tile, window):

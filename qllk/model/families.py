@@ -27,12 +27,13 @@ from .blocks import Block, Stack, cycle, norm_of
 from .contexts import ContextState
 from .inputs import Lookup, Ngrams, Recall, RecallState
 from .layers import HEADS, LinearHead, ResidualLinear
+from .linformer import BidirectionalLinformer
 from .masks import Mask, refuse_mask
 from .patching import PatchPath
 from .positions import POSITIONS, BidirectionalRelative, Learned
 
 # The tables that an encoder uses in place of MIXERS and POSITIONS.
-_ENCODER_MIXERS = {"softmax": BidirectionalAttention}
+_ENCODER_MIXERS = {"softmax": BidirectionalAttention, "linformer": BidirectionalLinformer}
 _ENCODER_POSITIONS = ChainMap({"relative": BidirectionalRelative}, POSITIONS)
 
 

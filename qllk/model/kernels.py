@@ -43,22 +43,54 @@ def _widen(x: Tensor) -> Tensor:
 def running_sum(
     x: Tensor, log_decay: Tensor | None = None, S: Tensor | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """Add up a sequence, forgetting at fixed speeds.
+    """Add up a sequence, forgetting at fixed speeds, or at each step at another one.
 
-        S_t = exp(g) S_{t-1} + x_t
+        S_t = exp(g_t) S_{t-1} + x_t
 
-    Shapes   x (B,T,D)   log_decay g (D,), default: 0   S (B,D), default: zeros
+    Shapes   x (B,T,D)   log_decay g (D,) or (B,T,D), default: 0   S (B,D), default: zeros
              ->  sums (B,T,D), S (B,D), in float32 or wider
-    Cost     time O(T D), or O(T C D) with decay, in chunks of C; memory O(T D)
+    Cost     time O(T D), or O(T C D) with fixed speeds, in chunks of C; memory O(T D)
     Twin     running_sum_loop, equal to 1e-12 in float64
     """
     x = _widen(x)
-    S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
+    S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S.to(x.dtype)
     if log_decay is None:
         sums = x.cumsum(dim=1) + S[:, None]
         return sums, sums[:, -1].clone()  # a view would keep all of the sums alive
     with _disable_autocast(x.device):
+        if log_decay.ndim == 3:
+            sums = _Recurrence.apply(log_decay.to(x.dtype).exp(), x, S)
+            return sums, sums[:, -1].clone()
         return _decaying_sum(x, log_decay, S, chunk)
+
+
+class _Recurrence(torch.autograd.Function):
+    """S_t = a_t S_{t-1} + x_t, one step of all channels at a time; backwards it is the same.
+
+        dx_t = dS_t + a_{t+1} dx_{t+1}      da_t = dx_t S_{t-1}      dS = a_1 dx_1
+
+    Autograd would store every step by itself, which takes several times as long.
+
+    Shapes   a, x (B,T,D), S (B,D)  ->  sums (B,T,D)
+    """
+
+    @staticmethod
+    def forward(ctx, a, x, S):
+        sums, last = torch.empty_like(x), S
+        for t in range(x.shape[1]):
+            last = torch.addcmul(x[:, t], a[:, t], last, out=sums[:, t])
+        ctx.save_for_backward(a, S, sums)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        a, S, sums = ctx.saved_tensors
+        dx = gradient.clone()
+        for t in range(dx.shape[1] - 1, 0, -1):
+            dx[:, t - 1].addcmul_(a[:, t], dx[:, t])
+        before = torch.cat((S[:, None], sums[:, :-1]), dim=1)
+        return dx * before, dx, a[:, 0] * dx[:, 0]
 
 
 def _decaying_sum(x, log_decay, S, chunk):
@@ -85,7 +117,9 @@ def running_sum_loop(
     S = x.new_zeros(x.shape[0], x.shape[2]) if S is None else S
     sums = []
     for t in range(x.shape[1]):
-        S = (S if log_decay is None else log_decay.exp() * S) + x[:, t]
+        if log_decay is not None:
+            S = (log_decay if log_decay.ndim == 1 else log_decay[:, t]).exp() * S
+        S = S + x[:, t]
         sums.append(S)
     return torch.stack(sums, dim=1), S
 

@@ -17,10 +17,14 @@ from ..checks import build_part, check_positive
 from ..spec import Part, as_part
 from .attention import LatentAttention, SoftmaxAttention
 from .layers import ResidualLinear
+from .linformer import Linformer
+from .mamba import Mamba, Mamba2
 from .masks import Mask
+from .minimal import MinGRU, MinLSTM
 from .patching import PatchPath, PatchState
 from .positions import NoPositions
 from .recurrent import CumsumMixer, DeltaRule, GatedConv, LinearAttention
+from .retention import LinearTransformer, Retention
 from .rwkv import RWKV4ChannelMix, RWKV4TimeMix, RWKV7ChannelMix, RWKV7TimeMix
 
 
@@ -69,4 +73,11 @@ MIXERS = {
     "rwkv4-channel": RWKV4ChannelMix,
     "rwkv7": RWKV7TimeMix,
     "rwkv7-channel": RWKV7ChannelMix,
+    "linear-2020": LinearTransformer,
+    "retention": Retention,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "linformer": Linformer,
 }
