@@ -252,6 +252,8 @@ _ROWS = {
     "linformer-nano": _Row(
         _rival(("linformer", {"heads": 2, "block": 64, "slots": 8})).but(positions="rotary")
     ),
+    # Gated DeltaNet, Yang 2024, 2412.06464, without its convolution.
+    "delta-nano": _Row(_rival(("delta", {"heads": 2, "decay": "head"}))),
     # Grouped-query attention, Ainslie 2023, 2305.13245: one head of keys for all queries.
     "gqa-nano": _Row(_rival(("softmax", {"heads": 2, "kv_heads": 1})).but(positions="rotary")),
 }

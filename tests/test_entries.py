@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qllk.model.families import build
+from qllk.model.families import build, count_parameters
 from qllk.presets import PRESETS
 from qllk.study import entries
 
@@ -77,3 +77,14 @@ def test_the_gpts_with_n_grams_have_the_tables_of_qllk_3_and_every_size_once():
         assert spec.ngrams == PRESETS["qllk-3"].ngrams
         assert spec.mixers == (("softmax", {"heads": spec.d_model // 32}),)
         assert (spec.positions[0], spec.mlp[0]) == ("rotary", "relu2")
+
+
+def test_the_models_of_the_field_are_as_large_as_each_other_but_for_tables_of_n_grams():
+    sizes = {name: count_parameters(build(spec)) for name, spec in entries.FIELD.items()}
+    transformer = sizes["Transformer"]
+    for name, size in sizes.items():
+        if "qllk" not in name.lower():  # whose patches and whose recall come on top
+            assert abs(size / transformer - 1) < 0.15, name
+        (with_tables,) = entries.ENTRIES[f"{name} with n-grams"]
+        assert with_tables.but(ngrams=None) == entries.FIELD[name]
+    assert entries.ENTRIES["small qllk-3 with n-grams"] == (PRESETS["qllk-3-nano"],)

@@ -60,6 +60,7 @@ PARAMETERS = {
     "mamba2-nano": 243_476,
     "linformer-nano": 234_048,
     "gqa-nano": 213_568,
+    "delta-nano": 247_496,
 }
 CONV = ("conv", {"width": 3})
 SOFTMAX = ("softmax", {"heads": 2})

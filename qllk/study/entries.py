@@ -95,7 +95,27 @@ _VARIANTS = {
     "one layer after": _trunk(after=1),
     "gelu": (_QLLK_2.but(mlp=("gelu", {"ratio": 4})),),
 }
-ENTRIES = {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _LONG | _VARIANTS
+# The models of the field, as large as each other: what lesson 15 compares.
+FIELD = {
+    "Transformer": PRESETS["gpt-nano"],
+    "Linformer": PRESETS["linformer-nano"],
+    "linear Transformer": PRESETS["linear-2020-nano"],
+    "RWKV-4": PRESETS["rwkv4-nano"],
+    "RWKV-7": PRESETS["rwkv7-nano"],
+    "RetNet": PRESETS["retnet-nano"],
+    "Mamba": PRESETS["mamba-nano"],
+    "Mamba-2": PRESETS["mamba2-nano"],
+    "delta rule": PRESETS["delta-nano"],
+    "QLLK, leak-free": PRESETS["qllk-2-nano"],
+    "small qllk-3": PRESETS["qllk-3-nano"].but(ngrams=None),
+}
+_NANO_NGRAMS = PRESETS["qllk-3-nano"].ngrams
+_FIELD = {name: (spec,) for name, spec in FIELD.items()} | {
+    f"{name} with n-grams": (spec.but(ngrams=_NANO_NGRAMS),) for name, spec in FIELD.items()
+}
+ENTRIES = (
+    {name: (spec,) for name, spec in PRESETS.items()} | _OLDER | RACE | _LONG | _VARIANTS | _FIELD
+)
 
 
 def find_entry(name: str) -> tuple[Spec, ...]:
