@@ -9,7 +9,8 @@ def step_by_logarithms(m, total, o, scores, v):
     larger = torch.cat((m[:, None], scores), dim=1).amax(dim=1)
     at = torch.where(larger.isinf(), 0.0, larger)
     logsum = torch.logaddexp(m + total.log(), scores.logsumexp(dim=1))
-    return larger, (logsum - at).exp(), (m - at).exp()[:, None] * o + (scores - at[:, None]).exp() @ v
+    weights = (scores - at[:, None]).exp()
+    return larger, (logsum - at).exp(), (m - at).exp()[:, None] * o + weights @ v
 
 
 def step_key_by_key(m, total, o, scores, v):
