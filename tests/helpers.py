@@ -121,5 +121,6 @@ DRAWN = {
     "linear": "race_orders",
     "patches": "xray",
     "race": "live",
+    "tiles": "walk",
     "writing": "play",
 }

@@ -199,10 +199,11 @@ def _linear_in_length(seen):
 
 
 def _twice_as_fast(seen):
-    """At the lengths of the published benchmarks."""
-    fast = [seen.ratios[length] >= 2 for length in PUBLISHED]
-    words = ", ".join(f"{seen.ratios[length]:.1f} at {length}" for length in PUBLISHED)
-    return holds_if(all(fast), IN_PART if any(fast) else DOES_NOT), f"times as fast: {words}"
+    """At the lengths of the published benchmarks, or at least at some length."""
+    fast = all(seen.ratios[length] >= 2 for length in PUBLISHED)
+    words = ", ".join(f"{ratio:.1f} at {length:,}" for length, ratio in seen.ratios.items())
+    otherwise = IN_PART if max(seen.ratios.values()) >= 2 else DOES_NOT
+    return holds_if(fast, otherwise), f"times as fast: {words}"
 
 
 CLAIMS = (
