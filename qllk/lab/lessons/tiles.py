@@ -233,7 +233,7 @@ def _map(visits: list[Visit], here: int, rows: int, columns: int) -> Heat:
 @explorer(
     "Which side of a tile decides how much is moved?",
     rows=slider("queries", [2, 4, 8, 16]),
-    columns=slider("keys", [2, 4, 8, 16]),
+    columns=slider("keys", [2, 4, 8]),
     percent=slider("percent done", list(range(0, 101, 20))),
     causal=switch("causal"),
 )
