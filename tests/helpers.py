@@ -123,5 +123,6 @@ DRAWN = {
     "patches": "xray",
     "race": "live",
     "shapes": "look",
+    "tiles": "walk",
     "writing": "play",
 }

@@ -97,6 +97,17 @@ SABOTAGES = {
         "text/objectives.py",
         "ids.where(chosen, IGNORED))",
         "ids)",
+    "tiles that are not rescaled": Sabotage(
+        "13",
+        "model/kernels.py",
+        "fade, weight = (m - larger).exp(), (scores - larger).exp()",
+        "fade, weight = 1.0, (scores - larger).exp()",
+    ),
+    "a fast memory that counts no stores": Sabotage(
+        "13",
+        "lab/lessons/tiles.py",
+        "        self.moved += x.numel()\n        return x\n",
+        "        return x\n",
     ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }

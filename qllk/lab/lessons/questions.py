@@ -211,5 +211,22 @@ QUESTIONS = {
         ),
         "a",
         "Everything else may be the cause as well, unless it is the same in both.",
+    "13.1": Question(
+        "Attention over the past is done in two pieces. Each has its average, and the logarithm of "
+        "its sum of exponentials. What is the average over the whole past?",
+        (
+            "The mean of the two averages",
+            "Both averages, each weighted by its share of the exponentials",
+            "It cannot be told without the scores.",
+        ),
+        "b",
+        "An average is one sum divided by another, and sums over pieces add up.",
+    ),
+    "13.2": Question(
+        "In float16, 300 times 300 is inf. What is left of it behind a gate that is shut?",
+        ("0, since the gate is 0", "65,504, the largest number", "nan, since 0 times inf is nan"),
+        "c",
+        "A number that has overflowed is lost, and spoils whatever it is multiplied with or "
+        "subtracted from.",
     ),
 }
