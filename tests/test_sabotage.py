@@ -97,6 +97,7 @@ SABOTAGES = {
         "text/objectives.py",
         "ids.where(chosen, IGNORED))",
         "ids)",
+    ),
     "tiles that are not rescaled": Sabotage(
         "13",
         "model/kernels.py",

@@ -211,6 +211,7 @@ QUESTIONS = {
         ),
         "a",
         "Everything else may be the cause as well, unless it is the same in both.",
+    ),
     "13.1": Question(
         "Attention over the past is done in two pieces. Each has its average, and the logarithm of "
         "its sum of exponentials. What is the average over the whole past?",
