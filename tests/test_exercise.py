@@ -501,3 +501,15 @@ def test_a_later_failure_does_not_undo_what_was_solved(capsys):
     one(total)
     one(lambda x: x)
     assert read_table()[one.name]["verdict"] == CORRECT
+
+
+@pytest.mark.parametrize("got", [0.0, 1e30, -math.inf, math.nan])
+def test_what_should_be_infinite_is_not_right_when_it_is_anything_else(got):
+    assert difference(got, math.inf, 1e-9).state == WRONG_VALUES
+    row = torch.tensor([1.0, math.inf])
+    assert difference(torch.tensor([1.0, got]), row, 1e-9).state == WRONG_VALUES
+    assert difference(torch.tensor([2.0, math.inf]), row, 1e-9).state == WRONG_VALUES
+
+
+def test_an_infinite_result_is_right_where_it_should_be():
+    assert difference(math.inf, math.inf, 1e-9).state == CORRECT

@@ -110,6 +110,18 @@ SABOTAGES = {
         "        self.moved += x.numel()\n        return x\n",
         "        return x\n",
     ),
+    "a decay that is applied to what is new": Sabotage(
+        "15",
+        "model/kernels.py",
+        "return last.exp().transpose(2, 3) * S + (k * (last - total).exp()).transpose(2, 3) @ v",
+        "return last.exp().transpose(2, 3) * S + (k * last.exp()).transpose(2, 3) @ v",
+    ),
+    "a block that is summed up before it is complete": Sabotage(
+        "15",
+        "model/linformer.py",
+        "ended = old + r * torch.arange(blocks, device=q.device)",
+        "ended = old + r * torch.arange(1, blocks + 1, device=q.device)",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 

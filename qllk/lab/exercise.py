@@ -452,7 +452,8 @@ def difference(got, wanted, within) -> Verdict:
             WRONG_KIND, f"Got {kind}{_format_shapes(theirs)}; wanted {_format_shapes(ours)}."
         )
     for a, b in zip(theirs, ours, strict=True):
-        scale = max(1.0, b.abs().max().item() if b.numel() else 1.0)
+        finite = b[b.isfinite()].abs()
+        scale = max(1.0, finite.max().item() if finite.numel() else 1.0)
         wrong = ~((a == b) | ((a - b).abs() <= within * scale))  # so that nan is wrong
         if wrong.any() and ((a - b).abs() <= _LAST_DIGITS * scale).all():
             guess = "is a part of it float32?" if within else "is a sum taken in another order?"

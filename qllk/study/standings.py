@@ -19,12 +19,14 @@ _COLUMNS = (
 )
 
 
-def stored_report() -> dict:
-    """The race that the lessons draw: `race.json` next to this file, as `bench` has written it.
+def stored_report(name: str = "race") -> dict:
+    """A race that the lessons draw: a file next to this one, as `bench` has written it.
 
-    python -m qllk bench --precision float32 --seconds 100 --report qllk/study/race.json
+    race     python -m qllk bench --precision float32 --seconds 100 --report qllk/study/race.json
+    field    the models of the field, without hashed n-grams and with them; RESULTS.md has the
+             commands
     """
-    return json.loads(Path(__file__).with_name("race.json").read_text("utf-8"))
+    return json.loads(Path(__file__).with_name(f"{name}.json").read_text("utf-8"))
 
 
 def format_rows(rows: list[dict]) -> str:

@@ -230,4 +230,20 @@ QUESTIONS = {
         "A number that has overflowed is lost, and spoils whatever it is multiplied with or "
         "subtracted from.",
     ),
+    "15.1": Question(
+        "A sum never forgets. Where does that hurt?",
+        (
+            "Where the frequencies of a text change.",
+            "Where the text is long and always of the same kind.",
+            "Where the bytes are random.",
+        ),
+        "a",
+        "What was counted in an old mood is wrong in the new one; a half-life lets it fade.",
+    ),
+    "15.2": Question(
+        "Linear attention has keys and values of width K. How large is its state?",
+        ("T times T, one number for each pair", "K times K for each head", "K for each head"),
+        "b",
+        "It adds up outer products of keys and values, whatever the length of the text.",
+    ),
 }
