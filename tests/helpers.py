@@ -120,6 +120,7 @@ DRAWN = {
     "fusing": "projections",
     "growth": "grown",
     "linear": "race_orders",
+    "parts": "by_place",
     "patches": "xray",
     "race": "live",
     "shapes": "look",

@@ -230,4 +230,24 @@ QUESTIONS = {
         "A number that has overflowed is lost, and spoils whatever it is multiplied with or "
         "subtracted from.",
     ),
+    "12.1": Question(
+        "Without positions, what does attention know about the order of the bytes before it?",
+        (
+            "All of it: the mask tells the places apart.",
+            "Only which byte came last.",
+            "Nothing, since a sum over keys does not depend on their order.",
+        ),
+        "c",
+        "The keys are a set; the mask only says which of them are in it.",
+    ),
+    "12.2": Question(
+        "Two models differ by 0.02 bits with one seed each. What do you know?",
+        (
+            "That the better one has the better part.",
+            "Little: the seeds of one model may differ by as much.",
+            "That both need more parameters.",
+        ),
+        "b",
+        "A gap counts when it is larger than the spread of the seeds.",
+    ),
 }
