@@ -116,6 +116,7 @@ DRAWN = {
     "assembly": "boxed",
     "attention": "look",
     "cumsum": "watch",
+    "cutting": "pieces",
     "fusing": "projections",
     "growth": "grown",
     "linear": "race_orders",

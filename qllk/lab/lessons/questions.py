@@ -212,4 +212,20 @@ QUESTIONS = {
         "a",
         "Everything else may be the cause as well, unless it is the same in both.",
     ),
+    "17.1": Question(
+        "A model pays 2.1 nats per byte. How many bits per byte are that?",
+        ("1.5", "2.1", "3.0"),
+        "c",
+        "A bit is ln 2 = 0.69 nats, so the same loss is a larger number of bits.",
+    ),
+    "17.2": Question(
+        "Why is a model judged on text that was held out?",
+        (
+            "Because it may know by heart what it was trained on.",
+            "Because held-out text is shorter, so the judgement takes less time.",
+            "Because its loss there is always lower.",
+        ),
+        "a",
+        "Only on text that it has not read does a low loss show what it has learned in general.",
+    ),
 }
