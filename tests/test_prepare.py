@@ -132,7 +132,7 @@ def test_copies_are_found_with_what_they_copy():
 
 
 def test_shingles_are_runs_of_words():
-    assert shingles("The old, OLD bell rang.", 3) == {"the old old", "old old bell", "old bell rang"}
+    assert shingles("The old, OLD bell.", 3) == {"the old old", "old old bell"}
     assert shingles("short", 3) == {"short"}
     assert shingles("", 3) == {""}
     with pytest.raises(ValueError, match="words"):

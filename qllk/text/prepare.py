@@ -28,10 +28,11 @@ _SPACES = re.compile(r"[^\S\n\t ]")  # of other widths, or that do not break
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
 _EMPTY_LINES = re.compile(r"\n{4,}")
 _NOT_SHOWN = {"script", "style"}
-_BLOCKS = set(
-    "address article blockquote br dd div dt footer form h1 h2 h3 h4 h5 h6 header hr li main nav "
-    "ol p pre section table td th title tr ul".split()
-)
+_BLOCKS = {
+    *("address", "article", "blockquote", "br", "dd", "div", "dt", "footer", "form", "header"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "main", "nav", "ol", "p", "pre", "section"),
+    *("table", "td", "th", "title", "tr", "ul"),
+}
 
 
 def clean(text: str) -> str:
@@ -98,7 +99,7 @@ class Rule(NamedTuple):
     most: float = float("inf")
 
 
-_COMMON = set("the be to of and that have with".split())
+_COMMON = {"the", "be", "to", "of", "and", "that", "have", "with"}
 _BULLETS = ("•", "-", "*")
 
 

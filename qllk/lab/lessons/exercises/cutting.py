@@ -92,8 +92,8 @@ def signature(x, a, b, p):
 
 
 def _signature_loop(x, a, b, p):
-    hashes = ([(n * f + s) % p for n in x.tolist()] for f, s in zip(a.tolist(), b.tolist()))  # noqa: B905
-    return torch.tensor([min(one) for one in hashes])
+    functions = zip(a.tolist(), b.tolist(), strict=True)
+    return torch.tensor([min((n * f + s) % p for n in x.tolist()) for f, s in functions])
 
 
 def _sets(rng):
@@ -140,7 +140,7 @@ EXERCISES = (
         cases=_texts_of_ids,
         use=_in_words,
         hints=(
-            "Go through the ids with an index of your own, since the steps are not all of one size.",
+            "Go through the ids with an index of your own, since not all steps are of one size.",
             "After a match go on behind both ids, else behind one.",
             "What is left to do when only one id is left?",
         ),
@@ -206,8 +206,8 @@ EXERCISES = (
                 (x.min() * a + b) % p
             ),
             "That is where the smallest hash stands; return the hash itself.": lambda x, a, b, p: (
-                ((x[:, None] * a + b) % p).argmin(dim=0)
-            ),
+                (x[:, None] * a + b) % p
+            ).argmin(dim=0),
         },
     ),
     Exercise(
@@ -227,8 +227,8 @@ EXERCISES = (
                 lambda train, held_out, share: (_alike(train, held_out) > 0).any(dim=1)
             ),
             "Those are exact copies only.": lambda train, held_out, share: (
-                (_alike(train, held_out) == 1).any(dim=1)
-            ),
+                _alike(train, held_out) == 1
+            ).any(dim=1),
             "Those are texts to train on; the question is which held-out ones leaked.": (
                 lambda train, held_out, share: (_alike(train, held_out) >= share).any(dim=0)
             ),
