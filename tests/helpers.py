@@ -117,6 +117,7 @@ DRAWN = {
     "assembly": "boxed",
     "attention": "look",
     "cumsum": "watch",
+    "cutting": "pieces",
     "fusing": "projections",
     "growth": "grown",
     "linear": "race_orders",

@@ -250,4 +250,20 @@ QUESTIONS = {
         "b",
         "A gap counts when it is larger than the spread of the seeds.",
     ),
+    "17.1": Question(
+        "A model pays 2.1 nats per byte. How many bits per byte are that?",
+        ("1.5", "2.1", "3.0"),
+        "c",
+        "A bit is ln 2 = 0.69 nats, so the same loss is a larger number of bits.",
+    ),
+    "17.2": Question(
+        "Why is a model judged on text that was held out?",
+        (
+            "Because it may know by heart what it was trained on.",
+            "Because held-out text is shorter, so the judgement takes less time.",
+            "Because its loss there is always lower.",
+        ),
+        "a",
+        "Only on text that it has not read does a low loss show what it has learned in general.",
+    ),
 }
