@@ -48,9 +48,7 @@ def swiglu_by_linear(x, weights):
     size = 8 * D * D // 3
     gate, up, out = (weights[n * size : (n + 1) * size] for n in range(3))
     gate = F.linear(x, gate.reshape(-1, D))
-    return F.linear(
-        gate * torch.sigmoid(gate) * F.linear(x, up.reshape(-1, D)), out.reshape(D, -1)
-    )
+    return F.linear(gate * torch.sigmoid(gate) * F.linear(x, up.reshape(-1, D)), out.reshape(D, -1))
 
 
 def shift_error_by_pairs(score, N):

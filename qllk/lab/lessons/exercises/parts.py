@@ -20,9 +20,7 @@ def rotate(x, t0):
     frequency = 10_000.0 ** -(torch.arange(half).double() / half)
     angle = torch.arange(t0, t0 + T)[:, None] * frequency  # (T, K/2)
     a, b = x[..., :half], x[..., half:]
-    return torch.cat(
-        (a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1
-    )
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
 
 
 def _rotate_loop(x, t0):
@@ -45,9 +43,7 @@ def _neighbours(x, t0):
 def _equally_fast(x, t0):
     angle = torch.arange(t0, t0 + x.shape[2]).double()[:, None]
     a, b = x.chunk(2, dim=-1)
-    return torch.cat(
-        (a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1
-    )
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
 
 
 def _each_at_once(x, t0):
@@ -234,9 +230,9 @@ EXERCISES = (
         mistakes={
             "The places count from t0, not from 0.": lambda x, t0: rotate(x, 0),
             "Each place has an angle of its own: t0, then t0 + 1 and so on.": _each_at_once,
-            "That rotates along the heads; time is the third axis.": lambda x, t0: (
-                rotate(x.transpose(1, 2), t0).transpose(1, 2)
-            ),
+            "That rotates along the heads; time is the third axis.": lambda x, t0: rotate(
+                x.transpose(1, 2), t0
+            ).transpose(1, 2),
             "A pair is channel i and channel i + K/2, not two neighbours.": _neighbours,
             "Each pair has a frequency of its own.": _equally_fast,
             "That rotates the other way round.": lambda x, t0: torch.cat(
