@@ -126,5 +126,6 @@ DRAWN = {
     "race": "live",
     "shapes": "look",
     "tiles": "walk",
+    "windows": "reach",
     "writing": "play",
 }

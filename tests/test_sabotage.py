@@ -134,6 +134,18 @@ SABOTAGES = {
         "owner = torch.full(new.shape, number)",
         "owner = torch.full(new.shape, 0)",
     ),
+    "a window that is one key too wide": Sabotage(
+        "14",
+        "model/masks.py",
+        "(cols > rows - window)",
+        "(cols >= rows - window)",
+    ),
+    "latents of another layer's keys": Sabotage(
+        "14",
+        "model/attention.py",
+        "return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)",
+        "return heads.flip(0).split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 

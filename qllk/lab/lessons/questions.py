@@ -266,4 +266,24 @@ QUESTIONS = {
         "a",
         "Only on text that it has not read does a low loss show what it has learned in general.",
     ),
+    "14.1": Question(
+        "What does attention keep for each byte that it has read, while it writes?",
+        (
+            "A row of the table of scores",
+            "A key and a value for each head",
+            "Nothing: the weights are enough",
+        ),
+        "b",
+        "Later queries need them; this cache grows with the text.",
+    ),
+    "14.2": Question(
+        "How do you find out from outside what a position of a model has seen?",
+        (
+            "Change one input, and see which outputs change.",
+            "Look at the names of its layers.",
+            "Compare its loss with that of another model.",
+        ),
+        "a",
+        "What changes nothing was not seen; this is the X-ray.",
+    ),
 }
