@@ -1,4 +1,4 @@
-"""Lesson 14: what a window keeps and reaches, the rebuilt faults, and the verdicts of its claims."""
+"""Lesson 14: what a window keeps and reaches, two rebuilt faults, and its verdicts."""
 
 from dataclasses import replace
 
