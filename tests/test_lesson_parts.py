@@ -39,12 +39,40 @@ def test_both_norms_hold_if_both_learn():
     assert verdicts(nothing)["L30"] == "does not hold"
 
 
-def test_switches_hold_if_each_changes_what_is_said():
-    ours = evidence(output=parts.our_output, options=("rope", "rmsnorm", "swiglu"))
-    assert verdicts(ours)["L54"] == "holds"
-    assert verdicts(evidence())["L54"] == "does not hold"
-    half = evidence(output=lambda option: torch.tensor(1.0 if option == "rope" else 0.0))
-    assert verdicts(half)["L54"] == "holds in part"
+def test_switches_hold_if_each_acts_and_learns():
+    assert verdicts(evidence(output=parts.our_output))["L54"] == "holds"
+    found = {f.id: f for f in ledger.judge(parts.CLAIMS, evidence())}["L54"]
+    assert found.verdict == "holds in part"
+    assert found.measured == (
+        "rope has no effect, rmsnorm cannot be trained, swiglu cannot be trained, mask works"
+    )
+    sees_more = evidence(output=lambda option: torch.tensor(1.0 if option == "mask" else 0.0))
+    assert verdicts(sees_more)["L54"] == "does not hold"
+
+
+def test_the_published_block_runs_with_each_switch_until_it_learns():
+    x = torch.randn(2, 5, 12)
+    for option in ("rope", "rmsnorm", "swiglu", "mask"):
+        block = parts.Switches(12, **{option: True})
+        assert block(x).isfinite().all()
+        if option in ("rmsnorm", "swiglu"):
+            with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
+                block.learn(x)
+        else:
+            block.learn(x)
+
+
+def test_what_cannot_be_tested_here_says_so():
+    assert verdicts(evidence())["L59"] == "not tested here"
+
+
+def test_more_seeds_are_needed_for_smaller_gaps():
+    control = [1.0, 1.0, 1.0]
+    assert parts.seeds_needed([0.875, 0.75, 1.0], control) == 4  # mean and deviation 1/8
+    assert parts.seeds_needed([1.125, 1.25, 1.0], control) == 4
+    assert parts.seeds_needed([0.984375, 0.859375, 1.109375], control) == 256  # mean 1/64
+    assert parts.seeds_needed([0.1, 0.11, 0.12], control) == 2
+    assert parts.seeds_needed(control, control) == math.inf
 
 
 def test_improvements_hold_if_all_three_are_ahead_by_more_than_luck():

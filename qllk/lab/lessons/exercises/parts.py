@@ -2,319 +2,222 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
-from ....model.positions import Learned, Relative, Rotary, Sinusoidal
+from ....model.positions import Rotary
 from ...exercise import Case, Exercise, normal
 
 # ---------------------------------------------------------------- positions
 
 
-def rotate(x, t0):
-    """Rotate channels i and i + K/2 together, by an angle that grows with the place: (B,H,T,K)."""
-    T, half = x.shape[2], x.shape[3] // 2
-    frequency = 10_000.0 ** -(torch.arange(half).double() / half)
-    angle = torch.arange(t0, t0 + T)[:, None] * frequency  # (T, K/2)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
+def rotate(q, t):
+    """Turn the channels i and i + K/2 of q (T,K) by t / 10000^(2i/K), for positions t (T,)."""
+    half = q.shape[1] // 2
+    angle = t[:, None] * 10_000.0 ** -(torch.arange(half) / half)
+    a, b = q[:, :half], q[:, half:]
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=1)
 
 
-def _rotate_loop(x, t0):
-    y, K = torch.empty_like(x), x.shape[3]
-    for t in range(x.shape[2]):
-        for i in range(K // 2):
-            angle = (t0 + t) * 10_000.0 ** (-2 * i / K)
-            a, b = x[:, :, t, i], x[:, :, t, i + K // 2]
-            y[:, :, t, i] = a * math.cos(angle) - b * math.sin(angle)
-            y[:, :, t, i + K // 2] = a * math.sin(angle) + b * math.cos(angle)
-    return y
+def _rotated_by_the_library(q, t):
+    rows = [
+        Rotary(q.shape[1]).rotate(row[None, None, None], int(at))
+        for row, at in zip(q, t, strict=True)
+    ]
+    return torch.cat(rows, dim=2)[0, 0]
 
 
-def _neighbours(x, t0):
-    """Channels 2 i and 2 i + 1 are rotated together."""
-    apart = torch.cat((x[..., ::2], x[..., 1::2]), dim=-1)
-    return torch.stack(rotate(apart, t0).chunk(2, dim=-1), dim=-1).flatten(start_dim=-2)
+def _turned(q, angle, sign=1.0):
+    a, b = q.chunk(2, dim=1)
+    cos, sin = angle.cos(), sign * angle.sin()
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=1)
 
 
-def _equally_fast(x, t0):
-    angle = torch.arange(t0, t0 + x.shape[2]).double()[:, None]
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), dim=-1)
+def _frequencies(K):
+    return 10_000.0 ** -(torch.arange(K // 2) / (K // 2))
 
 
-def _each_at_once(x, t0):
-    return torch.cat([rotate(one, t0) for one in x.split(1, dim=2)], dim=2)
+def _in_pairs(q, t):
+    angle = t[:, None] * _frequencies(q.shape[1])
+    a, b = q[:, ::2], q[:, 1::2]
+    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+    return torch.stack(turned, dim=2).flatten(1)
 
 
-def _heads(rng):
-    for (B, H, T, K), t0 in (((2, 3, 5, 4), 0), ((1, 1, 1, 2), 7), ((2, 1, 4, 6), 3)):
-        yield Case((normal(rng, B, H, T, K), t0))
-    yield Case((normal(rng, 1, 2, 3, 8), 1000))
+def _placed(rng):
+    for T, K, first in ((5, 6, 3), (1, 2, 0), (4, 4, 100), (3, 8, 1)):
+        yield Case((normal(rng, T, K), torch.arange(first, first + T).double()))
 
 
-@dataclass(frozen=True)
-class Score:
-    """The score of one query at place t with one key at place s, under some positions."""
+def shift_error(score):
+    """How far score(i, j) is from depending on i - j alone: the largest change when both move.
 
-    kind: str
-    seed: int = 0
-
-    def __call__(self, t: int, s: int) -> float:
-        rng = torch.Generator().manual_seed(self.seed)
-        q, k = normal(rng, 2, 1, 1, 8)
-        return _KINDS[self.kind](q, k, t, s, rng)
-
-
-def score(part, q, k, t, s):
-    """The score of a query at place t with a key at place s, if `part` says where they are.
-
-    Shapes   q, k (1,1,K) -> a number
+    `score` is called with positions i and j from 0 to 7.
     """
-    q, k = (part.rotate(part.add(x, at)[:, None], at) for x, at in ((q, t), (k, s)))
-    bias = part.bias(1, 1, max(t, s) + 1)
-    return float((q * k).sum() + (0.0 if bias is None else bias[0, 0, s]))
+    moves = [score(i + 1, j + 1) - score(i, j) for i in range(7) for j in range(7)]
+    return max(map(abs, moves))
 
 
-def _with_table(part, rng):
-    part.table.weight.data = normal(rng, *part.table.weight.shape)
-    return part
+class _Score:
+    """A score of a query at i and a key at j, for one way to tell positions."""
+
+    def __init__(self, name, function):
+        self.name, self.function = name, function
+
+    def __call__(self, i, j):
+        return float(self.function(i, j))
+
+    def __repr__(self):
+        return self.name
 
 
-def _late(q, k, t, s, rng):
-    """A rotation that stops growing at place 6."""
-    return score(Rotary(8), q, k, min(t, 6), min(s, 6))
+SCORES = (
+    _Score("by both places", lambda i, j: 0.3 * i - 0.2 * j - 0.02 * i * i + 0.7 * (j == 6)),
+    _Score("by the place of the key", lambda i, j: 0.5 * j - (2.0 if j == 6 else 0.0)),
+    _Score("by distance", lambda i, j: 1.5 - 0.25 * abs(i - j)),
+    _Score("by the place of the query", lambda i, j: -0.3 * i),
+    _Score("by distance, but not from the first", lambda i, j: (i - j) * (3.0 if i == 0 else 1.0)),
+)
 
 
-_KINDS = {
-    "rotary": lambda q, k, t, s, rng: score(Rotary(8), q, k, t, s),
-    "sinusoidal": lambda q, k, t, s, rng: score(Sinusoidal(8), q, k, t, s),
-    "learned": lambda q, k, t, s, rng: score(_with_table(Learned(8, 32), rng), q, k, t, s),
-    "relative": lambda q, k, t, s, rng: score(
-        _with_table(Relative(8, heads=1, buckets=8, distance=9), rng), q, k, t, s
-    ),
-    "query not rotated": lambda q, k, t, s, rng: score(Rotary(8), q, k, 0, s),
-    "late": _late,
-}
+def _errors(pairs, of=max, size=abs):
+    """The largest change over some pairs of pairs of positions."""
+    return lambda score: of([size(score(*there) - score(*here)) for here, there in pairs])
 
 
-def shift_error(score, N):
-    """The largest difference between two scores of the same distance, for all places below N."""
-    worst = 0.0
-    for distance in range(N):
-        scores = [score(s + distance, s) for s in range(N - distance)]
-        worst = max(worst, max(scores) - min(scores))
-    return worst
-
-
-def _worst(score, pairs):
-    """The largest range of scores among pairs (t, s) that `pairs` gives together."""
-    ranges = [[score(t, s) for t, s in group] for group in pairs]
-    return max((max(group) - min(group) for group in ranges if group), default=0.0)
-
-
-def _one_step_on(score, N):
-    pairs = ((t, s) for t in range(N - 1) for s in range(t + 1))
-    return max((abs(score(t + 1, s + 1) - score(t, s)) for t, s in pairs), default=0.0)
-
-
-def _first_row(score, N):
-    pairs = ((t, s) for t in range(N) for s in range(t + 1))
-    return max(abs(score(t, s) - score(t - s, 0)) for t, s in pairs)
-
-
-def _both_sides(score, N):
-    return _worst(
-        score,
-        ([(s + d, s) for s in range(N) if 0 <= s + d < N] for d in range(1 - N, N)),
-    )
-
-
-def _scores(rng):
-    for kind, N in (
-        ("rotary", 6),
-        ("learned", 1),
-        ("late", 5),
-        ("relative", 12),
-        ("sinusoidal", 9),
-        ("query not rotated", 7),
-        ("learned", 8),
-    ):
-        yield Case((Score(kind), N))
-    yield Case((Score("late"), 12), long=True)
+_ALL = [((i, j), (i + 1, j + 1)) for i in range(7) for j in range(7)]
 
 
 # ---------------------------------------------------------------- norms and MLPs
 
 
-def rms_norm(x, w, eps):
-    """Divide each vector by the root of the mean of its squares: x (B,T,D), w (D)."""
-    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * w
-
-
-def _rms_norm_loop(x, w, eps):
-    y = torch.empty_like(x)
-    for b, rows in enumerate(x):
-        for t, row in enumerate(rows):
-            square = sum(value**2 for value in row.tolist()) / len(row)
-            y[b, t] = row / math.sqrt(square + eps) * w
-    return y
+def rms_norm(x, weight, eps):
+    """Scale each vector of x (B,T,D) to root mean square 1, then by weight (D,)."""
+    size = (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    return x / size * weight
 
 
 def _vectors(rng):
-    for (B, T, D), scale, eps in (
-        ((2, 3, 4), 1.0, 1e-5),
-        ((1, 1, 1), 3.0, 1e-5),
-        ((3, 2, 5), 1e-2, 1e-2),  # so small that eps counts
-        ((1, 4, 3), 100.0, 1e-6),
-    ):
-        yield Case((scale * (normal(rng, B, T, D) + 0.5), normal(rng, D), eps))
+    for B, T, D in ((2, 3, 5), (1, 1, 1), (3, 2, 4)):
+        yield Case((2.0 + 3.0 * normal(rng, B, T, D), normal(rng, D), 0.1))
+    yield Case((torch.zeros(1, 2, 3).double(), torch.ones(3).double(), 1e-6))
 
 
-def swiglu(x, weights):
-    """Cut 8 D^2 numbers into gate (F,D), up (F,D) and out (D,F), and apply them: x (B,T,D)."""
-    D = x.shape[-1]
-    hidden = len(weights) // (3 * D)  # F: three matrices of D times F
-    gate, up, out = weights.chunk(3)
-    gate, up, out = gate.view(hidden, D), up.view(hidden, D), out.view(D, hidden)
-    return (F.silu(x @ gate.T) * (x @ up.T)) @ out.T
+def swiglu(x, gate, up, down):
+    """Gate one projection by the other: x (B,T,D), gate and up (F,D), down (D,F) -> (B,T,D)."""
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def _swiglu_loop(x, weights):
-    D = x.shape[-1]
-    hidden = 8 * D // 3
-    rows, y = weights.view(3, -1), torch.zeros_like(x)
-    for f in range(hidden):
-        g = (x * rows[0, f * D : (f + 1) * D]).sum(dim=-1)
-        u = (x * rows[1, f * D : (f + 1) * D]).sum(dim=-1)
-        for d in range(D):
-            y[..., d] += g / (1 + (-g).exp()) * u * rows[2, d * hidden + f]
-    return y
-
-
-def _gated(join, swapped=False, turned=False):
-    """SwiGLU with another way to join gate and up, or with matrices in another place."""
-
-    def answer(x, weights):
-        D = x.shape[-1]
-        gate, up, out = weights.chunk(3)
-        gate, up = (up, gate) if swapped else (gate, up)
-        out = out.view(-1, D).T if turned else out.view(D, -1)
-        return join(x @ gate.view(-1, D).T, x @ up.view(-1, D).T) @ out.T
-
-    return answer
-
-
-def _silu_gate(gate, up):
-    return F.silu(gate) * up
-
-
-def _flat(rng):
-    for B, T, D in ((2, 3, 3), (1, 1, 6), (3, 2, 9), (1, 5, 3)):
-        yield Case((normal(rng, B, T, D), normal(rng, 8 * D * D)))
+def _layers(rng):
+    for B, T, D, hidden in ((2, 3, 4, 5), (1, 1, 2, 3), (3, 2, 3, 4)):
+        shapes = ((B, T, D), (hidden, D), (hidden, D), (D, hidden))
+        yield Case(tuple(normal(rng, *shape) for shape in shapes))
 
 
 EXERCISES = (
     Exercise(
         rotate,
-        truth=_rotate_loop,
-        cases=_heads,
+        truth=_rotated_by_the_library,
+        cases=_placed,
         hints=(
-            "For each pair and each place there is one angle: make a table of them, (T, K/2).",
-            "The first half of the channels are the a's of all pairs, the second half the b's.",
-            "Rotating (a, b) by an angle gives (a cos - b sin, a sin + b cos).",
+            "Two channels a, b are a point. Turned, it is a cos - b sin, a sin + b cos.",
+            "The angles are a table of T rows and K/2 columns: t[:, None] times the frequencies.",
+            "The frequencies are 10000 ** -(i / (K/2)) for i = 0 … K/2 - 1.",
         ),
         mistakes={
-            "The places count from t0, not from 0.": lambda x, t0: rotate(x, 0),
-            "Each place has an angle of its own: t0, then t0 + 1 and so on.": _each_at_once,
-            "That rotates along the heads; time is the third axis.": lambda x, t0: rotate(
-                x.transpose(1, 2), t0
-            ).transpose(1, 2),
-            "A pair is channel i and channel i + K/2, not two neighbours.": _neighbours,
-            "Each pair has a frequency of its own.": _equally_fast,
-            "That rotates the other way round.": lambda x, t0: torch.cat(
-                [*reversed(rotate(torch.cat(x.chunk(2, -1)[::-1], -1), t0).chunk(2, -1))], dim=-1
+            "It turns the other way.": lambda q, t: _turned(
+                q, t[:, None] * _frequencies(q.shape[1]), -1.0
+            ),
+            "All channels turn at the same speed; each pair has its own.": lambda q, t: _turned(
+                q, t[:, None].expand(-1, q.shape[1] // 2)
+            ),
+            "The pairs are i and i + K/2, not neighbours.": _in_pairs,
+            "The frequencies fall too slowly: the exponent runs from 0 to almost 1.": lambda q, t: (
+                _turned(q, t[:, None] * 10_000.0 ** -(torch.arange(q.shape[1] // 2) / q.shape[1]))
+            ),
+            "The positions start at t[0], not at 0.": lambda q, t: _turned(
+                q, torch.arange(len(q))[:, None].double() * _frequencies(q.shape[1])
+            ),
+            "The frequencies rise; they should fall.": lambda q, t: _turned(
+                q, t[:, None] * _frequencies(q.shape[1]).flip(0)
             ),
         },
+        within=1e-7,
     ),
     Exercise(
         rms_norm,
-        truth=_rms_norm_loop,
+        truth=lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps),
         cases=_vectors,
         hints=(
-            "Root, mean, square, read from right to left. Over which axis is the mean?",
-            "keepdim=True keeps an axis of length 1, so that the division fits.",
+            "Square, take the mean over the last axis, add eps, take the root.",
+            "keepdim=True keeps the axis, so that x can be divided by the result.",
         ),
         mistakes={
-            "That takes off the mean as well, like LayerNorm.": lambda x, w, eps: rms_norm(
-                x - x.mean(dim=-1, keepdim=True), w, eps
+            "That takes off the mean as well: it is a LayerNorm.": lambda x, weight, eps: (
+                F.layer_norm(x, weight.shape, weight, None, eps)
             ),
-            "Each vector has its own mean square: the mean runs over D.": lambda x, w, eps: (
-                x / (x.square().mean(dim=1, keepdim=True) + eps).sqrt() * w
+            "It needs the mean of the squares, not their sum.": lambda x, weight, eps: (
+                x / (x.square().sum(-1, keepdim=True) + eps).sqrt() * weight
             ),
-            "It is the mean of the squares, not their sum.": lambda x, w, eps: (
-                x / (x.square().sum(dim=-1, keepdim=True) + eps).sqrt() * w
+            "eps belongs under the root.": lambda x, weight, eps: (
+                x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight
             ),
-            "The root is missing.": lambda x, w, eps: (
-                x / (x.square().mean(dim=-1, keepdim=True) + eps) * w
+            "The mean is over the channels of one position, not over all positions.": (
+                lambda x, weight, eps: x / (x.square().mean() + eps).sqrt() * weight
             ),
-            "eps belongs under the root, with the mean square.": lambda x, w, eps: (
-                x / (x.square().mean(dim=-1, keepdim=True).sqrt() + eps) * w
+            "The weight is not used.": lambda x, weight, eps: F.rms_norm(
+                x, weight.shape, None, eps
             ),
-            "The weights are missing.": lambda x, w, eps: rms_norm(x, torch.ones_like(w), eps),
+            "That divides by the mean square; its root is missing.": lambda x, weight, eps: (
+                x / (x.square().mean(-1, keepdim=True) + eps) * weight
+            ),
         },
     ),
     Exercise(
         swiglu,
-        truth=_swiglu_loop,
-        cases=_flat,
+        cases=_layers,
         hints=(
-            "There are 8 D^2 numbers for three matrices of D times F. How large is F?",
-            "chunk(3) gives the three matrices as rows of numbers; view gives them their shapes.",
-            "The gate is silu of x times the first matrix: F.silu(x @ gate.T).",
+            "There are two projections to F numbers. One of them passes through F.silu.",
+            "Their product, number by number, goes through the last matrix.",
         ),
         mistakes={
-            "The gate is the first matrix: silu belongs to it, not to the second.": _gated(
-                _silu_gate, swapped=True
+            "The gate is the one that passes through silu, not the other.": (
+                lambda x, gate, up, down: swiglu(x, up, gate, down)
             ),
-            "silu acts on the gate alone, before the product.": _gated(
-                lambda gate, up: F.silu(gate * up)
+            "silu is x * sigmoid(x); that is the sigmoid alone.": lambda x, gate, up, down: (
+                ((x @ gate.T).sigmoid() * (x @ up.T)) @ down.T
             ),
-            "silu(g) is g times sigmoid(g); a factor g is missing.": _gated(
-                lambda gate, up: gate.sigmoid() * up
+            "The two branches are multiplied, not added.": lambda x, gate, up, down: (
+                (F.silu(x @ gate.T) + x @ up.T) @ down.T
             ),
-            "That gate is a GELU.": _gated(lambda gate, up: F.gelu(gate) * up),
-            "The last matrix leads back, so its shape is (D, F).": _gated(_silu_gate, turned=True),
-            "Nothing is gated: multiply the two.": _gated(lambda gate, up: F.silu(gate) + up),
+            "There is no second branch: it is an MLP with silu.": lambda x, gate, up, down: (
+                F.silu(x @ gate.T) @ down.T
+            ),
+            "silu comes before the product, not after it.": lambda x, gate, up, down: (
+                F.silu((x @ gate.T) * (x @ up.T)) @ down.T
+            ),
         },
     ),
     Exercise(
         shift_error,
-        cases=_scores,
+        cases=lambda rng: (Case((score,)) for score in SCORES),
         hints=(
-            "Which pairs (t, s) have the distance 2? Ask for the scores of all of them.",
-            "Of each distance, the largest difference is that of the largest and the smallest.",
+            "If only the distance counts, score(i + 1, j + 1) equals score(i, j), everywhere.",
+            "Try all i and j from 0 to 6, and keep the largest difference, whatever its sign.",
         ),
         mistakes={
-            "That compares scores of different distances.": lambda score, N: _worst(
-                score, [[(t, s) for t in range(N) for s in range(t + 1)]]
+            "Both positions have to move; that moves the query alone.": _errors(
+                [((i, j), (i + 1, j)) for i in range(7) for j in range(7)]
             ),
-            "Small steps add up: compare all scores of a distance, not only neighbours.": (
-                _one_step_on
+            "Both positions have to move; that moves the key alone.": _errors(
+                [((i, j), (i, j + 1)) for i in range(7) for j in range(7)]
             ),
-            "Compare all scores of a distance with each other, not only with the first.": (
-                _first_row
+            "One pair of positions is not enough.": _errors(_ALL[:1]),
+            "A fall counts as much as a rise.": _errors(_ALL, size=float),
+            "The largest change is asked for, not the mean.": _errors(
+                _ALL, of=lambda changes: sum(changes) / len(changes)
             ),
-            "A query sees no key after it: leave out the pairs with s above t.": _both_sides,
-            "Distance 0 alone does not tell.": lambda score, N: _worst(
-                score, [[(t, t) for t in range(N)]]
-            ),
-            "That is the sum of the differences, not the largest one.": lambda score, N: sum(
-                _worst(score, [[(s + d, s) for s in range(N - d)]]) for d in range(N)
-            ),
+            "The largest change is asked for, not the sum.": _errors(_ALL, of=sum),
         },
     ),
 )
