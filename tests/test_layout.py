@@ -56,7 +56,10 @@ ORDER = {
         "pretrained",
         "sample",
     ],
-    "text": ["tokens", "tasks", "copies", "downloads", "corpora", "windows", "objectives"],
+    "text": [
+        *("prepare", "tokens", "tasks", "copies", "downloads", "corpora", "windows"),
+        "objectives",
+    ],
     "probes": ["measure", "evaluate", "baselines", "inside", "laws", "scores"],
     "training": [
         *("recipe", "devices", "float8", "optim", "parallel", "costs", "place", "previews"),

@@ -122,11 +122,54 @@ SABOTAGES = {
         "ended = old + r * torch.arange(blocks, device=q.device)",
         "ended = old + r * torch.arange(1, blocks + 1, device=q.device)",
     ),
+    "a rotation the wrong way round": Sabotage(
+        "12",
+        "model/positions.py",
+        "return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)",
+        "return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)",
+    ),
+    "a gate on the wrong branch": Sabotage(
+        "12",
+        "model/layers.py",
+        "return self.out(F.silu(gate) * up)",
+        "return self.out(gate * F.silu(up))",
+    ),
+    "the last merge first": Sabotage(
+        "17",
+        "text/tokens.py",
+        "best = min(pairs, key=lambda pair: self._ranks.get(pair, never))",
+        "best = max(pairs, key=lambda pair: self._ranks.get(pair, -1))",
+    ),
+    "documents that are not told apart": Sabotage(
+        "17",
+        "text/windows.py",
+        "owner = torch.full(new.shape, number)",
+        "owner = torch.full(new.shape, 0)",
+    ),
+    "a window that is one key too wide": Sabotage(
+        "14",
+        "model/masks.py",
+        "(cols > rows - window)",
+        "(cols >= rows - window)",
+    ),
+    "latents of another layer's keys": Sabotage(
+        "14",
+        "model/attention.py",
+        "return heads.split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)",
+        "return heads.flip(0).split((self.d_nope, heads.shape[1] - self.d_nope), dim=1)",
+    ),
     "untouched": Sabotage("03", "model/kernels.py", "return q * sums, S", "return q * sums, S"),
 }
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
+def rows():
+    """Those of part two are for `make stress`: every change runs their notebooks twice already."""
+    for name, sabotage in SABOTAGES.items():
+        later = [pytest.mark.long] if sabotage.lesson > "11" else []
+        yield pytest.param(sabotage, id=name, marks=later)
+
+
+@pytest.mark.parametrize("sabotage", rows())
 def test_a_broken_library_turns_its_lesson_red(sabotage, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(Path(qllk.__file__).parent, broken / "qllk")

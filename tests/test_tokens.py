@@ -500,7 +500,7 @@ def test_merges_of_a_text_without_end_are_learned_from_as_many_pieces_as_fit(mon
     monkeypatch.setattr(tokens, "_CHUNK_BYTES", 1000)
     monkeypatch.setattr(tokens, "_MAX_PIECES", 300)
     noise = np.random.default_rng(0).integers(97, 123, 100_000).astype(np.uint8)
-    counts = tokens._count_pieces(np.where(np.arange(100_000) % 6, noise, 32).astype(np.uint8))
+    counts = tokens.count_pieces(np.where(np.arange(100_000) % 6, noise, 32).astype(np.uint8))
     assert 300 < len(counts) < 500
 
 

@@ -311,7 +311,7 @@ class BPE(Tokenizer):
                 f"vocab_size={vocab_size} is too small: 256 bytes and {len(specials)} specials "
                 f"need {least}"
             )
-        merges = learn(_count_pieces(text), vocab_size - least)
+        merges = learn(count_pieces(text), vocab_size - least)
         if (most := least + len(merges)) < vocab_size:
             raise ValueError(
                 f"vocab_size={vocab_size} is too large for this text, which has only "
@@ -580,8 +580,11 @@ def _iterate_text(text) -> Iterator[str]:
         start += len(chunk)
 
 
-def _count_pieces(text) -> Counter:
-    """How often each piece occurs; reading ends when there are _MAX_PIECES different ones."""
+def count_pieces(text: str | bytes) -> Counter:
+    """The pieces that no merge crosses, and how often each occurs: {bytes: frequency}.
+
+    Reading ends when there are _MAX_PIECES different ones.
+    """
     counts: Counter[bytes] = Counter()
     for chunk in _iterate_chunks(text):
         counts.update(_PIECES.findall(chunk))

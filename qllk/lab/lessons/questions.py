@@ -246,4 +246,60 @@ QUESTIONS = {
         "b",
         "It adds up outer products of keys and values, whatever the length of the text.",
     ),
+    "12.1": Question(
+        "Without positions, what does attention know about the order of the bytes before it?",
+        (
+            "All of it: the mask tells the places apart.",
+            "Only which byte came last.",
+            "Nothing, since a sum over keys does not depend on their order.",
+        ),
+        "c",
+        "The keys are a set; the mask only says which of them are in it.",
+    ),
+    "12.2": Question(
+        "Two models differ by 0.02 bits with one seed each. What do you know?",
+        (
+            "That the better one has the better part.",
+            "Little: the seeds of one model may differ by as much.",
+            "That both need more parameters.",
+        ),
+        "b",
+        "A gap counts when it is larger than the spread of the seeds.",
+    ),
+    "17.1": Question(
+        "A model pays 2.1 nats per byte. How many bits per byte are that?",
+        ("1.5", "2.1", "3.0"),
+        "c",
+        "A bit is ln 2 = 0.69 nats, so the same loss is a larger number of bits.",
+    ),
+    "17.2": Question(
+        "Why is a model judged on text that was held out?",
+        (
+            "Because it may know by heart what it was trained on.",
+            "Because held-out text is shorter, so the judgement takes less time.",
+            "Because its loss there is always lower.",
+        ),
+        "a",
+        "Only on text that it has not read does a low loss show what it has learned in general.",
+    ),
+    "14.1": Question(
+        "What does attention keep for each byte that it has read, while it writes?",
+        (
+            "A row of the table of scores",
+            "A key and a value for each head",
+            "Nothing: the weights are enough",
+        ),
+        "b",
+        "Later queries need them; this cache grows with the text.",
+    ),
+    "14.2": Question(
+        "How do you find out from outside what a position of a model has seen?",
+        (
+            "Change one input, and see which outputs change.",
+            "Look at the names of its layers.",
+            "Compare its loss with that of another model.",
+        ),
+        "a",
+        "What changes nothing was not seen; this is the X-ray.",
+    ),
 }
