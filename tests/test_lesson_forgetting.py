@@ -12,6 +12,7 @@ from qllk.lab.lessons import forgetting
 from qllk.lab.lessons.forgetting import Row
 from qllk.lab.pictures.charts import page_html
 from qllk.model.families import build
+from qllk.study.entries import FIELD
 
 
 def verdicts(rows):
@@ -22,8 +23,8 @@ def verdicts(rows):
 def rows(speed, loss):
     """A race in which every model has one speed and one loss, relative to the Transformer's."""
     names = ("Linformer", "RWKV-4", "RWKV-7", "Mamba", "Mamba-2", "QLLK, leak-free")
-    row = Row(2.0 * (1 + loss), 0.01, None, 1000.0 * speed)
-    return {"Transformer": Row(2.0, 0.01, None, 1000.0), **dict.fromkeys(names, row)}
+    row = Row(2.0 * (1 + loss), 3, 0.01, None, 1000.0 * speed)
+    return {"Transformer": Row(2.0, 3, 0.01, None, 1000.0), **dict.fromkeys(names, row)}
 
 
 def test_each_claim_holds_in_a_race_that_keeps_it_and_not_in_one_that_does_not():
@@ -35,14 +36,19 @@ def test_each_claim_holds_in_a_race_that_keeps_it_and_not_in_one_that_does_not()
 
 def test_a_name_holds_if_one_of_its_models_keeps_both_numbers():
     race = rows(speed=1, loss=0.5)
-    race["Mamba-2"] = Row(2.0, 0.01, None, 100_000.0)
+    race["Mamba-2"] = Row(2.0, 3, 0.01, None, 100_000.0)
     assert verdicts(race)["L12c"] == "holds"
     assert verdicts(race)["L12b"] == "does not hold"
 
 
-def test_the_stored_race_has_every_model_of_the_field_twice():
+def test_the_stored_race_has_every_model_of_the_field_and_some_with_tables():
     plain, tables = forgetting.field_rows(), forgetting.field_rows(ngrams=True)
-    assert set(plain) == set(tables) >= {"Transformer", "Linformer", "RWKV-4", "RetNet", "Mamba"}
+    assert set(plain) == set(FIELD)
+    assert (
+        {"Transformer", "Linformer", "RWKV-4", "RetNet", "small qllk-3"}
+        <= set(tables)
+        <= set(FIELD)
+    )
     for row in (*plain.values(), *tables.values()):
         assert 0 < row.nats < math.log(256)
         assert row.spread >= 0
