@@ -1,6 +1,7 @@
 """The learner's progress in words."""
 
 from qllk.lab.exercise import CORRECT, WRONG_VALUES
+from qllk.lab.lessons.questions import QUESTIONS
 from qllk.lab.progress import format_progress, show_progress
 
 TABLE = {
@@ -22,7 +23,7 @@ def test_what_was_done_is_told_by_lesson():
     assert rows["attention.merge"] == "wrong values, 1 try"
     assert (rows["02.1"], rows["02.2"]) == ("answered right", "answered wrong")
     assert last.startswith("1 of ")
-    assert "exercises correct, 1 of 20 questions" in last
+    assert f"exercises correct, 1 of {len(QUESTIONS)} questions" in last
 
 
 def test_nothing_done_yet_is_one_line(capsys, monkeypatch, tmp_path):

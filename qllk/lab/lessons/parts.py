@@ -94,17 +94,17 @@ def train_swaps(recipe: Recipe, seeds: int = 3) -> Losses:
         part: {name: BASE.but(**change) for name, change in choices.items()}
         for part, choices in SWAPS.items()
     }
-    base = [nats_of(BASE, seed, recipe, text) for seed in range(seeds)]
+    base = [train_one(BASE, seed, recipe, text) for seed in range(seeds)]
     return {
         part: {
-            name: base if spec == BASE else [nats_of(spec, s, recipe, text) for s in range(seeds)]
+            name: base if spec == BASE else [train_one(spec, s, recipe, text) for s in range(seeds)]
             for name, spec in choices.items()
         }
         for part, choices in specs.items()
     }
 
 
-def nats_of(spec: Spec, seed: int, recipe: Recipe, text: Corpus) -> float:
+def train_one(spec: Spec, seed: int, recipe: Recipe, text: Corpus) -> float:
     """Train one model; nats per letter of the whole held-out text."""
     trainer = Trainer(spec, text, Recipe(**{**vars(recipe), "seed": seed}))
     list(trainer)

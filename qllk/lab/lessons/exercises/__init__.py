@@ -4,7 +4,6 @@ from . import (
     addresses,
     assembly,
     attention,
-    backward,
     cumsum,
     cutting,
     forgetting,
@@ -24,6 +23,6 @@ from . import (
 _ORDER = (
     *(attention, linear, cumsum, growth, addresses, patches),
     *(fusing, assembly, training, writing, race),
-    *(parts, tiles, windows, forgetting, shapes, cutting, backward),
+    *(parts, tiles, windows, forgetting, shapes, cutting),
 )
 EXERCISES = {module.__name__.rpartition(".")[2]: module.EXERCISES for module in _ORDER}

@@ -1,1 +1,0 @@
-"""Lesson 18, A GPT by hand."""

@@ -1,3 +1,0 @@
-"""Right answers to the exercises of lesson 18."""
-
-ANSWERS = {}
