@@ -68,8 +68,8 @@ def test_what_cannot_be_tested_here_says_so():
 
 def test_more_seeds_are_needed_for_smaller_gaps():
     control = [1.0, 1.0, 1.0]
-    assert parts.seeds_needed([0.875, 0.75, 1.0], control) == 4  # mean and deviation 1/8
-    assert parts.seeds_needed([1.125, 1.25, 1.0], control) == 4
+    assert parts.seeds_needed([0.875, 0.75, 1.0], control) == 7  # mean and deviation 1/8
+    assert parts.seeds_needed([1.125, 1.25, 1.0], control) == 7
     assert parts.seeds_needed([0.984375, 0.859375, 1.109375], control) == 256  # mean 1/64
     assert parts.seeds_needed([0.1, 0.11, 0.12], control) == 2
     assert parts.seeds_needed(control, control) == math.inf
