@@ -142,8 +142,6 @@ class Row(NamedTuple):
     """What a model of the field has reached in the stored race, and how fast it read."""
 
     nats: float
-    seeds: int
-    spread: float
     stream: float | None
     bytes_per_second: float
 
@@ -155,8 +153,6 @@ def field_rows(ngrams: bool = False) -> dict[str, Row]:
     return {
         row["entry"].removesuffix(end): Row(
             row["mean_nats"],
-            len(row["nats"]),
-            row["spread"],
             row["stream_nats"],
             row["bytes_per_second"],
         )
@@ -166,10 +162,10 @@ def field_rows(ngrams: bool = False) -> dict[str, Row]:
 
 
 def field_lines(rows: Mapping[str, Row]) -> list[str]:
-    """The rows, the best first, with speed and loss relative to the Transformer's."""
+    """The rows, the best first, with loss and speed relative to the Transformer's."""
     base = rows["Transformer"]
     return [
-        f"{name:18} {row.nats:.3f} nats, {row.seeds} seeds, spread {row.spread:.3f}, "
+        f"{name:18} {row.nats:.3f} nats, "
         f"{row.nats / base.nats - 1:+4.0%} loss, "
         f"{row.bytes_per_second / base.bytes_per_second:4.1f} times the speed"
         for name, row in sorted(rows.items(), key=lambda item: item[1].nats)

@@ -192,60 +192,6 @@ QUESTIONS = {
         "c",
         "Each write replaces the one before it, so a memory of one row has forgotten the rest.",
     ),
-    "16.1": Question(
-        "Why does a model that predicts the next byte need a mask in training?",
-        (
-            "So that the table of scores fits into memory.",
-            "So that no position sees the byte that it is asked for.",
-            "So that all rows of a batch have the same length.",
-        ),
-        "b",
-        "All positions are trained at once, and each one's target is the input of the next.",
-    ),
-    "16.2": Question(
-        "When is a win over another model evidence for one of its parts?",
-        (
-            "When the same model without that part, its control, loses by more than the spread.",
-            "When the loss falls faster in the first steps.",
-            "When the model has more parameters.",
-        ),
-        "a",
-        "Everything else may be the cause as well, unless it is the same in both.",
-    ),
-    "13.1": Question(
-        "Attention over the past is done in two pieces. Each has its average, and the logarithm of "
-        "its sum of exponentials. What is the average over the whole past?",
-        (
-            "The mean of the two averages",
-            "Both averages, each weighted by its share of the exponentials",
-            "It cannot be told without the scores.",
-        ),
-        "b",
-        "An average is one sum divided by another, and sums over pieces add up.",
-    ),
-    "13.2": Question(
-        "In float16, 300 times 300 is inf. What is left of it behind a gate that is shut?",
-        ("0, since the gate is 0", "65,504, the largest number", "nan, since 0 times inf is nan"),
-        "c",
-        "A number that has overflowed is lost, and spoils whatever it is multiplied with or "
-        "subtracted from.",
-    ),
-    "15.1": Question(
-        "A sum never forgets. Where does that hurt?",
-        (
-            "Where the frequencies of a text change.",
-            "Where the text is long and always of the same kind.",
-            "Where the bytes are random.",
-        ),
-        "a",
-        "What was counted in an old mood is wrong in the new one; a half-life lets it fade.",
-    ),
-    "15.2": Question(
-        "Linear attention has keys and values of width K. How large is its state?",
-        ("T times T, one number for each pair", "K times K for each head", "K for each head"),
-        "b",
-        "It adds up outer products of keys and values, whatever the length of the text.",
-    ),
     "12.1": Question(
         "Without positions, what does attention know about the order of the bytes before it?",
         (
@@ -266,21 +212,23 @@ QUESTIONS = {
         "b",
         "A gap counts when it is larger than the spread of the seeds.",
     ),
-    "17.1": Question(
-        "A model pays 2.1 nats per byte. How many bits per byte are that?",
-        ("1.5", "2.1", "3.0"),
-        "c",
-        "A bit is ln 2 = 0.69 nats, so the same loss is a larger number of bits.",
-    ),
-    "17.2": Question(
-        "Why is a model judged on text that was held out?",
+    "13.1": Question(
+        "Attention over the past is done in two pieces. Each has its average, and the logarithm of "
+        "its sum of exponentials. What is the average over the whole past?",
         (
-            "Because it may know by heart what it was trained on.",
-            "Because held-out text is shorter, so the judgement takes less time.",
-            "Because its loss there is always lower.",
+            "The mean of the two averages",
+            "Both averages, each weighted by its share of the exponentials",
+            "It cannot be told without the scores.",
         ),
-        "a",
-        "Only on text that it has not read does a low loss show what it has learned in general.",
+        "b",
+        "An average is one sum divided by another, and sums over pieces add up.",
+    ),
+    "13.2": Question(
+        "In float16, 300 times 300 is inf. What is left of it behind a gate that is shut?",
+        ("0, since the gate is 0", "65,504, the largest number", "nan, since 0 times inf is nan"),
+        "c",
+        "A number that has overflowed is lost, and spoils whatever it is multiplied with or "
+        "subtracted from.",
     ),
     "14.1": Question(
         "What does attention keep for each byte that it has read, while it writes?",
@@ -301,5 +249,57 @@ QUESTIONS = {
         ),
         "a",
         "What changes nothing was not seen; this is the X-ray.",
+    ),
+    "15.1": Question(
+        "A sum never forgets. Where does that hurt?",
+        (
+            "Where the frequencies of a text change.",
+            "Where the text is long and always of the same kind.",
+            "Where the bytes are random.",
+        ),
+        "a",
+        "What was counted in an old mood is wrong in the new one; a half-life lets it fade.",
+    ),
+    "15.2": Question(
+        "Linear attention has keys and values of width K. How large is its state?",
+        ("T times T, one number for each pair", "K times K for each head", "K for each head"),
+        "b",
+        "It adds up outer products of keys and values, whatever the length of the text.",
+    ),
+    "16.1": Question(
+        "Why does a model that predicts the next byte need a mask in training?",
+        (
+            "So that the table of scores fits into memory.",
+            "So that no position sees the byte that it is asked for.",
+            "So that all rows of a batch have the same length.",
+        ),
+        "b",
+        "All positions are trained at once, and each one's target is the input of the next.",
+    ),
+    "16.2": Question(
+        "When is a win over another model evidence for one of its parts?",
+        (
+            "When the same model without that part, its control, loses by more than the spread.",
+            "When the loss falls faster in the first steps.",
+            "When the model has more parameters.",
+        ),
+        "a",
+        "Everything else may be the cause as well, unless it is the same in both.",
+    ),
+    "17.1": Question(
+        "A model pays 2.1 nats per byte. How many bits per byte are that?",
+        ("1.5", "2.1", "3.0"),
+        "c",
+        "A bit is ln 2 = 0.69 nats, so the same loss is a larger number of bits.",
+    ),
+    "17.2": Question(
+        "Why is a model judged on text that was held out?",
+        (
+            "Because it may know by heart what it was trained on.",
+            "Because held-out text is shorter, so the judgement takes less time.",
+            "Because its loss there is always lower.",
+        ),
+        "a",
+        "Only on text that it has not read does a low loss show what it has learned in general.",
     ),
 }

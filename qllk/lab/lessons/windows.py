@@ -34,9 +34,10 @@ _LATENT: Part = (
 MODELS: dict[str, tuple[Part, ...]] = {
     "all keys": (_FULL,) * 3,
     "latents": (_LATENT,) * 3,
-    "windows of 4": (_WINDOWED,) * 3,
+    "windows of 4": (("softmax", {"heads": 2, "window": 4}),) * 3,
     "windows of 1": (("softmax", {"heads": 2, "window": 1}),) * 3,
     "SWA-MLA": (_WINDOWED, _WINDOWED, _LATENT),
+    "SWA, full": (_WINDOWED, _WINDOWED, _FULL),
 }
 
 
