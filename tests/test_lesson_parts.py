@@ -13,6 +13,7 @@ from qllk.lab.lessons import parts
 from qllk.lab.lessons.exercises.parts import rotate
 from qllk.lab.pictures.charts import page_html
 from qllk.model.families import build
+from qllk.model.positions import Sinusoidal
 
 CLOSE, LOW, HIGH = [1.5, 1.6, 1.55], [1.1, 1.11, 1.12], [1.9, 1.91, 1.92]
 
@@ -133,6 +134,12 @@ def test_the_rotation_of_the_exercise_is_that_of_transformers():
     cos, sin = (torch.cat((f(angles), f(angles)), dim=-1)[None] for f in (torch.cos, torch.sin))
     theirs, _ = llama.apply_rotary_pos_emb(q[None, None], q[None, None], cos, sin)
     torch.testing.assert_close(rotate(q, t), theirs[0, 0], atol=1e-6, rtol=0)
+
+
+def test_the_waves_of_the_lesson_are_those_of_transformers():
+    gptj = transformers.models.gptj.modeling_gptj
+    waves = Sinusoidal(8).add(torch.zeros(1, 20, 8), 0)[0]
+    torch.testing.assert_close(waves, gptj.create_sinusoidal_positions(20, 8), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
