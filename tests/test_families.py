@@ -189,7 +189,7 @@ def test_unknown_parts_of_other_families_list_the_known():
     refused("unknown norm_at 'middle'; choose from .*post, pre, sublayer", norm_at="middle")
     refused("unknown norm 'batch'; ", norm_in="batch")
     refused("unknown norm 'batch'; ", norm_out="batch")
-    refused("unknown mixer 'conv'; choose from softmax", ENCODER, mixers=(CONV,))
+    refused("unknown mixer 'conv'; choose from linformer, softmax", ENCODER, mixers=(CONV,))
     refused("unknown cross 'conv'; choose from softmax", SEQ2SEQ, cross=CONV)
     refused("unknown norm_at 'last'; choose from post, pre, sub", SEQ2SEQ, norm_at="last")
 

@@ -59,38 +59,52 @@ def running_sum(
         return sums, sums[:, -1].clone()  # a view would keep all of the sums alive
     with _disable_autocast(x.device):
         if log_decay.ndim == 3:
-            sums = _Recurrence.apply(log_decay.to(x.dtype).exp(), x, S)
+            sums = _recurrence(log_decay.to(x.dtype).exp(), x, S)
             return sums, sums[:, -1].clone()
         return _decaying_sum(x, log_decay, S, chunk)
 
 
-class _Recurrence(torch.autograd.Function):
-    """S_t = a_t S_{t-1} + x_t, one step of all channels at a time; backwards it is the same.
-
-        dx_t = dS_t + a_{t+1} dx_{t+1}      da_t = dx_t S_{t-1}      dS = a_1 dx_1
-
-    Autograd would store every step by itself, which takes several times as long.
+# One operator, so that it has a shape of its own where there are no values: on the meta device and
+# in torch.compile, which would unroll the loop. Autograd would store every step by itself.
+@torch.library.custom_op("qllk::recurrence", mutates_args=())
+def _recurrence(a: Tensor, x: Tensor, S: Tensor) -> Tensor:
+    """S_t = a_t S_{t-1} + x_t, one step of all channels at a time.
 
     Shapes   a, x (B,T,D), S (B,D)  ->  sums (B,T,D)
     """
+    sums, last = torch.empty_like(x), S
+    for t in range(x.shape[1]):
+        last = torch.addcmul(x[:, t], a[:, t], last, out=sums[:, t])
+    return sums
 
-    @staticmethod
-    def forward(ctx, a, x, S):
-        sums, last = torch.empty_like(x), S
-        for t in range(x.shape[1]):
-            last = torch.addcmul(x[:, t], a[:, t], last, out=sums[:, t])
-        ctx.save_for_backward(a, S, sums)
-        return sums
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        a, S, sums = ctx.saved_tensors
-        dx = gradient.clone()
-        for t in range(dx.shape[1] - 1, 0, -1):
-            dx[:, t - 1].addcmul_(a[:, t], dx[:, t])
-        before = torch.cat((S[:, None], sums[:, :-1]), dim=1)
-        return dx * before, dx, a[:, 0] * dx[:, 0]
+@torch.library.custom_op("qllk::recurrence_backward", mutates_args=())
+def _recurrence_backward(a: Tensor, gradient: Tensor) -> Tensor:
+    """dx_t = dS_t + a_{t+1} dx_{t+1}, from the last step to the first.  Shapes   all (B,T,D)"""
+    dx = gradient.clone()
+    for t in range(dx.shape[1] - 1, 0, -1):
+        dx[:, t - 1].addcmul_(a[:, t], dx[:, t])
+    return dx
+
+
+_recurrence.register_fake(lambda a, x, S: torch.empty_like(x))
+_recurrence_backward.register_fake(lambda a, gradient: torch.empty_like(gradient))
+
+
+def _keep_for_backward(ctx, inputs, output):
+    a, _, S = inputs
+    ctx.save_for_backward(a, S, output)
+
+
+def _recurrence_gradients(ctx, gradient):
+    """da_t = dx_t S_{t-1} and dS = a_1 dx_1."""
+    a, S, sums = ctx.saved_tensors
+    dx = _recurrence_backward(a, gradient)
+    before = torch.cat((S[:, None], sums[:, :-1]), dim=1)
+    return dx * before, dx, a[:, 0] * dx[:, 0]
+
+
+_recurrence.register_autograd(_recurrence_gradients, setup_context=_keep_for_backward)
 
 
 def _decaying_sum(x, log_decay, S, chunk):
