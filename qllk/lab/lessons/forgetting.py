@@ -256,7 +256,7 @@ def kept_shares(form: str, text: bytes, half_life: float) -> Tensor:
     half_life=slider("half-life", [1, 2, 4, 8]),
     text=line("text"),
 )
-def left(form: str = "never", half_life: float = 4, text: str = "abra#cada#bra#ab"):
+def left(form: str = "at a fixed speed", half_life: float = 4, text: str = "abra#cada#bra#ab"):
     """What is left of each step's value, at every later step."""
     if not 2 <= len(text) <= 24 or not text.isascii():
         return [Note("Write 2 to 24 letters", ["Only letters of ASCII can be read, please."])]
