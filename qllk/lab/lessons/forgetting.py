@@ -252,8 +252,8 @@ def kept_shares(form: str, text: bytes, half_life: float) -> Tensor:
 
 @explorer(
     "Which rule lets go of the past at the right moment, and which only slowly?",
-    form=choice("forgets", list(_FORMS)),
     half_life=slider("half-life", [1, 2, 4, 8]),
+    form=choice("forgets", list(_FORMS)),
     text=line("text"),
 )
 def left(form: str = "at a fixed speed", half_life: float = 4, text: str = "abra#cada#bra#ab"):
